@@ -1,0 +1,33 @@
+"""Deployment of a decoder: SavedModel for TF Serving, ONNX for onnxruntime, both proven equal to Keras.
+
+Takes any Keras model of one latent input and one image output; knows nothing of keras_vae.
+`export.runtime` imports neither TensorFlow nor Keras.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from export.errors import ExportError, VerificationError
+
+if TYPE_CHECKING:
+    from export.artifact import FORMATS, export_decoder
+    from export.runtime import Decoder
+    from export.verify import Report, verify
+
+_HOMES = {
+    "FORMATS": "export.artifact",
+    "export_decoder": "export.artifact",
+    "Decoder": "export.runtime",
+    "Report": "export.verify",
+    "verify": "export.verify",
+}
+
+__all__ = ["FORMATS", "Decoder", "ExportError", "Report", "VerificationError", "export_decoder", "verify"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'export' has no attribute {name!r}")

@@ -1,0 +1,87 @@
+"""Runs an exported ONNX decoder with numpy and onnxruntime alone: no TensorFlow, no Keras."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.errors import ExportError
+from export.quiet import quiet_stderr
+
+with quiet_stderr():
+    import onnxruntime
+
+
+class Decoder:
+    """An ONNX decoder: latents to images.
+
+    Args:
+        path: the .onnx file.
+        providers: onnxruntime execution providers; by default CUDA where it loads, else the CPU.
+
+    Attributes:
+        latent_dim: number of latents.
+        image_shape: (height, width, channels).
+        metadata: what the exporter wrote into the file.
+        provider: the execution provider in use.
+
+    Raises:
+        ExportError: the file is missing, damaged, or no decoder.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], providers: Sequence[str] | None = None) -> None:
+        path = Path(path)
+        if not path.is_file():
+            raise ExportError(f"no ONNX file at {path}")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        try:
+            with quiet_stderr():
+                self._session = onnxruntime.InferenceSession(path, options, providers=providers or _providers())
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise ExportError(f"cannot read {path} as ONNX: {str(error).splitlines()[0]}") from error
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        if [value.name for value in inputs] != ["z"] or [value.name for value in outputs] != ["image"]:
+            names = ", ".join(value.name for value in (*inputs, *outputs))
+            raise ExportError(f"{path} is no decoder: it has {names} where a decoder has z and image")
+        self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+        self.latent_dim: int = inputs[0].shape[1]
+        shape = json.loads(self.metadata.get("image_shape", "null")) or outputs[0].shape[1:]
+        self.image_shape: tuple[int, int, int] = tuple(shape)
+        self.provider: str = self._session.get_providers()[0]
+
+    def decode(self, z: Any) -> np.ndarray:
+        """Images of latents: float32 (batch, height, width, channels) in [0, 1].
+
+        Args:
+            z: numbers, (batch, latent_dim).
+
+        Raises:
+            ExportError: latents of another size.
+        """
+        z = np.asarray(z, np.float32)
+        if z.ndim != 2 or z.shape[1] != self.latent_dim:
+            raise ExportError(f"latents have shape {z.shape}: this decoder takes (batch, {self.latent_dim})")
+        return self._session.run(["image"], {"z": z})[0]
+
+    def sample(self, count: int, seed: int | None = None) -> np.ndarray:
+        """Images of `count` draws from the standard normal prior; the same seed gives the same images."""
+        return self.decode(np.random.default_rng(seed).standard_normal((count, self.latent_dim), np.float32))
+
+
+def _providers() -> list[str]:
+    cpu = "CPUExecutionProvider"
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        return [cpu]
+    try:  # the GPU package is there on machines without a GPU too: the driver tells
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return [cpu]
+    return ["CUDAExecutionProvider", cpu]

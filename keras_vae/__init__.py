@@ -1,0 +1,62 @@
+"""Variational autoencoders in Keras that make sharp images and ship.
+
+`import keras_vae` is quick and prints nothing: TensorFlow is loaded by the first name that needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import wrapt
+
+from keras_vae._version import __version__
+from keras_vae.errors import InputError
+
+if TYPE_CHECKING:
+    from keras_vae import data, distributions, networks, perceptual
+    from keras_vae.distributions import DiagonalGaussian
+    from keras_vae.perceptual import PerceptualLoss
+    from keras_vae.vae import VAE
+
+_HOMES = {
+    "VAE": "keras_vae.vae",
+    "PerceptualLoss": "keras_vae.perceptual",
+    "DiagonalGaussian": "keras_vae.distributions",
+}
+_MODULES = ("data", "distributions", "networks", "perceptual")
+
+__all__ = [
+    "VAE",
+    "DiagonalGaussian",
+    "InputError",
+    "PerceptualLoss",
+    "__version__",
+    "data",
+    "distributions",
+    "networks",
+    "perceptual",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"keras_vae.{name}")
+    raise AttributeError(f"module 'keras_vae' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+@wrapt.when_imported("keras")
+def _register_with_keras(keras: Any) -> None:
+    """Makes `keras.saving.load_model` know our classes as soon as Keras itself is there.
+
+    Keras looks classes up in its registry alone, which `import keras_vae` would otherwise have to load
+    Keras, and with it TensorFlow, to write to.
+    """
+    if keras.backend.backend() == "tensorflow":  # else the user's other work goes on undisturbed
+        importlib.import_module("keras_vae.vae")

@@ -1,0 +1,126 @@
+"""What the smaller commands do, apart from parsing and printing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export import Report
+from export import verify as compare
+from export.artifact import FORMATS, check_target, float32_copy, keras_runner
+from keras_vae import data, pictures
+from keras_vae.errors import InputError
+from keras_vae.evaluation.fidelity import psnr, sharpness_ratio
+from keras_vae.files import check_output_file
+from keras_vae.models import BATCH, Model, open_model
+
+# Where `export` puts each format below its folder: TF Serving looks for folders named by version.
+PLACES = {"tf_saved_model": "1", "onnx": "decoder.onnx"}
+EXPORT_FOLDER = "export"
+
+
+def sample(path: Path, out: Path, count: int, seed: int) -> None:
+    """Writes a grid of decoded draws from the prior.
+
+    Raises:
+        InputError: no model, or a picture that cannot be written.
+    """
+    check_output_file(out, pictures.ENDINGS)
+    pictures.save(pictures.grid(open_model(path).sample(count, seed)), out)
+
+
+def reconstruct(path: Path, source: str | None, out: Path, count: int) -> dict[str, Any]:
+    """Writes held-out images above their reconstructions.
+
+    Returns:
+        `picture`, `images`, and over these images `psnr` (dB) and `sharpness` (1 is the originals').
+
+    Raises:
+        InputError: no model, a decoder alone, unusable data, or a picture that cannot be written.
+    """
+    check_output_file(out, pictures.ENDINGS)
+    model = open_model(path)
+    vae = model.whole("reconstructing")
+    source = source or model.config.get("data")
+    if source is None:
+        raise InputError(f"{path} does not say what it was trained on: give --data")
+    height, width, channels = vae.image_shape
+    if height != width:
+        raise InputError(f"{path} makes images of {height}x{width}: reconstruct square ones from Python")
+    images = data.load(source, image_size=height, batch_size=1)
+    if images.image_shape[2] != channels:
+        raise InputError(f"{source} has {images.image_shape[2]} channels: {path} takes {channels}")
+    originals = np.concatenate(list(images.test.take(count).as_numpy_iterator()))
+    reconstructions = vae.predict(originals, batch_size=BATCH, verbose=0)
+    pictures.save(pictures.side_by_side(originals, reconstructions), out)
+    return {
+        "picture": str(out),
+        "images": len(originals),
+        "psnr": psnr(originals, reconstructions),
+        "sharpness": sharpness_ratio(originals, reconstructions),
+    }
+
+
+def export(path: Path, out: Path | None, format: str) -> dict[str, Any]:
+    """Exports the decoder of a run or .keras file, in one format or all.
+
+    Returns:
+        `artifacts`: for each its `format`, `path`, and the `max_difference` from the Keras decoder.
+
+    Raises:
+        InputError, ExportError, VerificationError: as `VAE.export`.
+    """
+    model = open_model(path)
+    vae = model.whole("exporting")
+    folder = out or _export_folder(model)
+    if folder is None:
+        raise InputError(f"{path} is no run with a place of its own for exports: give --out")
+    formats = FORMATS if format == "all" else (format,)
+    for name in formats:
+        check_target(folder / PLACES[name], name)
+    artifacts = []
+    for name in formats:
+        target = folder / PLACES[name]
+        report = vae.export(target, format=name, run_id=model.config.get("run_id", ""))
+        difference = max(pair.max_difference for pair in report.pairs)
+        artifacts.append({"format": name, "path": str(target), "max_difference": difference})
+    return {"artifacts": artifacts}
+
+
+def verify(path: Path, artifacts: list[Path]) -> Report:
+    """Compares a model with exported decoders, every two of them.
+
+    Args:
+        path: any MODEL.
+        artifacts: further MODELs; by default those that `export` wrote into the run.
+
+    Raises:
+        InputError: no model, nothing to compare it with, or decoders of different latent sizes.
+    """
+    model = open_model(path)
+    folder = _export_folder(model)
+    if not artifacts and folder is not None:
+        artifacts = [folder / place for place in PLACES.values() if (folder / place).exists()]
+    if not artifacts:
+        raise InputError(f"nothing to compare {path} with: name exported decoders, or export it first")
+    models = {f"{other.kind} {other.path}": other for other in (model, *map(open_model, artifacts))}
+    if len(models) < 2:
+        raise InputError(f"{path} was given twice: name another artifact to compare it with")
+    for other in models.values():
+        if other.latent_dim != model.latent_dim:
+            raise InputError(
+                f"{other.path} decodes {other.latent_dim} latents and {path} {model.latent_dim}: "
+                "give decoders of the same model"
+            )
+    return compare({name: _float32_runner(other) for name, other in models.items()}, model.latent_dim)
+
+
+def _export_folder(model: Model) -> Path | None:
+    return model.path / EXPORT_FOLDER if model.kind == "run" else None
+
+
+def _float32_runner(model: Model) -> Any:
+    """What exported decoders must equal: the Keras decoder in float32, whatever precision it trains in."""
+    return model.decode if model.vae is None else keras_runner(float32_copy(model.vae.decoder))

@@ -1,0 +1,126 @@
+"""Opens what the command line calls MODEL: a run, a .keras file, a SavedModel folder or an .onnx file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from keras_vae.errors import InputError
+
+if TYPE_CHECKING:
+    from keras_vae.vae import VAE
+
+MODEL_FILE = "model.keras"
+CONFIG_FILE = "config.json"
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that was opened.
+
+    Attributes:
+        path: where it was found.
+        kind: "run", "keras", "tf_saved_model" or "onnx".
+        latent_dim: number of latents.
+        decode: from float32 (batch, latent_dim) to float32 images, for any batch.
+        vae: the whole model, of a run or a .keras file; None for an exported decoder.
+        config: the run's configuration; empty where it is no run.
+    """
+
+    path: Path
+    kind: str
+    latent_dim: int
+    decode: Callable[[np.ndarray], np.ndarray]
+    vae: VAE | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def sample(self, count: int, seed: int | None = None) -> np.ndarray:
+        """Images of `count` draws from the prior. The same seed gives the same latents for every kind of model."""
+        z = np.random.default_rng(seed).standard_normal((count, self.latent_dim), np.float32)
+        return np.concatenate([self.decode(z[start : start + BATCH]) for start in range(0, count, BATCH)])
+
+    def whole(self, purpose: str) -> VAE:
+        """The VAE, encoder and all.
+
+        Raises:
+            InputError: this is an exported decoder.
+        """
+        if self.vae is None:
+            raise InputError(
+                f"{self.path} is a decoder alone: {purpose} needs the encoder too, of a run or .keras file"
+            )
+        return self.vae
+
+
+def is_run(path: Path) -> bool:
+    """Whether the folder is a run: it has the configuration that training writes first of all."""
+    return (path / CONFIG_FILE).is_file()
+
+
+def open_model(path: str | os.PathLike[str]) -> Model:
+    """Opens a model of any kind.
+
+    Raises:
+        InputError: there is nothing at the path, or it is no model.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"no model at {path}: give a run folder, a .keras file, a SavedModel folder or an .onnx file")
+    if path.suffix == ".onnx":
+        from export.runtime import Decoder
+
+        decoder = Decoder(path)
+        return Model(path, "onnx", decoder.latent_dim, decoder.decode)
+    if path.is_dir() and (path / "saved_model.pb").is_file():
+        from export import saved_model
+
+        runner: Any = saved_model.runner(path)
+        return Model(path, "tf_saved_model", runner.latent_dim, runner)
+    if path.is_dir() and is_run(path):
+        file = path / MODEL_FILE
+        if not file.is_file():
+            raise InputError(f"{path} is a run without {MODEL_FILE}: its training did not end; train it again")
+        return _open_keras(file, "run", path, read_config(path))
+    if path.is_file() and path.suffix == ".keras":
+        return _open_keras(path, "keras", path, {})
+    raise InputError(
+        f"{path} is no model: give a run folder (with {CONFIG_FILE}), a .keras file, a SavedModel folder "
+        "(with saved_model.pb) or an .onnx file"
+    )
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The configuration of a run.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        return json.loads((run / CONFIG_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {run / CONFIG_FILE}: {error}") from error
+
+
+def _open_keras(file: Path, kind: str, path: Path, config: dict[str, Any]) -> Model:
+    import keras
+
+    from keras_vae.vae import VAE
+
+    try:
+        vae = keras.saving.load_model(file)
+    except Exception as error:  # a damaged file raises whatever its damage leads to
+        raise InputError(f"cannot read {file} as a Keras model: {str(error).splitlines()[0]}") from error
+    if not isinstance(vae, VAE):
+        raise InputError(f"{file} holds a {type(vae).__name__}, not a keras_vae.VAE")
+
+    def decode(z: np.ndarray) -> np.ndarray:
+        return keras.ops.convert_to_numpy(vae.decode(z))
+
+    return Model(path, kind, vae.latent_dim, decode, vae, config)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import wrapt
 
+from keras_vae._backend import require_tensorflow
 from keras_vae._version import __version__
 from keras_vae.errors import InputError
 
@@ -40,6 +41,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _HOMES or name in _MODULES:
+        require_tensorflow()
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     if name in _MODULES:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from keras_vae._backend import require_tensorflow
 from keras_vae._version import __version__
 from keras_vae.errors import InputError
 
@@ -44,10 +45,11 @@ FORMAT_CHOICES = ("all", "tf_saved_model", "onnx")
 
 def main() -> None:
     """Runs the command line. Exit status: 0 done, 2 wrong use or bad input, 1 anything else."""
-    sys.exit(_run(sys.argv[1:]))
+    sys.exit(run(sys.argv[1:]))
 
 
-def _run(arguments: list[str]) -> int:
+def run(arguments: list[str]) -> int:
+    """Runs a command line in this process and returns its exit status."""
     from export.errors import ExportError, VerificationError
 
     try:
@@ -209,9 +211,7 @@ def _library(name: str) -> Any:
     Raises:
         InputError: Keras is set to another backend.
     """
-    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
-    if backend != "tensorflow":
-        raise InputError(f"KERAS_BACKEND is {backend!r}, and keras-vae runs on TensorFlow: set it to tensorflow")
+    require_tensorflow()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from export.quiet import quiet_stderr
 

@@ -47,6 +47,28 @@ class ReplicationPadding2D(layers.Layer):
         return super().get_config()  # Keras records no dtype policy for layers that leave this method out
 
 
+@keras.saving.register_keras_serializable("keras_vae")
+class SafeLogVariance(layers.Layer):
+    """Bends a log-variance so that its exponential stays finite and its gradient alive.
+
+    Between -10 and 2 nothing changes; beyond, it grows with the logarithm of the excess. Early steps throw
+    log-variances to hundreds, whose exponential, a term of the KL, is infinite; a clipped one would never come back.
+    """
+
+    LOW, HIGH = -10.0, 2.0
+
+    def call(self, log_var: Any) -> Any:
+        inside = ops.clip(log_var, self.LOW, self.HIGH)
+        excess = log_var - inside
+        return inside + ops.sign(excess) * ops.log1p(ops.abs(excess))
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config()  # as above
+
+
 def _normalized(x: Any, dtype: Any, name: str) -> Any:
     x = layers.BatchNormalization(
         momentum=BATCH_NORM_MOMENTUM, epsilon=BATCH_NORM_EPSILON, dtype=dtype, name=f"{name}_norm"
@@ -75,7 +97,8 @@ def dfc_encoder(image_shape: ImageShape, latent_dim: int, dtype: Any) -> keras.M
     x = layers.Flatten(dtype=dtype, name="flatten")(x)
     # The posterior's parameters leave in float32: exp(log_var) is summed over latents into the KL.
     mean = layers.Dense(latent_dim, dtype="float32", name="mean")(x)
-    log_var = layers.Dense(latent_dim, dtype="float32", name="log_var")(x)
+    log_var = layers.Dense(latent_dim, dtype="float32", name="raw_log_var")(x)
+    log_var = SafeLogVariance(dtype="float32", name="log_var")(log_var)
     return keras.Model(image, {"mean": mean, "log_var": log_var}, name="encoder")
 
 

@@ -17,13 +17,11 @@ from keras_vae.distributions import DiagonalGaussian, Likelihood, get_likelihood
 from keras_vae.errors import InputError
 from keras_vae.perceptual import PerceptualLoss, check_weight
 
-if keras.backend.backend() != "tensorflow":
-    raise ImportError(
-        f"keras_vae runs on TensorFlow, and Keras is set to {keras.backend.backend()!r}: set KERAS_BACKEND=tensorflow"
-    )
-
 METRICS = ("loss", "elbo", "reconstruction", "kl", "perceptual")
 LEARNING_RATE = 5e-4  # Hou et al., section 4.1
+# Keras begins at 2^15, meant for losses near 1. Ours are sums over pixels: it then leaves out a dozen steps, whose
+# gradients overflow, before it arrives here.
+INITIAL_LOSS_SCALE = 4.0
 
 
 @keras.saving.register_keras_serializable("keras_vae")
@@ -210,8 +208,12 @@ class VAE(keras.Model):
                 raise InputError(f"compile({name}=...): a VAE brings its own loss and metrics; leave {name!r} out")
         if optimizer is None:
             optimizer = keras.optimizers.Adam(LEARNING_RATE)
-        # Keras stores "auto" in the model's file, so that another machine decides for itself.
+        if self.compute_dtype == "float16" and kwargs.get("auto_scale_loss", True):
+            optimizer = _scaling(optimizer)
         super().compile(optimizer, jit_compile=jit_compile, **kwargs)
+        self._asked_jit_compile = jit_compile
+        # Now rather than at the first step, so that a model saved before it loads with the same variables.
+        self.optimizer.build(self.trainable_variables)
         if jit_compile == "auto" and not self.run_eagerly and not tf.config.list_physical_devices("GPU"):
             self.jit_compile = self._needs_xla()
         if self._needs_xla() and not self.jit_compile:
@@ -220,9 +222,13 @@ class VAE(keras.Model):
                 "or use mixed_bfloat16 or float32"
             )
 
+    def get_compile_config(self) -> dict[str, Any] | None:
+        config = super().get_compile_config()
+        # Keras would store what "auto" came to here; another machine decides for itself.
+        return config and {**config, "jit_compile": self._asked_jit_compile}
+
     def compile_from_config(self, config: dict[str, Any]) -> None:
         self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
 
     def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.fit`; arrays are looked over first, for images outside [0, 1].
@@ -265,6 +271,15 @@ class VAE(keras.Model):
             "likelihood": keras.saving.serialize_keras_object(self.likelihood),
             "seed": self.seed,
         }
+
+    def save_own_variables(self, store: Any) -> None:
+        # Keras saves no seed generator; without its state a loaded model would draw its first noise again.
+        for generator in (self.train_noise, self.test_noise):
+            store[generator.name] = np.array(generator.state)
+
+    def load_own_variables(self, store: Any) -> None:
+        for generator in (self.train_noise, self.test_noise):
+            generator.state.assign(store[generator.name])
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> VAE:
@@ -344,6 +359,14 @@ class VAE(keras.Model):
 def _inputs(data: Any) -> Any:
     """The images of a batch of images, of (images, labels), or of a dict."""
     return keras.utils.unpack_x_y_sample_weight(data)[0]
+
+
+def _scaling(optimizer: Any) -> keras.optimizers.Optimizer:
+    """Wraps an optimizer for float16, as Keras would, but starting from a scale that such losses can bear."""
+    optimizer = keras.optimizers.get(optimizer)
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return optimizer
+    return keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=INITIAL_LOSS_SCALE)
 
 
 def _image_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
+import io
 import logging
 import os
 from collections.abc import Callable
@@ -163,7 +165,12 @@ def _from_avatars(image_size: int | None) -> ImageData:
         raise InputError(f"avatars are drawn at up to {sizes[-1]} pixels a side: image size {size} is too large")
     try:
         builder = Avatars(config=f"{drawn}x{drawn}")
-        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+        if not builder.is_prepared():
+            print(f"drawing the avatars, once, into {builder.data_path}")
+            tfds.disable_progress_bar()  # the builder shows one that knows its end
+            with contextlib.redirect_stdout(io.StringIO()):
+                builder.download_and_prepare()
+            tfds.enable_progress_bar()
     except OSError as error:
         raise InputError(
             f"cannot write the avatars to the TFDS data folder: {error}; set TFDS_DATA_DIR to a folder that can be "
@@ -268,7 +275,7 @@ def _from_folder(folder: Path, image_size: int | None) -> ImageData:
             f"{folder} holds {len(candidates)} images, too many to keep in memory at {size}x{size}: "
             "give a smaller image size, or make a TFDS set of them"
         )
-    progress = tqdm(candidates, unit=" images", desc=f"Reading {folder.name}", leave=False)
+    progress = tqdm(candidates, unit=" images", desc=f"reading {folder.name}", mininterval=1)
     decoded = joblib.Parallel(n_jobs=-1, prefer="threads")(joblib.delayed(_decode)(path, size) for path in progress)
     unreadable = [path for path, image in zip(candidates, decoded, strict=True) if image is None]
     if unreadable:

@@ -1,0 +1,101 @@
+"""Shared by all tests: the avatars drawn once, small real images, and the command line in this process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+import keras_vae
+from keras_vae import cli
+
+FACES = Path(__file__).resolve().parents[2] / "shared" / "faces" / "images"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tfds_data_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Tests neither see nor fill the user's TFDS folder."""
+    folder = tmp_path_factory.mktemp("tfds")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFDS_DATA_DIR", str(folder))
+        patch.setattr(tfds.core.constants, "DATA_DIR", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def small_avatars(tfds_data_dir: Path) -> keras_vae.data.Avatars:
+    """A prepared TFDS builder of 96 + 24 avatars, 32x32: real images at a size that trains in seconds."""
+    config = keras_vae.data.AvatarsConfig(name="few", size=32, seed=7, train_examples=96, test_examples=24)
+    builder = keras_vae.data.Avatars(config=config, data_dir=tfds_data_dir)
+    builder.download_and_prepare()
+    return builder
+
+
+@pytest.fixture(scope="session")
+def images(small_avatars: keras_vae.data.Avatars) -> np.ndarray:
+    """96 avatars: float32 (96, 32, 32, 3) in [0, 1]."""
+    examples = tfds.as_numpy(small_avatars.as_dataset(split="train", shuffle_files=False))
+    return np.stack([example["image"] for example in examples]).astype(np.float32) / 255
+
+
+@pytest.fixture(scope="session")
+def image_folder(images: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The avatars as PNG files in a folder with a subfolder."""
+    folder = tmp_path_factory.mktemp("folder") / "avatars"
+    (folder / "more").mkdir(parents=True)
+    for index, image in enumerate(images):
+        below = folder / "more" if index % 3 == 0 else folder
+        Image.fromarray(np.round(image * 255).astype(np.uint8)).save(below / f"{index:03d}.png")
+    return folder
+
+
+@pytest.fixture
+def faces() -> Path:
+    """The folder of face photos, where this checkout stands beside it."""
+    if not FACES.is_dir():
+        pytest.skip("needs ../shared/faces")
+    return FACES
+
+
+@pytest.fixture
+def make_vae() -> Callable[..., keras_vae.VAE]:
+    """Makes a compiled small VAE, always with the same initial weights."""
+
+    def make(**arguments: object) -> keras_vae.VAE:
+        keras.utils.set_random_seed(1)
+        settings = {"image_shape": (32, 32, 3), "latent_dim": 8, "perceptual": None, "seed": 1, **arguments}
+        vae = keras_vae.VAE(**settings)
+        vae.compile(keras.optimizers.Adam(1e-3))
+        return vae
+
+    return make
+
+
+class Outcome(NamedTuple):
+    """What a command did: exit status, standard output, standard error."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Runs `keras-vae` with these arguments in this process."""
+
+    def run(*arguments: object) -> Outcome:
+        capfd.readouterr()
+        status = cli.run([str(argument) for argument in arguments])
+        captured = capfd.readouterr()
+        return Outcome(status, captured.out, captured.err)
+
+    return run

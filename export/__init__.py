@@ -14,17 +14,16 @@ from export.errors import ExportError, VerificationError
 if TYPE_CHECKING:
     from export.artifact import FORMATS, export_decoder
     from export.runtime import Decoder
-    from export.verify import Report, verify
+    from export.verify import Report
 
 _HOMES = {
     "FORMATS": "export.artifact",
     "export_decoder": "export.artifact",
     "Decoder": "export.runtime",
     "Report": "export.verify",
-    "verify": "export.verify",
 }
 
-__all__ = ["FORMATS", "Decoder", "ExportError", "Report", "VerificationError", "export_decoder", "verify"]
+__all__ = ["FORMATS", "Decoder", "ExportError", "Report", "VerificationError", "export_decoder"]
 
 
 def __getattr__(name: str) -> Any:

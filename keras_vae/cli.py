@@ -216,7 +216,9 @@ def _library(name: str) -> Any:
     from export.quiet import quiet_stderr
 
     with quiet_stderr():
-        import tensorflow  # noqa: F401
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()  # looks for a GPU, and complains where there is none
     return importlib.import_module(name)
 
 

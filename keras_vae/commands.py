@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from export import Report
-from export import verify as compare
 from export.artifact import FORMATS, check_target, float32_copy, keras_runner
+from export.verify import Report
+from export.verify import verify as compare
 from keras_vae import data, pictures
 from keras_vae.errors import InputError
 from keras_vae.evaluation.fidelity import psnr, sharpness_ratio

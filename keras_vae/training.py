@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from keras_vae import data, networks, pictures, precision
 from keras_vae._version import __version__
+from keras_vae.data import sources
 from keras_vae.distributions import get_likelihood
 from keras_vae.errors import InputError
 from keras_vae.evaluation.fidelity import psnr, sharpness_ratio
@@ -83,7 +84,8 @@ def train(config: TrainingConfig) -> dict[str, Any]:
         InputError: a setting, the data or the output folder cannot be used.
     """
     out = Path(config.out)
-    perceptual = _check(config, out)
+    perceptual = None if config.perceptual is None else PerceptualLoss(config.perceptual, config.perceptual_layers)
+    _check(config, out)
     policy, reason = precision.choose(config.precision)
     print(f"precision: {policy} ({reason})")
     # Weights, data and model before the folder: each may turn out to be unusable.
@@ -130,8 +132,8 @@ def train(config: TrainingConfig) -> dict[str, Any]:
     return _finish(vae, out, examples, progress, policy, config)
 
 
-def _check(config: TrainingConfig, out: Path) -> PerceptualLoss | None:
-    """Refuses what can be refused without reading or building anything; makes the perceptual loss."""
+def _check(config: TrainingConfig, out: Path) -> None:
+    """Refuses what can be refused before any work."""
     for name in ("epochs", "steps", "minutes"):
         value = getattr(config, name)
         if value is not None and not (math.isfinite(value) and value > 0):
@@ -142,12 +144,12 @@ def _check(config: TrainingConfig, out: Path) -> PerceptualLoss | None:
         raise InputError(f"learning_rate={config.learning_rate}: give a number above 0")
     if not 0 <= config.seed < 2**32:
         raise InputError(f"seed={config.seed}: give a whole number from 0 to 4294967295")
-    size = config.image_size or data.sources.DEFAULT_SIZE
+    size = config.image_size or sources.DEFAULT_SIZE
     networks.check(config.network, (size, size, 3), config.latent_dim)
     precision.check(config.precision)
     get_likelihood(config.likelihood)
     check_folder(out)
-    return None if config.perceptual is None else PerceptualLoss(config.perceptual, config.perceptual_layers)
+    sources.check(config.data, config.image_size, config.batch_size)
 
 
 def check_folder(out: Path) -> None:

@@ -81,7 +81,7 @@ class Avatars(tfds.core.GeneratorBasedBuilder):
         drawn = joblib.Parallel(n_jobs=-1, return_as="generator")(
             joblib.delayed(_drawing().draw_many)(config.seed, split, parcel, config.size) for parcel in parcels
         )
-        with tqdm(total=count, unit=" faces", desc=f"drawing {split} avatars", mininterval=1) as progress:
+        with tqdm(total=count, unit=" faces", desc=f"drawing {split} avatars", disable=None) as progress:
             for parcel, examples in zip(parcels, drawn, strict=True):
                 for index, example in zip(parcel, examples, strict=True):
                     yield index, {"image": example.image, "attributes": example.attributes}

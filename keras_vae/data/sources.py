@@ -77,10 +77,7 @@ def load(
     Raises:
         InputError: the source is unknown, empty, holds no images, or fewer than a batch for training.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size={batch_size}: give at least 1 image a batch")
-    if image_size is not None and image_size < 1:
-        raise InputError(f"image_size={image_size}: give a positive number of pixels")
+    check(source, image_size, batch_size)
     if isinstance(source, np.ndarray):
         parts = _from_array(source, image_size)
     elif str(source) == "avatars":
@@ -91,11 +88,7 @@ def load(
         parts = _from_folder(Path(source), image_size)
     if attributes and not parts.attribute_names:
         raise InputError(f"{parts.name} has no attributes: load it without them")
-    if parts.train_size < batch_size:
-        raise InputError(
-            f"batch size {batch_size} is larger than the {parts.train_size} training images of {parts.name}: "
-            f"give at most {parts.train_size}"
-        )
+    _check_batch(parts.name, parts.train_size, batch_size)
     finish = _batch(batch_size, attributes)
     train = parts.train.shuffle(min(parts.train_size, SHUFFLE_BUFFER), seed=seed, reshuffle_each_iteration=True)
     return ImageData(
@@ -107,6 +100,36 @@ def load(
         test_size=parts.test_size,
         attribute_names=parts.attribute_names,
     )
+
+
+def check(source: str | os.PathLike[str] | np.ndarray, image_size: int | None = None, batch_size: int = 64) -> None:
+    """Refuses what `load` would refuse, as far as that can be told without reading an image.
+
+    Raises:
+        InputError: as `load`.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size}: give at least 1 image a batch")
+    if image_size is not None and image_size < 1:
+        raise InputError(f"image_size={image_size}: give a positive number of pixels")
+    if isinstance(source, np.ndarray):
+        return
+    if str(source) == "avatars":
+        _avatars_builder(image_size or DEFAULT_SIZE)
+    elif str(source).startswith("tfds:"):
+        _tfds_builder(str(source).removeprefix("tfds:"))
+    else:
+        folder = Path(source)
+        names = [path.relative_to(folder).as_posix() for path in _image_files(folder)]
+        _check_batch(str(folder), len(names) - int(_held_out(names).sum()), batch_size)
+
+
+def _check_batch(name: str, train_size: int, batch_size: int) -> None:
+    if train_size < batch_size:
+        raise InputError(
+            f"batch size {batch_size} is larger than the {train_size} training images of {name}: "
+            f"give at most {train_size}"
+        )
 
 
 def _batch(batch_size: int, attributes: bool) -> Callable[[tf.data.Dataset, bool], tf.data.Dataset]:
@@ -153,33 +176,38 @@ def _from_arrays(name: str, train: np.ndarray, test: np.ndarray) -> ImageData:
     return ImageData(name, (height, width, channels), pipeline(train), pipeline(test), len(train), len(test))
 
 
-def _from_avatars(image_size: int | None) -> ImageData:
-    import tensorflow_datasets as tfds
-
+def _avatars_builder(size: int) -> Any:
     from keras_vae.data.avatars import Avatars
 
-    size = image_size or DEFAULT_SIZE
     sizes = sorted(config.size for config in Avatars.BUILDER_CONFIGS)
     drawn = next((candidate for candidate in sizes if candidate >= size), None)
     if drawn is None:
         raise InputError(f"avatars are drawn at up to {sizes[-1]} pixels a side: image size {size} is too large")
-    try:
-        builder = Avatars(config=f"{drawn}x{drawn}")
-        if not builder.is_prepared():
-            print(f"drawing the avatars, once, into {builder.data_path}")
-            tfds.disable_progress_bar()  # the builder shows one that knows its end
+    return Avatars(config=f"{drawn}x{drawn}")
+
+
+def _from_avatars(image_size: int | None) -> ImageData:
+    import tensorflow_datasets as tfds
+
+    size = image_size or DEFAULT_SIZE
+    builder = _avatars_builder(size)
+    if not builder.is_prepared():
+        print(f"drawing the avatars, once, into {builder.data_path}")
+        tfds.disable_progress_bar()  # the builder shows one that knows its end
+        try:
             with contextlib.redirect_stdout(io.StringIO()):
                 builder.download_and_prepare()
+        except OSError as error:
+            raise InputError(
+                f"cannot write the avatars into {builder.data_path}: {error.strerror or error}; set TFDS_DATA_DIR to a "
+                "folder that can be written to"
+            ) from error
+        finally:
             tfds.enable_progress_bar()
-    except OSError as error:
-        raise InputError(
-            f"cannot write the avatars to the TFDS data folder: {error}; set TFDS_DATA_DIR to a folder that can be "
-            "written"
-        ) from error
     return _from_builder("avatars", builder, size)
 
 
-def _from_tfds(name: str, image_size: int | None) -> ImageData:
+def _tfds_builder(name: str) -> Any:
     import tensorflow_datasets as tfds
 
     from keras_vae.data import avatars  # noqa: F401 (registers tfds:avatars)
@@ -199,7 +227,11 @@ def _from_tfds(name: str, image_size: int | None) -> ImageData:
             f"tfds:{name} is not prepared under {builder.data_path.parent}: run `tfds build {name}` once, "
             "where there is a network, or set TFDS_DATA_DIR to the folder that holds it"
         )
-    return _from_builder(f"tfds:{name}", builder, image_size)
+    return builder
+
+
+def _from_tfds(name: str, image_size: int | None) -> ImageData:
+    return _from_builder(f"tfds:{name}", _tfds_builder(name), image_size)
 
 
 def _from_builder(name: str, builder: Any, image_size: int | None) -> ImageData:
@@ -256,7 +288,7 @@ def _crop_and_resize(image: tf.Tensor, height: int, width: int) -> tf.Tensor:
     return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
 
 
-def _from_folder(folder: Path, image_size: int | None) -> ImageData:
+def _image_files(folder: Path) -> list[Path]:
     if not folder.exists():
         raise InputError(
             f"unknown data source {str(folder)!r}: it is no folder here, and neither 'avatars' nor tfds:NAME"
@@ -269,13 +301,18 @@ def _from_folder(folder: Path, image_size: int | None) -> ImageData:
     if not candidates:
         found = f"{len(files)} files but no images" if files else "no files"
         raise InputError(f"{folder} holds {found}: give a folder with JPEG or PNG images, in it or below it")
+    return candidates
+
+
+def _from_folder(folder: Path, image_size: int | None) -> ImageData:
+    candidates = _image_files(folder)
     size = image_size or DEFAULT_SIZE
     if not _fits_in_memory(len(candidates), (size, size, 3)):
         raise InputError(
             f"{folder} holds {len(candidates)} images, too many to keep in memory at {size}x{size}: "
             "give a smaller image size, or make a TFDS set of them"
         )
-    progress = tqdm(candidates, unit=" images", desc=f"reading {folder.name}", mininterval=1)
+    progress = tqdm(candidates, unit=" images", desc=f"reading {folder.name}", disable=None)
     decoded = joblib.Parallel(n_jobs=-1, prefer="threads")(joblib.delayed(_decode)(path, size) for path in progress)
     unreadable = [path for path, image in zip(candidates, decoded, strict=True) if image is None]
     if unreadable:

@@ -1,0 +1,344 @@
+"""The command line: a run from training to verification, and one clear line for each wrong input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from keras_vae import VAE, __version__, cli, data, demo, training
+from keras_vae.data import Avatars, sources
+
+Command = Callable[..., Any]
+SMALL = ("--image-size", 32, "--latent-dim", 8, "--batch-size", 16, "--perceptual", "none")
+
+
+@pytest.fixture(scope="module")
+def run(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on the folder of avatars, with exports."""
+    out = tmp_path_factory.mktemp("runs") / "small"
+    arguments = ["train", "--data", image_folder, "--out", out, "--epochs", 3, *SMALL, "--seed", 5]
+    assert cli.run([str(argument) for argument in arguments]) == 0
+    assert cli.run(["export", str(out)]) == 0
+    return out
+
+
+def executable(*arguments: object, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name("keras-vae")), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, **kwargs)
+
+
+# What works -----------------------------------------------------------------------------------
+
+
+def test_help_answers_at_once() -> None:
+    """Half a second is promised; the best of five tries stands for a machine that is not busy."""
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        result = executable("--help")
+        times.append(time.perf_counter() - start)
+        assert result.returncode == 0
+    assert min(times) < 0.5
+    for name in ("demo", "train", "sample", "reconstruct", "export", "verify"):
+        assert name in result.stdout
+        assert executable(name, "--help").returncode == 0
+
+
+def test_version_and_no_arguments() -> None:
+    assert executable("--version").stdout == f"keras-vae {__version__}\n"
+    assert "Commands" in executable().stdout + executable().stderr
+
+
+def test_run_folder(run: Path) -> None:
+    assert {path.name for path in run.iterdir()} == {
+        "config.json",
+        "model.keras",
+        "metrics.jsonl",
+        "checkpoints",
+        "samples",
+        "logs",
+        "export",
+    }
+    config = json.loads((run / "config.json").read_text())
+    assert (config["latent_dim"], config["seed"], config["perceptual"]) == (8, 5, None)
+    assert len(config["run_id"]) == 32
+    assert config["versions"]["tensorflow"] == tf.__version__
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in records] == [1, 2, 3]
+    assert records[-1]["loss"] < records[0]["loss"]
+    assert {"val_loss", "val_elbo", "images_per_second", "learning_rate", "step"} <= set(records[0])
+
+
+def test_pictures_every_epoch_and_at_the_end(run: Path) -> None:
+    names = {path.name for path in (run / "samples").iterdir()}
+    assert {"reconstructions.png", "samples.png", "epoch-0001-samples.png", "epoch-0003-reconstructions.png"} <= names
+    with Image.open(run / "samples" / "reconstructions.png") as picture:
+        pixels = np.asarray(picture)
+    assert pixels.shape[1] > 300
+    assert pixels.std() > 20
+
+
+def test_tensorboard_has_scalars_and_pictures(run: Path) -> None:
+    tags = set()
+    for path in (run / "logs").rglob("events*"):
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            tags |= {value.tag for value in event.summary.value}
+    assert {"epoch_loss", "epoch_elbo", "epoch_kl", "reconstructions", "samples"} <= tags
+
+
+def test_checkpoints_are_whole_models(run: Path) -> None:
+    checkpoints = sorted((run / "checkpoints").iterdir())
+    assert len(checkpoints) == 2
+    vae = keras.saving.load_model(checkpoints[-1])
+    assert int(vae.optimizer.iterations) == int(checkpoints[-1].stem.removeprefix("step-"))
+
+
+def test_python_reads_what_the_command_wrote(run: Path, image_folder: Path) -> None:
+    vae = keras.saving.load_model(run / "model.keras")
+    assert isinstance(vae, VAE)
+    figures = vae.evaluate(data.load(image_folder, 32, 16).test, verbose=0, return_dict=True)
+    logged = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert figures["kl"] == pytest.approx(logged["val_kl"], rel=1e-3)
+
+
+def test_sample_from_every_kind_of_model(run: Path, command: Command, tmp_path: Path) -> None:
+    """The same seed gives the same faces, whatever they are decoded with."""
+    pictures = []
+    for index, model in enumerate((run, run / "model.keras", run / "export" / "1", run / "export" / "decoder.onnx")):
+        out = tmp_path / f"{index}.png"
+        result = command("sample", model, "--out", out, "--count", 9, "--seed", 3)
+        assert result.status == 0, result.err
+        pictures.append(np.asarray(Image.open(out)).astype(int))
+    for picture in pictures[1:]:
+        assert np.abs(picture - pictures[0]).max() <= 12  # bfloat16 in Keras, float32 in the exports
+
+
+def test_reconstruct(run: Path, command: Command, tmp_path: Path, faces_or_folder: Path) -> None:
+    result = command("reconstruct", run, "--out", tmp_path / "own.png", "--count", 6, "--json")
+    assert result.status == 0, result.err
+    figures = json.loads(result.out)
+    assert figures["images"] == 6
+    assert 0 < figures["sharpness"] < 2
+    assert figures["psnr"] > 5
+    assert (tmp_path / "own.png").is_file()
+    result = command("reconstruct", run / "model.keras", "--data", faces_or_folder, "--out", tmp_path / "faces.png")
+    assert result.status == 0, result.err
+    assert "psnr" in result.out
+
+
+@pytest.fixture
+def faces_or_folder(image_folder: Path, tmp_path: Path) -> Path:
+    """Other images than those trained on: the same ones, mirrored."""
+    folder = tmp_path / "mirrored"
+    folder.mkdir()
+    for path in image_folder.glob("*.png"):
+        Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / path.name)
+    return folder
+
+
+def test_verify(run: Path, command: Command) -> None:
+    result = command("verify", run, "--json")
+    assert result.status == 0, result.err
+    report = json.loads(result.out)
+    assert report["passed"]
+    assert len(report["pairs"]) == 3  # Keras, SavedModel and ONNX, every two
+    assert all(pair["max_difference"] <= 1e-4 for pair in report["pairs"])
+    assert report["latents"] >= 1001
+    table = command("verify", run / "export" / "1", run / "export" / "decoder.onnx")
+    assert table.status == 0
+    assert "pass" in table.out
+
+
+def test_verify_fails_on_another_models_decoder(run: Path, command: Command, tmp_path: Path) -> None:
+    keras.utils.set_random_seed(9)
+    VAE((32, 32, 3), 8, perceptual=None).export(tmp_path / "other.onnx", format="onnx")
+    result = command("verify", run, tmp_path / "other.onnx")
+    assert result.status == 1
+    assert "FAIL" in result.out
+
+
+def test_export_one_format_elsewhere(run: Path, command: Command, tmp_path: Path) -> None:
+    result = command("export", run / "model.keras", "--out", tmp_path / "faces", "--format", "onnx", "--json")
+    assert result.status == 0, result.err
+    (artifact,) = json.loads(result.out)["artifacts"]
+    assert Path(artifact["path"]) == tmp_path / "faces" / "decoder.onnx"
+    assert [path.name for path in (tmp_path / "faces").iterdir()] == ["decoder.onnx"]
+
+
+def test_json_is_all_there_is_on_standard_output(image_folder: Path, tmp_path: Path) -> None:
+    result = executable(
+        "train",
+        "--data",
+        image_folder,
+        "--out",
+        tmp_path / "run",
+        "--steps",
+        7,
+        *SMALL,
+        "--precision",
+        "float32",
+        "--json",
+    )
+    assert result.returncode == 0, result.stderr
+    figures = json.loads(result.stdout)
+    assert figures["steps"] == 7
+    assert figures["precision"] == "float32"
+    assert {"loss", "elbo", "kl", "reconstruction", "val_loss", "psnr", "sharpness", "images_per_second"} <= set(
+        figures
+    )
+    assert "Epoch 1/2" in result.stderr
+    for noise in ("oneDNN", "cuda", "absl", "Traceback"):
+        assert noise not in result.stderr
+
+
+def test_limits_and_seeds(image_folder: Path, command: Command, tmp_path: Path) -> None:
+    losses = []
+    for index, seed in enumerate((1, 1, 2)):
+        arguments = ("--steps", 6, "--seed", seed, "--precision", "float32", "--json")
+        result = command("train", "--data", image_folder, "--out", tmp_path / f"{index}", *SMALL, *arguments)
+        losses.append(json.loads(result.out)["loss"])
+    assert losses[0] == losses[1] != losses[2]
+    start = time.perf_counter()
+    result = command("train", "--data", image_folder, "--out", tmp_path / "m", *SMALL, "--minutes", 0.1, "--json")
+    assert json.loads(result.out)["minutes"] == pytest.approx(0.1, abs=0.05)
+    assert time.perf_counter() - start < 60
+
+
+def test_demo(small_avatars: Avatars, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole of it, with few avatars and seconds of training."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sources, "_from_avatars", lambda size: sources._from_builder("a", small_avatars, 64))
+    for expected in ("demo", "demo-2"):
+        result = command("demo", "--minutes", 0.05, "--json")
+        assert result.status == 0, result.err
+        figures = json.loads(result.out)
+        assert figures["model"] == f"runs/{expected}/model.keras"
+        for name in ("model", "saved_model", "onnx", "reconstructions", "samples"):
+            assert Path(figures[name]).exists()
+        assert figures["largest_difference_keras_savedmodel_onnx"] <= 1e-4
+        assert figures["peak_memory_gib"] > 0.1
+
+
+# What is wrong ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bad_inputs(tmp_path: Path) -> Path:
+    for name in ("empty", "texts", "taken"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("text")
+    (tmp_path / "taken" / "letter.txt").write_text("dear")
+    (tmp_path / "broken.keras").write_text("no model")
+    (tmp_path / "picture.png").write_text("no model")
+    keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save(tmp_path / "other.keras")
+    return tmp_path
+
+
+TRAIN = ("train", "--data", "{folder}", "--out", "{here}/out")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "--data", "nowhere", "--out", "{here}/out"), "unknown data source 'nowhere'"),
+        (("train", "--data", "tfds:celeba", "--out", "{here}/out"), "did you mean celeb_a"),
+        (("train", "--data", "tfds:celeb_a", "--out", "{here}/out"), "run `tfds build celeb_a` once"),
+        (("train", "--data", "{here}/empty", "--out", "{here}/out"), "holds no files"),
+        (("train", "--data", "{here}/texts", "--out", "{here}/out"), "1 files but no images"),
+        ((*TRAIN, "--network", "unet"), "choose one of dfc"),
+        ((*TRAIN, "--perceptual", "alexnet"), "vgg16, vgg19, hed-vgg16"),
+        ((*TRAIN, "--perceptual", "hed-vgg16", "--perceptual-layers", "relu9_1"), "unknown layer 'relu9_1'"),
+        ((*TRAIN, "--perceptual", "hed-vgg16", "--perceptual-layers", "vae-9"), "vae-123 or vae-345"),
+        ((*TRAIN, "--image-size", 50), "multiples of 16"),
+        ((*TRAIN, "--image-size", -1), "multiples of 16"),
+        ((*TRAIN, "--latent-dim", 0), "at least 1 latent"),
+        ((*TRAIN, "--beta", -1), "beta=-1.0"),
+        ((*TRAIN, "--perceptual-weight", -1), "perceptual_weight=-1.0"),
+        ((*TRAIN, "--perceptual", "none", "--batch-size", 1000), "batch size 1000 is larger than the"),
+        ((*TRAIN, "--batch-size", 0, "--perceptual", "none"), "at least 1 image"),
+        ((*TRAIN, "--epochs", 0), "epochs=0"),
+        ((*TRAIN, "--minutes", "nan"), "minutes=nan"),
+        ((*TRAIN, "--learning-rate", 0), "learning_rate=0.0"),
+        ((*TRAIN, "--precision", "float8"), "mixed_bfloat16"),
+        ((*TRAIN, "--likelihood", "poisson"), "gaussian, bernoulli"),
+        ((*TRAIN, "--seed", -1), "seed"),
+        (("train", "--data", "{folder}", "--out", "{here}/taken"), "is not a run"),
+        (("train", "--data", "{folder}", "--out", "{here}/picture.png"), "is not a run"),
+        (("train", "--data", "{folder}", "--out", "{here}/picture.png/run"), "is not a folder"),
+        (("train", "--data", "{folder}", "--out", "{run}"), "already holds a run"),
+        (("train", "--data", "{folder}"), "--out"),
+        ((*TRAIN, "--colour", "red"), "--colour"),
+        (("sample", "{here}/nothing"), "no model at"),
+        (("sample", "{here}/empty"), "is no model"),
+        (("sample", "{here}/broken.keras"), "cannot read"),
+        (("sample", "{here}/other.keras"), "not a keras_vae.VAE"),
+        (("sample", "{here}/picture.png"), "is no model"),
+        (("sample", "{run}", "--count", 0), "count"),
+        (("sample", "{run}", "--out", "{here}/none/a.png"), "does not exist"),
+        (("sample", "{run}", "--out", "{here}/a.xyz"), ".png"),
+        (("reconstruct", "{run}/export/decoder.onnx"), "decoder alone"),
+        (("reconstruct", "{run}/model.keras", "--out", "{here}/a.png"), "give --data"),
+        (("export", "{run}", "--format", "coreml"), "tf_saved_model, onnx"),
+        (("export", "{run}", "--out", "{here}/picture.png"), "is not a folder"),
+        (("export", "{run}/model.keras"), "give --out"),
+        (("verify", "{run}/model.keras"), "nothing to compare"),
+        (("verify", "{run}", "{here}/nothing.onnx"), "no model at"),
+        (("demo", "--minutes", 0), "minutes=0"),
+        (("fly",), "fly"),
+    ],
+)
+def test_bad_input_gets_one_line(
+    run: Path, image_folder: Path, bad_inputs: Path, command: Command, arguments: tuple[object, ...], message: str
+) -> None:
+    before = sorted(bad_inputs.rglob("*"))
+    places = {"here": bad_inputs, "run": run, "folder": image_folder}
+    start = time.perf_counter()
+    result = command(*(str(argument).format(**places) for argument in arguments))
+    assert time.perf_counter() - start < 10
+    assert result.status == 2
+    (line,) = [line for line in result.err.splitlines() if not line.startswith("E0000")]  # TensorFlow, of GPUs
+    assert message in line
+    assert "Traceback" not in result.err
+    assert sorted(bad_inputs.rglob("*")) == before
+
+
+def test_another_backend_gets_one_line(run: Path) -> None:
+    result = executable("sample", run, env={**os.environ, "KERAS_BACKEND": "jax"})
+    assert result.returncode == 2
+    assert (
+        result.stderr == "keras-vae: KERAS_BACKEND is 'jax', and keras-vae runs on TensorFlow: set it to tensorflow\n"
+    )
+
+
+def test_a_run_that_did_not_end_is_named(run: Path, command: Command, tmp_path: Path) -> None:
+    (tmp_path / "half").mkdir()
+    shutil.copy(run / "config.json", tmp_path / "half")
+    result = command("sample", tmp_path / "half")
+    assert result.status == 2
+    assert "did not end" in result.err
+
+
+def test_what_nobody_foresaw_is_one_line_and_exit_1(
+    command: Command, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("the disk\nis on fire")
+
+    monkeypatch.setattr(training, "train", fail)
+    monkeypatch.setattr(demo, "train", fail)
+    result = command("train", "--data", image_folder, "--out", tmp_path / "x")
+    assert result.status == 1
+    assert result.err.startswith("keras-vae: RuntimeError: the disk is on fire")

@@ -1,0 +1,233 @@
+"""Exported decoders: what they look like, that they equal Keras, and that a bad one replaces nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+import onnx
+import pytest
+import tensorflow as tf
+
+import export
+from export import artifact
+from export.runtime import Decoder
+from export.verify import latents, verify
+from keras_vae import VAE, __version__
+
+MakeVAE = Callable[..., VAE]
+
+
+@pytest.fixture(scope="module")
+def trained(images: np.ndarray) -> VAE:
+    """Trained under mixed precision, so that batch statistics and policy are not those of a fresh model."""
+    keras.utils.set_random_seed(0)
+    vae = VAE((32, 32, 3), 8, perceptual=None, seed=0, dtype="mixed_bfloat16")
+    vae.compile(keras.optimizers.Adam(1e-3))
+    vae.fit(images, batch_size=16, epochs=3, verbose=0)
+    return vae
+
+
+@pytest.fixture(scope="module")
+def exported(trained: VAE, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported")
+    trained.export(folder / "1")
+    trained.export(folder / "decoder.onnx", format="onnx", run_id="abc")
+    return folder
+
+
+def test_saved_model_signature(exported: Path) -> None:
+    signature = tf.saved_model.load(str(exported / "1")).signatures["serving_default"]
+    (z,) = signature.structured_input_signature[1].values()
+    assert (z.name, z.shape.as_list(), z.dtype) == ("z", [None, 8], tf.float32)
+    ((name, image),) = signature.structured_outputs.items()
+    assert (name, image.shape.as_list(), image.dtype) == ("image", [None, 32, 32, 3], tf.float32)
+
+
+def test_onnx_signature_and_metadata(exported: Path) -> None:
+    model = onnx.load(exported / "decoder.onnx")
+    shapes = {
+        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*model.graph.input, *model.graph.output)
+    }
+    assert shapes == {"z": ["batch", 8], "image": ["batch", 32, 32, 3]}
+    assert {entry.key: entry.value for entry in model.metadata_props} == {
+        "latent_dim": "8",
+        "image_shape": "[32, 32, 3]",
+        "keras_vae_version": __version__,
+        "run_id": "abc",
+    }
+    assert model.opset_import[0].version >= 18
+
+
+def test_artifacts_compute_in_float32_whatever_the_policy(exported: Path, trained: VAE) -> None:
+    types = {tensor.data_type for tensor in onnx.load(exported / "decoder.onnx").graph.initializer}
+    assert onnx.TensorProto.BFLOAT16 not in types
+    assert onnx.TensorProto.FLOAT16 not in types
+    graph = (exported / "1" / "saved_model.pb").read_bytes()
+    assert b"conv1" in graph
+    loaded = tf.saved_model.load(str(exported / "1"))
+    operations = loaded.signatures["serving_default"].graph.as_graph_def().library.function
+    assert not any(
+        attribute.type == tf.bfloat16.as_datatype_enum
+        for function in operations
+        for node in function.node_def
+        for attribute in node.attr.values()
+    )
+    assert trained.decoder.get_layer("conv1").compute_dtype == "bfloat16"  # the model itself is left as it was
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_all_three_agree_for_any_batch(exported: Path, trained: VAE, batch: int) -> None:
+    z = np.random.default_rng(batch).standard_normal((batch, 8), np.float32)
+    reference = artifact.float32_copy(trained.decoder)(z).numpy()
+    saved_model = tf.saved_model.load(str(exported / "1")).signatures["serving_default"](z=tf.constant(z))["image"]
+    np.testing.assert_allclose(saved_model, reference, atol=1e-5)
+    np.testing.assert_allclose(Decoder(exported / "decoder.onnx").decode(z), reference, atol=1e-5)
+    assert np.abs(reference - trained.decode(z).numpy()).max() < 0.1  # bfloat16 rounds, and no more than that
+
+
+def test_same_seed_same_image_in_keras_and_onnx(exported: Path, trained: VAE) -> None:
+    decoder = Decoder(exported / "decoder.onnx")
+    np.testing.assert_allclose(decoder.sample(3, seed=5), trained.sample(3, seed=5), atol=0.05)
+    assert (decoder.latent_dim, decoder.image_shape) == (8, (32, 32, 3))
+    assert decoder.metadata["run_id"] == "abc"
+
+
+def test_any_keras_decoder_will_do(tmp_path: Path) -> None:
+    layers = keras.layers
+    sequential = keras.Sequential(
+        [
+            keras.Input((5,)),
+            layers.Dense(4 * 4 * 8, dtype="mixed_bfloat16"),
+            layers.Reshape((4, 4, 8)),
+            layers.Conv2DTranspose(1, 4, 2, "same", activation="sigmoid", dtype="mixed_bfloat16"),
+        ]
+    )
+    for format, name in (("tf_saved_model", "1"), ("onnx", "decoder.onnx")):
+        assert export.export_decoder(sequential, tmp_path / name, format).passed
+
+
+def test_latents_are_those_that_were_promised() -> None:
+    batches = list(latents(6))
+    z = np.concatenate(batches)
+    assert {1, 7, 64} <= {len(batch) for batch in batches}
+    assert len(z) >= 1001
+    for value in (0, 5, -5):
+        assert (z == value).all(1).any()
+    assert z.dtype == np.float32
+
+
+def test_verification_sees_a_difference_nan_and_a_wrong_shape() -> None:
+    def good(z: np.ndarray) -> np.ndarray:
+        return np.tile(z[:, :1, None, None], (1, 2, 2, 1))
+
+    assert verify({"a": good, "b": good}, 3).passed
+    off = verify({"a": good, "b": lambda z: good(z) + (np.abs(z).max() >= 5) * 2e-4, "c": good}, 3)
+    assert [pair.passed for pair in off.pairs] == [False, True, False]
+    assert off.pairs[0].max_difference == pytest.approx(2e-4, rel=0.01)
+    assert not verify({"a": good, "b": lambda z: good(z) * np.nan}, 3).passed
+    assert not verify({"a": good, "b": lambda z: good(z)[:1]}, 3).passed
+
+
+def damaged(writer: artifact.Writer) -> artifact.Writer:
+    """Writes a decoder with one bias changed a little, as a wrong conversion would."""
+
+    def write(decoder: keras.Model, path: Path, metadata: dict[str, str]) -> None:
+        wrong = keras.models.clone_model(decoder)
+        wrong.set_weights(decoder.get_weights())
+        wrong.layers[-2].bias.assign(wrong.layers[-2].bias + 0.01)
+        writer(wrong, path, metadata)
+
+    return write
+
+
+@pytest.mark.parametrize(("format", "name"), [("tf_saved_model", "1"), ("onnx", "decoder.onnx")])
+def test_a_failed_artifact_replaces_nothing(
+    trained: VAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str, name: str
+) -> None:
+    target = tmp_path / name
+    trained.export(target, format=format)
+    before = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+    monkeypatch.setitem(artifact.WRITERS, format, damaged(artifact.WRITERS[format]))
+    with pytest.raises(export.VerificationError, match="differs from Keras"):
+        trained.export(target, format=format)
+    with pytest.raises(export.VerificationError):
+        trained.export(tmp_path / f"new-{name}", format=format)
+    assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()} == before
+
+
+def test_exporting_again_replaces_the_old_artifact(make_vae: MakeVAE, tmp_path: Path) -> None:
+    first, second = make_vae(), make_vae()
+    second.decoder.get_layer("conv4").bias.assign([1.0, 2.0, 3.0])
+    for format, name in (("tf_saved_model", "1"), ("onnx", "decoder.onnx")):
+        first.export(tmp_path / name, format=format)
+        second.export(tmp_path / name, format=format)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "decoder.onnx"]
+    np.testing.assert_allclose(Decoder(tmp_path / "decoder.onnx").sample(2, 0), second.sample(2, 0), atol=1e-5)
+
+
+def test_unusable_targets_are_refused_and_left_alone(make_vae: MakeVAE, tmp_path: Path) -> None:
+    vae = make_vae()
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "letter.txt").write_text("dear")
+    for path, format, message in [
+        (mine, "tf_saved_model", "is no SavedModel"),
+        (mine / "letter.txt", "tf_saved_model", "is no SavedModel"),
+        (mine, "onnx", "ending .onnx"),
+        (tmp_path / "decoder.bin", "onnx", "ending .onnx"),
+        (tmp_path / "x", "coreml", "tf_saved_model, onnx"),
+        (mine / "letter.txt" / "1", "tf_saved_model", "not a folder"),
+    ]:
+        with pytest.raises(export.ExportError, match=message):
+            vae.export(path, format=format)
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine", "letter.txt"]
+
+
+def test_bad_onnx_files_are_refused(exported: Path, tmp_path: Path) -> None:
+    content = (exported / "decoder.onnx").read_bytes()
+    (tmp_path / "cut.onnx").write_bytes(content[: len(content) // 2])
+    (tmp_path / "text.onnx").write_text("text")
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [value("x", 1, [1])], [value("y", 1, [1])]
+    )
+    other = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(other, tmp_path / "other.onnx")
+    for name, message in (
+        ("cut", "cannot read"),
+        ("text", "cannot read"),
+        ("other", "no decoder"),
+        ("none", "no ONNX"),
+    ):
+        with pytest.raises(export.ExportError, match=message) as refused:
+            Decoder(tmp_path / f"{name}.onnx")
+        assert "\n" not in str(refused.value)
+    with pytest.raises(export.ExportError, match=r"takes \(batch, 8\)"):
+        Decoder(exported / "decoder.onnx").decode(np.zeros((1, 9)))
+
+
+def test_the_runtime_needs_neither_tensorflow_nor_keras(exported: Path) -> None:
+    script = f"""
+import sys
+for name in ("tensorflow", "keras", "onnx", "tf2onnx", "PIL"):
+    sys.modules[name] = None  # importing it fails
+from export.runtime import Decoder
+images = Decoder({str(exported / "decoder.onnx")!r}).sample(2, seed=0)
+print(images.shape, images.dtype)
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "(2, 32, 32, 3) float32"
+    assert result.stderr == ""
+
+
+def test_report_is_json(exported: Path) -> None:
+    decoder = Decoder(exported / "decoder.onnx")
+    report = verify({"a": decoder.decode, "b": decoder.decode}, 8)
+    assert json.loads(json.dumps(report.to_json()))["passed"] is True

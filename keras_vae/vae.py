@@ -238,6 +238,8 @@ class VAE(keras.Model):
                 perceptual weights that cannot be had.
         """
         _check_range(x)
+        if isinstance(x, tf.data.Dataset):
+            kwargs.setdefault("shuffle", False)  # Keras's default, True, makes it warn that datasets shuffle themselves
         return super().fit(x, *args, **kwargs)
 
     def make_train_function(self, force: bool = False) -> Any:

@@ -191,7 +191,7 @@ def _from_avatars(image_size: int | None) -> ImageData:
 
     size = image_size or DEFAULT_SIZE
     builder = _avatars_builder(size)
-    if not builder.is_prepared():
+    if not _is_prepared(builder):
         print(f"drawing the avatars, once, into {builder.data_path}")
         tfds.disable_progress_bar()  # the builder shows one that knows its end
         try:
@@ -222,12 +222,17 @@ def _tfds_builder(name: str) -> Any:
         raise InputError(f"unknown TFDS set {name!r}: {hint}") from error
     except (ValueError, AssertionError) as error:
         raise InputError(f"tfds:{name}: {str(error).splitlines()[0]}") from error
-    if not builder.is_prepared():
+    if not _is_prepared(builder):
         raise InputError(
             f"tfds:{name} is not prepared under {builder.data_path.parent}: run `tfds build {name}` once, "
             "where there is a network, or set TFDS_DATA_DIR to the folder that holds it"
         )
     return builder
+
+
+def _is_prepared(builder: Any) -> bool:
+    # TFDS warns of a folder that does not exist as of a damaged one.
+    return builder.data_path.exists() and builder.is_prepared()
 
 
 def _from_tfds(name: str, image_size: int | None) -> ImageData:

@@ -29,13 +29,13 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 
 
 def measure(
-    settings: dict[str, Any], images: data.ImageData, steps: int, seed: int, policy: str
+    settings: dict[str, Any], images: data.ImageData, arguments: argparse.Namespace, seed: int, policy: str
 ) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
     """Trains one model; returns its figures on all held-out images, and the first of these with reconstructions."""
     keras.utils.set_random_seed(seed)
     vae = VAE(images.image_shape, 100, seed=seed, dtype=policy, **settings)
-    vae.compile()
-    vae.fit(images.train.repeat(), steps_per_epoch=steps, epochs=1, shuffle=False, verbose=2)
+    vae.compile(keras.optimizers.Adam(arguments.learning_rate))
+    vae.fit(images.train.repeat(), steps_per_epoch=arguments.steps, verbose=2)
     held_out = np.concatenate(list(images.test.as_numpy_iterator()))
     reconstructions = vae.predict(held_out, batch_size=64, verbose=0)
     logs = vae.evaluate(held_out, batch_size=64, verbose=0, return_dict=True)
@@ -52,7 +52,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="avatars", help="as keras_vae.data.load takes it")
     parser.add_argument("--image-size", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for sharpness.json and sharpness.png")
@@ -63,9 +65,9 @@ def main() -> None:
     figures: dict[str, list[dict[str, float]]] = {name: [] for name in OBJECTIVES}
     rows: list[np.ndarray] = []
     for seed in range(arguments.seeds):
-        images = data.load(arguments.data, arguments.image_size, 64, seed)
+        images = data.load(arguments.data, arguments.image_size, arguments.batch_size, seed)
         for name, settings in OBJECTIVES.items():
-            result, originals, reconstructions = measure(settings, images, arguments.steps, seed, policy)
+            result, originals, reconstructions = measure(settings, images, arguments, seed, policy)
             figures[name].append(result)
             print(
                 f"seed {seed}, {name}: " + ", ".join(f"{key} {value:.3g}" for key, value in result.items()), flush=True
@@ -78,7 +80,8 @@ def main() -> None:
         "data": arguments.data,
         "image_size": arguments.image_size,
         "steps": arguments.steps,
-        "batch_size": 64,
+        "batch_size": arguments.batch_size,
+        "learning_rate": arguments.learning_rate,
         "precision": policy,
         "versions": {"keras_vae": __version__, "keras": keras.__version__, "python": platform.python_version()},
         "median": {

@@ -30,7 +30,18 @@ def run(out: Path | None, minutes: float, seed: int) -> dict[str, Any]:
     """
     out = out or _free_folder()
     figures = train(
-        TrainingConfig(data="avatars", out=str(out), minutes=minutes, perceptual="hed-vgg16", image_size=64, seed=seed)
+        TrainingConfig(
+            data="avatars",
+            out=str(out),
+            minutes=minutes,
+            image_size=64,
+            perceptual="hed-vgg16",
+            # More and larger steps than the paper's, for minutes instead of hours: after five minutes on two cores
+            # the held-out loss was 445 with the paper's 64 and 5e-4, after 4.5 minutes 384 with these.
+            batch_size=32,
+            learning_rate=2e-3,
+            seed=seed,
+        )
     )
     print("exporting the decoder")
     exported = commands.export(out, None, "all")

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 DEFAULT_SIZE = 64
 HELD_OUT_PERCENT = 10
 SHUFFLE_BUFFER = 16_384
+CORES = os.cpu_count() or 1
+PREFETCH = 2  # batches made ready while the model works on one
 # A set is kept decoded in memory up to this share of what is free when it is loaded.
 MEMORY_SHARE = 0.5
 
@@ -133,13 +135,18 @@ def _check_batch(name: str, train_size: int, batch_size: int) -> None:
 
 
 def _batch(batch_size: int, attributes: bool) -> Callable[[tf.data.Dataset, bool], tf.data.Dataset]:
+    # The thread that tunes a pipeline sleeps for up to a minute between looks, and now and then misses the end of
+    # an epoch: the next one then waited 30 to 60 s for it (TensorFlow 2.21). Our stages need no tuning.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+
     def scale(example: dict[str, tf.Tensor]) -> Any:
         image = tf.cast(example["image"], tf.float32) / 255.0
         return {"image": image, "attributes": example["attributes"]} if attributes else image
 
     def finish(examples: tf.data.Dataset, drop_remainder: bool) -> tf.data.Dataset:
         batches = examples.batch(batch_size, drop_remainder=drop_remainder)
-        return batches.map(scale, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+        return batches.map(scale, num_parallel_calls=CORES).prefetch(PREFETCH).with_options(options)
 
     return finish
 
@@ -265,7 +272,7 @@ def _from_builder(name: str, builder: Any, image_size: int | None) -> ImageData:
 
     def pipeline(split: str) -> tf.data.Dataset:
         examples = builder.as_dataset(split=split, shuffle_files=False)
-        examples = examples.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
+        examples = examples.map(prepare, num_parallel_calls=CORES)
         return examples.cache() if in_memory else examples
 
     train, test = pipeline(train_split), pipeline(test_split)

@@ -15,7 +15,7 @@ from keras_vae._version import __version__
 from keras_vae.errors import InputError
 
 if TYPE_CHECKING:
-    from keras_vae import data, distributions, networks, perceptual
+    from keras_vae import data, distributions, networks, perceptual, precision
     from keras_vae.distributions import DiagonalGaussian
     from keras_vae.perceptual import PerceptualLoss
     from keras_vae.vae import VAE
@@ -25,7 +25,7 @@ _HOMES = {
     "PerceptualLoss": "keras_vae.perceptual",
     "DiagonalGaussian": "keras_vae.distributions",
 }
-_MODULES = ("data", "distributions", "networks", "perceptual")
+_MODULES = ("data", "distributions", "networks", "perceptual", "precision")
 
 __all__ = [
     "VAE",
@@ -37,6 +37,7 @@ __all__ = [
     "distributions",
     "networks",
     "perceptual",
+    "precision",
 ]
 
 

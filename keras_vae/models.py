@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MODEL_FILE = "model.keras"
 CONFIG_FILE = "config.json"
+CHECKPOINT_FOLDER = "checkpoints"
 BATCH = 64
 
 
@@ -86,7 +87,9 @@ def open_model(path: str | os.PathLike[str]) -> Model:
     if path.is_dir() and is_run(path):
         file = path / MODEL_FILE
         if not file.is_file():
-            raise InputError(f"{path} is a run without {MODEL_FILE}: its training did not end; train it again")
+            checkpoints = sorted((path / CHECKPOINT_FOLDER).glob("*.keras"))
+            instead = f"use its last checkpoint, {checkpoints[-1]}" if checkpoints else "train it again"
+            raise InputError(f"{path} is a run without {MODEL_FILE}, whose training did not end: {instead}")
         return _open_keras(file, "run", path, read_config(path))
     if path.is_file() and path.suffix == ".keras":
         return _open_keras(path, "keras", path, {})

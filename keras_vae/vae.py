@@ -380,6 +380,8 @@ def _image_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
 
 def _check_range(images: Any) -> None:
     """Refuses an array of 0..255 floats, the usual slip; the first thousand images tell."""
+    if isinstance(images, dict):
+        images = images.get("image")
     if not isinstance(images, np.ndarray) or images.dtype == np.uint8 or not images.size:
         return
     low, high = float(np.min(images[:1000])), float(np.max(images[:1000]))

@@ -324,11 +324,16 @@ def test_another_backend_gets_one_line(run: Path) -> None:
 
 
 def test_a_run_that_did_not_end_is_named(run: Path, command: Command, tmp_path: Path) -> None:
-    (tmp_path / "half").mkdir()
-    shutil.copy(run / "config.json", tmp_path / "half")
-    result = command("sample", tmp_path / "half")
+    half = tmp_path / "half"
+    half.mkdir()
+    shutil.copy(run / "config.json", half)
+    result = command("sample", half)
     assert result.status == 2
-    assert "did not end" in result.err
+    assert "did not end: train it again" in result.err
+    shutil.copytree(run / "checkpoints", half / "checkpoints")
+    result = command("sample", half)
+    assert "use its last checkpoint" in result.err
+    assert command("sample", result.err.split("checkpoint, ")[1].strip(), "--out", tmp_path / "a.png").status == 0
 
 
 def test_what_nobody_foresaw_is_one_line_and_exit_1(

@@ -281,6 +281,8 @@ def test_wrong_images_are_refused(make_vae: MakeVAE, images: np.ndarray) -> None
     vae = make_vae()
     with pytest.raises(InputError, match="scale them to"):
         vae.fit(images * 255, verbose=0)
+    with pytest.raises(InputError, match="scale them to"):
+        vae.fit({"image": images - 0.5}, verbose=0)
     with pytest.raises(InputError, match=r"takes \(batch, 32, 32, 3\)"):
         vae.encode(images[:, :16])
     with pytest.raises(InputError, match=r"takes \(batch, 32, 32, 3\)"):

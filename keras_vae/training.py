@@ -177,6 +177,7 @@ def _make_folder(out: Path, config: TrainingConfig, policy: str) -> None:
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "policy": policy,
         **asdict(config),
+        "data": sources.absolute(config.data),  # later commands may run from another folder
     }
     with write_aside(out / CONFIG_FILE) as aside:
         aside.write_text(json.dumps(record, indent=2) + "\n")

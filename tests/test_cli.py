@@ -74,6 +74,7 @@ def test_run_folder(run: Path) -> None:
     }
     config = json.loads((run / "config.json").read_text())
     assert (config["latent_dim"], config["seed"], config["perceptual"]) == (8, 5, None)
+    assert Path(config["data"]).is_absolute()
     assert len(config["run_id"]) == 32
     assert config["versions"]["tensorflow"] == tf.__version__
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -126,6 +126,11 @@ def check(source: str | os.PathLike[str] | np.ndarray, image_size: int | None = 
         _check_batch(str(folder), len(names) - int(_held_out(names).sum()), batch_size)
 
 
+def absolute(source: str) -> str:
+    """The same source, a folder by its absolute path."""
+    return source if source == "avatars" or source.startswith("tfds:") else str(Path(source).absolute())
+
+
 def _check_batch(name: str, train_size: int, batch_size: int) -> None:
     if train_size < batch_size:
         raise InputError(

@@ -240,6 +240,8 @@ def _print_figures(figures: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(show_header=False, title=figures.get("title"), title_justify="left")
+    table.add_column()
+    table.add_column(overflow="fold")  # paths are for copying: never cut short
     for name, value in figures.items():
         if name != "title":
             shown = f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -105,9 +105,7 @@ def verify(path: Path, artifacts: list[Path]) -> Report:
         artifacts = [folder / place for place in PLACES.values() if (folder / place).exists()]
     if not artifacts:
         raise InputError(f"nothing to compare {path} with: name exported decoders, or export it first")
-    models = {f"{other.kind} {other.path}": other for other in (model, *map(open_model, artifacts))}
-    if len(models) < 2:
-        raise InputError(f"{path} was given twice: name another artifact to compare it with")
+    models = _labelled([model, *map(open_model, artifacts)])
     for other in models.values():
         if other.latent_dim != model.latent_dim:
             raise InputError(
@@ -115,6 +113,18 @@ def verify(path: Path, artifacts: list[Path]) -> Report:
                 "give decoders of the same model"
             )
     return compare({name: _float32_runner(other) for name, other in models.items()}, model.latent_dim)
+
+
+def _labelled(models: list[Model]) -> dict[str, Model]:
+    """Models by what to call them: their kind, with the path where one kind comes more than once."""
+    kinds = ["keras" if model.vae is not None else model.kind for model in models]
+    labels = [
+        kind if kinds.count(kind) == 1 else f"{kind} {model.path}" for kind, model in zip(kinds, models, strict=True)
+    ]
+    labelled = dict(zip(labels, models, strict=True))
+    if len(labelled) < len(models):
+        raise InputError("the same model was given twice: name another to compare it with")
+    return labelled
 
 
 def _export_folder(model: Model) -> Path | None:

@@ -49,6 +49,11 @@ def test_saved_model_signature(exported: Path) -> None:
     assert (name, image.shape.as_list(), image.dtype) == ("image", [None, 32, 32, 3], tf.float32)
 
 
+def test_saved_model_holds_each_weight_once(exported: Path, trained: VAE) -> None:
+    size = (exported / "1" / "variables" / "variables.data-00000-of-00001").stat().st_size
+    assert size < 1.1 * 4 * trained.decoder.count_params()
+
+
 def test_onnx_signature_and_metadata(exported: Path) -> None:
     model = onnx.load(exported / "decoder.onnx")
     shapes = {

@@ -70,6 +70,8 @@ def check_target(path: Path, format: str) -> None:
             raise ExportError(f"{path}: name the ONNX file with the ending .onnx")
         if path.is_dir():
             raise ExportError(f"{path} is a folder: name a file for the ONNX decoder")
+    elif path.suffix == ".onnx":
+        raise ExportError(f"{path} names an ONNX file, and the format is {format}, a folder: give format='onnx'")
     elif path.exists() and not saved_model.is_saved_model(path) and (path.is_file() or any(path.iterdir())):
         raise ExportError(f"{path} exists and is no SavedModel: name a new folder, or remove it first")
     parent = next(folder for folder in path.absolute().parents if folder.exists())

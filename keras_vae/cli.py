@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="keras-vae",
     help="Train variational autoencoders that make sharp images, and ship their decoders.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -36,10 +35,9 @@ ModelArgument = Annotated[
     Path, typer.Argument(metavar="MODEL", help="Run folder, .keras file, SavedModel folder or .onnx file.")
 ]
 DataOption = Annotated[str, typer.Option(help="'avatars', 'tfds:NAME', or a folder of images.")]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print figures as JSON on standard output, all else on error.")
-]
+JsonOption = Annotated[bool, typer.Option("--json", help="Figures as JSON on standard output.")]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The same seed gives the same result.")]
+VAEArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="Run folder or .keras file.")]
 FORMAT_CHOICES = ("all", "tf_saved_model", "onnx")
 
 
@@ -74,10 +72,15 @@ def _fail(message: object, status: int) -> int:
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
     if version:
         print(f"keras-vae {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @app.command()
@@ -87,7 +90,10 @@ def demo(
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw avatars, train on them, export the decoder, verify it, and show what was made."""
+    """From nothing to a verified decoder.
+
+    Draws avatars, trains on them, exports the decoder, verifies it, and shows what was made and measured.
+    """
     with _reporting(as_json) as report:
         report(_library("keras_vae.demo").run(out, minutes, seed))
 
@@ -152,14 +158,17 @@ def sample(
     count: Annotated[int, typer.Option(min=1, help="Number of images.")] = 64,
     seed: SeedOption = 0,
 ) -> None:
-    """Decode draws from the prior into a picture grid. The same seed gives the same faces in every format."""
+    """Write a picture grid of new images.
+
+    Decodes draws from the prior. The same seed gives the same faces from every kind of MODEL.
+    """
     _library("keras_vae.commands").sample(model, out, count, seed)
     print(f"{count} samples written to {out}")
 
 
 @app.command()
 def reconstruct(
-    model: ModelArgument,
+    model: VAEArgument,
     data: Annotated[
         str | None, typer.Option(help="'avatars', 'tfds:NAME', or a folder; by default what the run trained on.")
     ] = None,
@@ -167,19 +176,25 @@ def reconstruct(
     count: Annotated[int, typer.Option(min=1, help="Number of held-out images.")] = 24,
     as_json: JsonOption = False,
 ) -> None:
-    """Write held-out images above their reconstructions, and measure how close and how sharp these are."""
+    """Write images above their reconstructions.
+
+    Takes held-out images, and measures how close and how sharp their reconstructions are.
+    """
     with _reporting(as_json) as report:
         report(_library("keras_vae.commands").reconstruct(model, data, out, count))
 
 
 @app.command()
 def export(
-    model: ModelArgument,
+    model: VAEArgument,
     out: Annotated[Path | None, typer.Option(help="Folder for 1/ and decoder.onnx; a run's own export/.")] = None,
     format: Annotated[str, typer.Option(help="all, tf_saved_model or onnx.")] = "all",
     as_json: JsonOption = False,
 ) -> None:
-    """Export the decoder as SavedModel (for TF Serving) and ONNX, each proven equal to Keras before it is kept."""
+    """Export the decoder: SavedModel and ONNX.
+
+    Each is proven equal to the Keras decoder before it takes its place.
+    """
     if format not in FORMAT_CHOICES:
         raise InputError(f"unknown export format {format!r}: choose one of {', '.join(FORMAT_CHOICES)}")
     with _reporting(as_json, _print_export) as report:
@@ -194,7 +209,10 @@ def verify(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare exported decoders with the Keras one, and with each other, on the same latents."""
+    """Compare decoders on the same latents.
+
+    Compares exported decoders with the Keras one, and with each other; exit status 1 where they differ.
+    """
     with _reporting(as_json, _print_verify) as report:
         result: Report = _library("keras_vae.commands").verify(model, artifacts or [])
         report(result.to_json())
@@ -258,7 +276,7 @@ def _print_verify(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("pair", "largest difference", "mean difference", "", title=f"{report['latents']} latents")
+    table = Table("pair", "largest difference", "mean difference", "result", title=f"{report['latents']} latents")
     for pair in report["pairs"]:
         passed = "pass" if pair["passed"] else f"FAIL (above {report['tolerance']:g})"
         names = f"{pair['first']} / {pair['second']}"

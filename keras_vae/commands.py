@@ -112,6 +112,11 @@ def verify(path: Path, artifacts: list[Path]) -> Report:
                 f"{other.path} decodes {other.latent_dim} latents and {path} {model.latent_dim}: "
                 "give decoders of the same model"
             )
+    z = np.zeros((1, model.latent_dim), np.float32)
+    sizes = {name: "x".join(map(str, other.decode(z).shape[1:])) for name, other in models.items()}
+    if len(set(sizes.values())) > 1:
+        shown = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise InputError(f"the images differ in size ({shown}): give decoders of the same model")
     return compare({name: _float32_runner(other) for name, other in models.items()}, model.latent_dim)
 
 

@@ -65,7 +65,7 @@ def run(out: Path | None, minutes: float, seed: int) -> dict[str, Any]:
         "held_out_elbo_nats": figures["val_elbo"],
         "held_out_kl_nats": figures["val_kl"],
         "psnr_db": figures["psnr"],
-        "sharpness_of_originals": figures["sharpness"],
+        "sharpness_to_originals": figures["sharpness"],
         "largest_difference": max(pair.max_difference for pair in report.pairs),
         "peak_memory_gib": _peak_memory_gib(),
     }

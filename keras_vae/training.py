@@ -149,6 +149,9 @@ def _check(config: TrainingConfig, out: Path) -> None:
     precision.check(config.precision)
     get_likelihood(config.likelihood)
     check_folder(out)
+    folder = sources.folder_of(config.data)
+    if folder is not None and out.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{out} lies in the data folder {folder}, whose images it would join: give a folder elsewhere")
     sources.check(config.data, config.image_size, config.batch_size)
 
 
@@ -168,16 +171,20 @@ def check_folder(out: Path) -> None:
 
 
 def _make_folder(out: Path, config: TrainingConfig, policy: str) -> None:
-    for folder in (out, out / CHECKPOINT_FOLDER, out / "samples", out / "logs"):
-        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        for part in (out, out / CHECKPOINT_FOLDER, out / "samples", out / "logs"):
+            part.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the run folder {out}: {error.strerror}; give another") from error
     packages = ("tensorflow", "keras", "numpy")
+    folder = sources.folder_of(config.data)
     record = {
         "run_id": uuid.uuid4().hex,
         "keras_vae_version": __version__,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "policy": policy,
         **asdict(config),
-        "data": sources.absolute(config.data),  # later commands may run from another folder
+        "data": config.data if folder is None else str(folder.absolute()),  # later commands may run from elsewhere
     }
     with write_aside(out / CONFIG_FILE) as aside:
         aside.write_text(json.dumps(record, indent=2) + "\n")
@@ -249,8 +256,10 @@ class _Progress(keras.callbacks.ProgbarLogger):
 
     @property
     def images_per_second(self) -> float:
-        """Speed of the training steps, without the first, in which TensorFlow traces and compiles."""
-        return self._timed_steps * self.config.batch_size / self._training_seconds if self._training_seconds else 0.0
+        """Speed of the training steps, without the first (where there are more), in which TensorFlow compiles."""
+        if not self._timed_steps:
+            return self.steps * self.config.batch_size / self.seconds if self.steps else 0.0
+        return self._timed_steps * self.config.batch_size / self._training_seconds
 
     def set_params(self, params: dict[str, Any]) -> None:
         # fit is told to be silent, so that it adds no second bar. Where the bar cannot be redrawn, lines are printed.
@@ -291,7 +300,10 @@ class _Progress(keras.callbacks.ProgbarLogger):
             self.model.stop_training = True
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        # Keras would fill the bar of an epoch cut short, and divide its time by all the steps it never made.
+        self.target = self.progbar.target = self.seen
         super().on_epoch_end(epoch, logs)
+        self.target = self.steps_per_epoch
         self.epoch = epoch + 1
         self.logs = {name: float(value) for name, value in (logs or {}).items()}
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -209,6 +210,8 @@ def test_json_is_all_there_is_on_standard_output(image_folder: Path, tmp_path: P
         figures
     )
     assert "Epoch 1/2" in result.stderr
+    assert "5/5 - " in result.stderr  # the first epoch whole
+    assert "2/2 - " in result.stderr  # the second as far as it went
     for noise in ("oneDNN", "cuda", "absl", "Traceback"):
         assert noise not in result.stderr
 
@@ -245,12 +248,13 @@ def test_demo(small_avatars: Avatars, command: Command, tmp_path: Path, monkeypa
 
 
 @pytest.fixture
-def bad_inputs(tmp_path: Path) -> Path:
+def bad_inputs(run: Path, tmp_path: Path) -> Path:
     for name in ("empty", "texts", "taken"):
         (tmp_path / name).mkdir()
     (tmp_path / "texts" / "a.txt").write_text("text")
     (tmp_path / "taken" / "letter.txt").write_text("dear")
     (tmp_path / "broken.keras").write_text("no model")
+    (tmp_path / "cut.keras").write_bytes((run / "model.keras").read_bytes()[:9999])
     (tmp_path / "picture.png").write_text("no model")
     keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save(tmp_path / "other.keras")
     return tmp_path
@@ -290,6 +294,10 @@ TRAIN = ("train", "--data", "{folder}", "--out", "{here}/out")
         (("train", "--data", "{folder}", "--out", "{run}"), "already holds a run"),
         (("train", "--data", "{folder}"), "--out"),
         ((*TRAIN, "--colour", "red"), "--colour"),
+        (("train", "--data", "{folder}", "--out", "{folder}/run"), "lies in the data folder"),
+        (("train", "--data", "{folder}", "--out", "/proc/x", *SMALL), "/proc/x"),
+        (("sample", "{here}/cut.keras"), "damaged"),
+        (("verify", "{run}", "{shipped}"), "decodes 100 latents"),
         (("sample", "{here}/nothing"), "no model at"),
         (("sample", "{here}/empty"), "is no model"),
         (("sample", "{here}/broken.keras"), "cannot read"),
@@ -314,7 +322,9 @@ def test_bad_input_gets_one_line(
     run: Path, image_folder: Path, bad_inputs: Path, command: Command, arguments: tuple[object, ...], message: str
 ) -> None:
     before = sorted(bad_inputs.rglob("*"))
-    places = {"here": bad_inputs, "run": run, "folder": image_folder}
+    shipped = Path(__file__).parents[1] / "saved_models" / "avatars" / "decoder.onnx"
+    places = {"here": bad_inputs, "run": run, "folder": image_folder, "shipped": shipped}
+    litter = sorted(Path(tempfile.gettempdir()).glob("tmp*tfds"))
     start = time.perf_counter()
     result = command(*(str(argument).format(**places) for argument in arguments))
     assert time.perf_counter() - start < 10
@@ -323,6 +333,14 @@ def test_bad_input_gets_one_line(
     assert message in line
     assert "Traceback" not in result.err
     assert sorted(bad_inputs.rglob("*")) == before
+    assert sorted(Path(tempfile.gettempdir()).glob("tmp*tfds")) == litter
+
+
+def test_verify_of_other_sizes_is_refused(run: Path, command: Command, tmp_path: Path) -> None:
+    VAE((16, 16, 3), 8, perceptual=None).export(tmp_path / "small.onnx", format="onnx")
+    result = command("verify", run, tmp_path / "small.onnx")
+    assert result.status == 2
+    assert "keras 32x32x3, onnx 16x16x3" in result.err
 
 
 def test_another_backend_gets_one_line(run: Path) -> None:

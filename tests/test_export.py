@@ -187,6 +187,7 @@ def test_unusable_targets_are_refused_and_left_alone(make_vae: MakeVAE, tmp_path
         (mine / "letter.txt", "tf_saved_model", "is no SavedModel"),
         (mine, "onnx", "ending .onnx"),
         (tmp_path / "decoder.bin", "onnx", "ending .onnx"),
+        (tmp_path / "decoder.onnx", "tf_saved_model", "give format='onnx'"),
         (tmp_path / "x", "coreml", "tf_saved_model, onnx"),
         (mine / "letter.txt" / "1", "tf_saved_model", "not a folder"),
     ]:

@@ -8,7 +8,8 @@ import hashlib
 import io
 import logging
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,9 +127,9 @@ def check(source: str | os.PathLike[str] | np.ndarray, image_size: int | None = 
         _check_batch(str(folder), len(names) - int(_held_out(names).sum()), batch_size)
 
 
-def absolute(source: str) -> str:
-    """The same source, a folder by its absolute path."""
-    return source if source == "avatars" or source.startswith("tfds:") else str(Path(source).absolute())
+def folder_of(source: str) -> Path | None:
+    """The folder that a source names; None where it names a data set."""
+    return None if source == "avatars" or source.startswith("tfds:") else Path(source)
 
 
 def _check_batch(name: str, train_size: int, batch_size: int) -> None:
@@ -195,7 +196,8 @@ def _avatars_builder(size: int) -> Any:
     drawn = next((candidate for candidate in sizes if candidate >= size), None)
     if drawn is None:
         raise InputError(f"avatars are drawn at up to {sizes[-1]} pixels a side: image size {size} is too large")
-    return Avatars(config=f"{drawn}x{drawn}")
+    with _tidy():
+        return _described(Avatars(config=f"{drawn}x{drawn}"))
 
 
 def _from_avatars(image_size: int | None) -> ImageData:
@@ -204,7 +206,7 @@ def _from_avatars(image_size: int | None) -> ImageData:
     size = image_size or DEFAULT_SIZE
     builder = _avatars_builder(size)
     if not _is_prepared(builder):
-        print(f"drawing the avatars, once, into {builder.data_path}")
+        print(f"drawing the avatars, once, into {builder.data_path}: a minute or so")
         tfds.disable_progress_bar()  # the builder shows one that knows its end
         try:
             with contextlib.redirect_stdout(io.StringIO()):
@@ -227,7 +229,8 @@ def _tfds_builder(name: str) -> Any:
     if not name:
         raise InputError("tfds: names no set: give tfds:NAME, as in tfds:mnist")
     try:
-        builder = tfds.builder(name)
+        with _tidy():
+            builder = _described(tfds.builder(name))
     except tfds.core.DatasetNotFoundError as error:
         near = difflib.get_close_matches(name.partition("/")[0], tfds.list_builders(with_community_datasets=False), 3)
         hint = f"did you mean {' or '.join(near)}?" if near else "`tfds.list_builders()` names those there are"
@@ -239,6 +242,23 @@ def _tfds_builder(name: str) -> Any:
             f"tfds:{name} is not prepared under {builder.data_path.parent}: run `tfds build {name}` once, "
             "where there is a network, or set TFDS_DATA_DIR to the folder that holds it"
         )
+    return builder
+
+
+@contextlib.contextmanager
+def _tidy() -> Iterator[None]:
+    """Takes away the empty temporary folder that TFDS leaves behind for each builder it describes."""
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory() as folder:
+        tempfile.tempdir = folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
+
+
+def _described(builder: Any) -> Any:
+    builder.info  # noqa: B018 (made at the first look)
     return builder
 
 

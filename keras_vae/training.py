@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import sys
+import tempfile
 import time
 import uuid
 from dataclasses import asdict, dataclass
@@ -166,8 +166,11 @@ def check_folder(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not a run: give a new or an empty folder")
     parent = next(folder for folder in out.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError(f"cannot make {out}: {parent} is not a folder that can be written to")
+    try:  # permissions alone do not tell: some file systems refuse even their owner
+        with tempfile.TemporaryDirectory(dir=parent):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot make {out}: {parent} is not a folder that can be written to") from error
 
 
 def _make_folder(out: Path, config: TrainingConfig, policy: str) -> None:

@@ -141,8 +141,8 @@ def _check_batch(name: str, train_size: int, batch_size: int) -> None:
 
 
 def _batch(batch_size: int, attributes: bool) -> Callable[[tf.data.Dataset, bool], tf.data.Dataset]:
-    # The thread that tunes a pipeline sleeps for up to a minute between looks, and now and then misses the end of
-    # an epoch: the next one then waited 30 to 60 s for it (TensorFlow 2.21). Our stages need no tuning.
+    # With autotuning (TensorFlow 2.21) four runs stood idle for 33 to 57 s, three of them where one epoch's iterator
+    # gives way to the next; without it none did. Why was not established; a guess is its thread, which sleeps at times.
     options = tf.data.Options()
     options.autotune.enabled = False
 

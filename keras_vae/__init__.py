@@ -13,9 +13,10 @@ import wrapt
 from keras_vae._backend import require_tensorflow
 from keras_vae._version import __version__
 from keras_vae.errors import InputError
+from keras_vae.objectives import OBJECTIVES, PRESETS
 
 if TYPE_CHECKING:
-    from keras_vae import data, distributions, networks, perceptual, precision
+    from keras_vae import data, distributions, networks, perceptual, precision, schedules
     from keras_vae.distributions import DiagonalGaussian
     from keras_vae.perceptual import PerceptualLoss
     from keras_vae.vae import VAE
@@ -25,9 +26,11 @@ _HOMES = {
     "PerceptualLoss": "keras_vae.perceptual",
     "DiagonalGaussian": "keras_vae.distributions",
 }
-_MODULES = ("data", "distributions", "networks", "perceptual", "precision")
+_MODULES = ("data", "distributions", "networks", "perceptual", "precision", "schedules")
 
 __all__ = [
+    "OBJECTIVES",
+    "PRESETS",
     "VAE",
     "DiagonalGaussian",
     "InputError",
@@ -38,6 +41,7 @@ __all__ = [
     "networks",
     "perceptual",
     "precision",
+    "schedules",
 ]
 
 

@@ -19,6 +19,7 @@ import typer
 from keras_vae._backend import require_tensorflow
 from keras_vae._version import __version__
 from keras_vae.errors import InputError
+from keras_vae.objectives import DEFAULT_LAYERS, DEFAULT_PERCEPTUAL_WEIGHT, PRESETS
 
 if TYPE_CHECKING:
     from export.verify import Report
@@ -100,55 +101,116 @@ def demo(
 
 @app.command()
 def train(
+    context: typer.Context,
     data: DataOption,
     out: Annotated[Path, typer.Option(help="Run folder to make.")],
+    preset: Annotated[
+        str | None, typer.Option(help=f"Settings by name, which other options override: {', '.join(PRESETS)}.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs; 5 where no limit is given.")] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps at most.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Minutes of training at most.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 64,
     image_size: Annotated[int | None, typer.Option(help="Pixels a side; 64, or the set's own size.")] = None,
+    crop: Annotated[int | None, typer.Option(help="Pixels a side of the centred square to cut out first.")] = None,
     latent_dim: Annotated[int, typer.Option(help="Number of latents.")] = 100,
-    network: Annotated[str, typer.Option(help="Encoder and decoder family: dfc.")] = "dfc",
+    network: Annotated[str, typer.Option(help="Encoder and decoder family: dfc or resnet.")] = "dfc",
+    width: Annotated[int | None, typer.Option(help="Channels of the network's first layer; 32.")] = None,
+    attention: Annotated[bool, typer.Option(help="Self-attention at the lowest resolution (resnet).")] = False,
     perceptual: Annotated[
         str, typer.Option(help="Feature network: vgg19 or vgg16 (downloaded), hed-vgg16 (offline), or none.")
     ] = "vgg19",
     perceptual_layers: Annotated[
-        str, typer.Option(help="vae-123, vae-345, or layer names such as relu1_2,relu3_1.")
-    ] = "vae-123",
-    perceptual_weight: Annotated[float, typer.Option(help="Factor of the perceptual loss.")] = 0.5,
-    likelihood: Annotated[str, typer.Option(help="Likelihood of pixels: gaussian or bernoulli.")] = "gaussian",
+        str, typer.Option(help="vae-123, vae-234, vae-345, vae-12345, or layer names such as relu1_2,relu3_1.")
+    ] = DEFAULT_LAYERS,
+    perceptual_weight: Annotated[
+        str,
+        typer.Option(help="Weight of the perceptual term: a number, one a layer (1,0.5,2), calibrated or balanced."),
+    ] = DEFAULT_PERCEPTUAL_WEIGHT,
+    pixel_weight: Annotated[float, typer.Option(help="Factor of the pixels' likelihood; the paper's is 0.")] = 1.0,
+    likelihood: Annotated[
+        str, typer.Option(help="Of pixels: gaussian, gaussian-calibrated, bernoulli or discretized-logistic.")
+    ] = "gaussian-calibrated",
     beta: Annotated[float, typer.Option(help="Factor of the KL in the loss.")] = 1.0,
+    kl_schedule: Annotated[
+        str, typer.Option(help="How beta rises: constant, linear, cosine or cyclical.")
+    ] = "constant",
+    kl_steps: Annotated[int, typer.Option(help="Steps of the schedule.")] = 1000,
+    kl_target: Annotated[float | None, typer.Option(help="Nats to steer the KL to, instead of a schedule.")] = None,
+    free_bits: Annotated[float, typer.Option(help="Nats each latent may carry uncharged.")] = 0.0,
     learning_rate: Annotated[float, typer.Option(help="Adam's learning rate.")] = 5e-4,
+    learning_rate_decay: Annotated[float, typer.Option(help="Its factor after each epoch.")] = 1.0,
+    ema: Annotated[
+        float | None, typer.Option(help="Momentum of averaged weights, such as 0.999, to evaluate and export.")
+    ] = None,
     precision: Annotated[str, typer.Option(help="auto, float32, mixed_float16 or mixed_bfloat16.")] = "auto",
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Train a VAE and write its run folder."""
-    layers: str | tuple[str, ...] = perceptual_layers
-    if perceptual_layers.startswith("relu"):
-        layers = tuple(name.strip() for name in perceptual_layers.split(","))
+    options: dict[str, Any] = {}
+    if width is not None:
+        options["width"] = width
+    if attention:
+        options["attention"] = True
+    settings: dict[str, Any] = {
+        "epochs": epochs,
+        "steps": steps,
+        "minutes": minutes,
+        "batch_size": batch_size,
+        "image_size": image_size,
+        "crop": crop,
+        "latent_dim": latent_dim,
+        "network": network,
+        "perceptual": None if perceptual == "none" else perceptual,
+        "perceptual_layers": _layers(perceptual_layers),
+        "perceptual_weight": _weights(perceptual_weight),
+        "pixel_weight": pixel_weight,
+        "likelihood": likelihood,
+        "beta": beta,
+        "kl_schedule": kl_schedule,
+        "kl_steps": kl_steps,
+        "kl_target": kl_target,
+        "free_bits": free_bits,
+        "learning_rate": learning_rate,
+        "learning_rate_decay": learning_rate_decay,
+        "ema": ema,
+        "precision": precision,
+        "seed": seed,
+    }
+    if preset is not None:
+        if preset not in PRESETS:
+            raise InputError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
+        typed = {name for name in settings if _typed(context, name)}
+        if typed & {"steps", "minutes"}:
+            typed.add("epochs")  # who bounds the run in another way does not want the preset's epochs
+        settings |= {name: value for name, value in PRESETS[preset].items() if name not in typed}
     with _reporting(as_json) as report:
         training = _library("keras_vae.training")
-        config = training.TrainingConfig(
-            data=data,
-            out=str(out),
-            epochs=epochs,
-            steps=steps,
-            minutes=minutes,
-            batch_size=batch_size,
-            image_size=image_size,
-            latent_dim=latent_dim,
-            network=network,
-            perceptual=None if perceptual == "none" else perceptual,
-            perceptual_layers=layers,
-            perceptual_weight=perceptual_weight,
-            likelihood=likelihood,
-            beta=beta,
-            learning_rate=learning_rate,
-            precision=precision,
-            seed=seed,
-        )
-        report(training.train(config))
+        report(training.train(training.TrainingConfig(data=data, out=str(out), network_options=options, **settings)))
+
+
+@app.command()
+def evaluate(
+    model: VAEArgument,
+    data: Annotated[
+        str | None, typer.Option(help="'avatars', 'tfds:NAME', or a folder; by default what the run trained on.")
+    ] = None,
+    importance_samples: Annotated[
+        int | None, typer.Option(help="Also the importance-weighted bound, with so many draws an image.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Held-out images to take at most; all.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images at a time; the run's own, or 64.")] = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a model on held-out images.
+
+    The ELBO and its parts in nats per image, as training reports them, and with --importance-samples K a tighter
+    bound on log p(x) with its standard error.
+    """
+    with _reporting(as_json) as report:
+        report(_library("keras_vae.commands").evaluate(model, data, importance_samples, limit, batch_size, seed))
 
 
 @app.command()
@@ -221,6 +283,23 @@ def verify(
 
 
 # Helpers -----------------------------------------------------------------------------------------
+
+
+def _typed(context: typer.Context, option: str) -> bool:
+    source = context.get_parameter_source(option)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _layers(given: str) -> str | tuple[str, ...]:
+    return tuple(name.strip() for name in given.split(",")) if given.startswith("relu") else given
+
+
+def _weights(given: str) -> float | tuple[float, ...] | str:
+    try:
+        numbers = tuple(float(part) for part in given.split(","))
+    except ValueError:
+        return given  # a name, or a mistake that the library words
+    return numbers[0] if len(numbers) == 1 else numbers
 
 
 def _library(name: str) -> Any:

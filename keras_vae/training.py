@@ -9,7 +9,8 @@ import sys
 import tempfile
 import time
 import uuid
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,21 +19,27 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_vae import data, networks, pictures, precision
+from keras_vae import data, networks, pictures, precision, schedules
 from keras_vae._version import __version__
 from keras_vae.data import sources
-from keras_vae.distributions import get_likelihood
+from keras_vae.distributions import check_likelihood
 from keras_vae.errors import InputError
 from keras_vae.evaluation.fidelity import psnr, sharpness_ratio
 from keras_vae.files import write_aside
 from keras_vae.models import CHECKPOINT_FOLDER, CONFIG_FILE, MODEL_FILE, is_run
-from keras_vae.perceptual import PerceptualLoss, check_weight
-from keras_vae.vae import LEARNING_RATE, VAE
+from keras_vae.objectives import DEFAULT_LAYERS, DEFAULT_PERCEPTUAL_WEIGHT
+from keras_vae.perceptual import PerceptualLoss, check_perceptual_weight, check_weight
+from keras_vae.vae import LEARNING_RATE, VAE, perceptual_loss
 
 DEFAULT_EPOCHS = 5
 PICTURED = 24  # images in the grids of each epoch
 MEASURED = 1024  # held-out images on which the final figures are taken
 CHECKPOINTS_KEPT = 2
+KL_SCHEDULES = {
+    "linear": schedules.LinearWarmup,
+    "cosine": schedules.CosineWarmup,
+    "cyclical": schedules.CyclicalAnnealing,
+}
 SECONDS_BETWEEN_LINES = 10  # of progress, where standard output is no terminal
 
 
@@ -48,6 +55,11 @@ class TrainingConfig:
         perceptual: feature network, or None for the plain ELBO.
         precision: a name of `keras_vae.precision.PRECISIONS`.
         seed: of weights, noise and shuffling.
+        kl_schedule: "constant", or a key of `KL_SCHEDULES`: beta rises over the first `kl_steps` training steps.
+        kl_target: nats to steer the KL to, with beta as the first weight; instead of a schedule.
+        learning_rate: of Adam; multiplied by `learning_rate_decay` after each epoch.
+        ema: momentum of an exponential moving average of the weights, such as 0.999, which evaluation, pictures and
+            the saved model use; None for none.
         Others: as `VAE` and `keras_vae.data.load` take them.
     """
 
@@ -58,14 +70,23 @@ class TrainingConfig:
     minutes: float | None = None
     batch_size: int = 64
     image_size: int | None = None
+    crop: int | None = None
     latent_dim: int = 100
     network: str = "dfc"
+    network_options: Mapping[str, Any] = field(default_factory=dict)
     perceptual: str | None = "vgg19"
-    perceptual_layers: str | tuple[str, ...] = "vae-123"
-    perceptual_weight: float = 0.5
-    likelihood: str = "gaussian"
+    perceptual_layers: str | tuple[str, ...] = DEFAULT_LAYERS
+    perceptual_weight: float | tuple[float, ...] | str = DEFAULT_PERCEPTUAL_WEIGHT
+    pixel_weight: float = 1.0
+    likelihood: str = "gaussian-calibrated"
     beta: float = 1.0
+    kl_schedule: str = "constant"
+    kl_steps: int = 1000
+    kl_target: float | None = None
+    free_bits: float = 0.0
     learning_rate: float = LEARNING_RATE
+    learning_rate_decay: float = 1.0
+    ema: float | None = None
     precision: str = "auto"
     seed: int = 0
 
@@ -84,27 +105,33 @@ def train(config: TrainingConfig) -> dict[str, Any]:
         InputError: a setting, the data or the output folder cannot be used.
     """
     out = Path(config.out)
-    perceptual = None if config.perceptual is None else PerceptualLoss(config.perceptual, config.perceptual_layers)
-    _check(config, out)
+    perceptual = None
+    if config.perceptual is not None:
+        perceptual = perceptual_loss(config.perceptual, config.perceptual_layers)
+    _check(config, out, perceptual)
     policy, reason = precision.choose(config.precision)
     print(f"precision: {policy} ({reason})")
     # Weights, data and model before the folder: each may turn out to be unusable.
     if perceptual is not None:
         perceptual.load(policy)
     keras.utils.set_random_seed(config.seed)
-    images = data.load(config.data, config.image_size, config.batch_size, config.seed)
+    images = data.load(config.data, config.image_size, config.batch_size, config.seed, crop=config.crop)
     vae = VAE(
         image_shape=images.image_shape,
         latent_dim=config.latent_dim,
         network=config.network,
+        network_options=config.network_options,
         perceptual=perceptual,
         perceptual_weight=config.perceptual_weight,
+        pixel_weight=config.pixel_weight,
         beta=config.beta,
+        free_bits=config.free_bits,
         likelihood=config.likelihood,
         seed=config.seed,
         dtype=policy,
     )
-    vae.compile(keras.optimizers.Adam(config.learning_rate))
+    steps_per_epoch = images.train_size // config.batch_size
+    vae.compile(keras.optimizers.Adam(_learning_rate(config, steps_per_epoch), **_averaging(config)))
     height, width, channels = images.image_shape
     print(
         f"data: {images.name}, {images.train_size} images to train on, {images.test_size} held out, "
@@ -112,7 +139,7 @@ def train(config: TrainingConfig) -> dict[str, Any]:
     )
     _make_folder(out, config, policy)
 
-    progress = _Progress(config, images.train_size // config.batch_size)
+    progress = _Progress(config, steps_per_epoch)
     examples = _examples(images)
     vae.fit(
         images.train,
@@ -122,6 +149,7 @@ def train(config: TrainingConfig) -> dict[str, Any]:
         verbose=0,  # `progress` shows Keras's bar, with headings that fit a run bounded by minutes
         callbacks=[
             progress,
+            *_kl_schedule(config),
             keras.callbacks.TensorBoard(out / "logs", write_graph=False),
             _MetricsLog(out / "metrics.jsonl", progress),
             _EpochPictures(out, examples[:PICTURED], config.seed),
@@ -132,22 +160,55 @@ def train(config: TrainingConfig) -> dict[str, Any]:
     return _finish(vae, out, examples, progress, policy, config)
 
 
-def _check(config: TrainingConfig, out: Path) -> None:
+def _learning_rate(config: TrainingConfig, steps_per_epoch: int) -> Any:
+    if config.learning_rate_decay == 1.0:
+        return config.learning_rate
+    return keras.optimizers.schedules.ExponentialDecay(
+        config.learning_rate, steps_per_epoch, config.learning_rate_decay, staircase=True
+    )
+
+
+def _averaging(config: TrainingConfig) -> dict[str, Any]:
+    return {} if config.ema is None else {"use_ema": True, "ema_momentum": config.ema}
+
+
+def _kl_schedule(config: TrainingConfig) -> list[keras.callbacks.Callback]:
+    if config.kl_target is not None:
+        return [schedules.TargetKL(config.kl_target)]
+    if config.kl_schedule == "constant":
+        return []
+    return [KL_SCHEDULES[config.kl_schedule](config.kl_steps)]
+
+
+def _check(config: TrainingConfig, out: Path, perceptual: PerceptualLoss | None) -> None:
     """Refuses what can be refused before any work."""
-    for name in ("epochs", "steps", "minutes"):
+    for name in ("epochs", "steps", "minutes", "crop", "kl_target", "kl_steps", "learning_rate_decay"):
         value = getattr(config, name)
         if value is not None and not (math.isfinite(value) and value > 0):
             raise InputError(f"{name}={value}: give a number above 0")
     check_weight("beta", config.beta)
-    check_weight("perceptual_weight", config.perceptual_weight)
+    check_perceptual_weight(config.perceptual_weight, perceptual)
+    check_weight("free_bits", config.free_bits)
+    if not check_weight("pixel_weight", config.pixel_weight) and perceptual is None:
+        raise InputError("pixel_weight=0 and no perceptual network: nothing says what an image should look like")
+    if config.kl_schedule != "constant" and config.kl_schedule not in KL_SCHEDULES:
+        raise InputError(
+            f"unknown kl_schedule {config.kl_schedule!r}: choose one of constant, {', '.join(KL_SCHEDULES)}"
+        )
+    if config.kl_target is not None and config.kl_schedule != "constant":
+        raise InputError(f"kl_target and kl_schedule {config.kl_schedule!r} both set beta: give one of them")
+    if config.kl_target is not None and not config.beta:
+        raise InputError("kl_target multiplies beta, which is 0: give a positive beta to begin with, such as 1")
+    if config.ema is not None and not 0.0 < config.ema < 1.0:
+        raise InputError(f"ema={config.ema}: give a momentum between 0 and 1, such as 0.999")
     if not (math.isfinite(config.learning_rate) and config.learning_rate > 0):
         raise InputError(f"learning_rate={config.learning_rate}: give a number above 0")
     if not 0 <= config.seed < 2**32:
         raise InputError(f"seed={config.seed}: give a whole number from 0 to 4294967295")
     size = config.image_size or sources.DEFAULT_SIZE
-    networks.check(config.network, (size, size, 3), config.latent_dim)
+    networks.check(config.network, (size, size, 3), config.latent_dim, config.network_options)
     precision.check(config.precision)
-    get_likelihood(config.likelihood)
+    check_likelihood(config.likelihood)
     check_folder(out)
     folder = sources.folder_of(config.data)
     if folder is not None and out.resolve().is_relative_to(folder.resolve()):
@@ -343,10 +404,12 @@ class _EpochPictures(keras.callbacks.Callback):
         self.writer = tf.summary.create_file_writer(str(run / "logs" / "pictures"))
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        reconstructions = keras.ops.convert_to_numpy(self.model(self.examples, training=False))
+        with self.model.averaged_weights():
+            reconstructions = keras.ops.convert_to_numpy(self.model(self.examples, training=False))
+            samples = _sample(self.model, PICTURED, self.seed)
         shown = {
             "reconstructions": pictures.side_by_side(self.examples, reconstructions),
-            "samples": pictures.grid(_sample(self.model, PICTURED, self.seed), columns=12),
+            "samples": pictures.grid(samples, columns=12),
         }
         for name, picture in shown.items():
             pictures.save(picture, self.run / "samples" / f"epoch-{epoch + 1:04d}-{name}.png")

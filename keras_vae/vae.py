@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +15,33 @@ import tensorflow as tf
 from keras import ops
 
 from keras_vae import networks, precision
-from keras_vae.distributions import DiagonalGaussian, Likelihood, get_likelihood
+from keras_vae.distributions import DiagonalGaussian, Likelihood, RunningVariance, get_likelihood
 from keras_vae.errors import InputError
-from keras_vae.perceptual import PerceptualLoss, check_weight
+from keras_vae.metrics import ActiveUnits
+from keras_vae.objectives import DEFAULT_LAYERS, DEFAULT_PERCEPTUAL_WEIGHT
+from keras_vae.perceptual import PerceptualLoss, check_perceptual_weight, check_weight
 
-METRICS = ("loss", "elbo", "reconstruction", "kl", "perceptual")
 LEARNING_RATE = 5e-4  # Hou et al., section 4.1
 # Keras begins at 2^15, meant for losses near 1. Ours are sums over pixels: it then leaves out a dozen steps, whose
 # gradients overflow, before it arrives here.
 INITIAL_LOSS_SCALE = 4.0
+MIN_FEATURE_VARIANCE = 1e-8  # below the rounding of bfloat16 features of length 1
 
 
 @keras.saving.register_keras_serializable("keras_vae")
 class VAE(keras.Model):
-    """Variational autoencoder with an optional deep-feature-consistent (perceptual) loss.
+    """Variational autoencoder whose loss sees pixels, deep features, or both.
 
-    Kingma and Welling 2014 (arXiv 1312.6114) with the loss of Hou et al. 2017 (arXiv 1610.00291).
-    With a perceptual network, training minimizes
+    Kingma and Welling 2014 (arXiv 1312.6114) with the deep-feature-consistent loss of Hou et al. 2017
+    (arXiv 1610.00291). Training minimizes
 
-        loss = beta * KL + perceptual_weight * perceptual      (the paper's objective)
+        loss = pixel_weight * -log p(x | z) + perceptual + beta * KL
 
-    and without one the negative ELBO, beta weighting the KL:
-
-        loss = -log p(x | z) + beta * KL
-
-    KL and log-likelihood are in nats per image, summed over latents and over pixel values. `elbo`
-    is reported in either case, as log p(x | z) - KL with no weight in it.
+    KL and log-likelihood are in nats per image, summed over latents and over pixel values, and have no hidden factor.
+    `elbo` is reported in any case, as log p(x | z) - KL with no weight in it. What `perceptual` is,
+    `perceptual_weight` says. With the defaults pixels and features are both calibrated Gaussians, and nothing is
+    tuned by hand; `keras_vae.OBJECTIVES` holds other choices by name, the paper's among them:
+    `VAE(**keras_vae.OBJECTIVES["vae-123"])`.
 
     Images are float32 (batch, height, width, channels) in [0, 1]; uint8 images are scaled. Anything
     Keras takes will do for `fit`, `evaluate` and `predict`: arrays, or datasets of images, of (image, label), or
@@ -48,12 +51,25 @@ class VAE(keras.Model):
         image_shape: (height, width, channels), with 1 or 3 channels.
         latent_dim: number of latents.
         network: encoder and decoder family, a key of `keras_vae.networks.FAMILIES`.
+        network_options: the family's own options, such as {"width": 64}.
+        encoder, decoder: Keras models of your own instead of a family, both; they say image_shape and latent_dim
+            too. The encoder returns {"mean", "log_var"}, the two in that order, or one output with the means first;
+            the decoder returns images in [0, 1].
         perceptual: "vgg19", "vgg16", "hed-vgg16", a `PerceptualLoss`, or None. It is loaded when
             training starts, is frozen, and is not saved with the model.
-        perceptual_layers: "vae-123", "vae-345" or layer names, where `perceptual` is a name.
-        perceptual_weight: factor of the perceptual term; the paper's is 0.5.
-        beta: factor of the KL in the loss; 1 is the ELBO's.
-        likelihood: "gaussian", "bernoulli", or an object of `keras_vae.distributions`.
+        perceptual_layers: "vae-123", "vae-345", "vae-12345" or layer names, where `perceptual` is a name.
+        perceptual_weight: how the layers' terms d (each 1/(2CWH) times the sum of squared differences) enter.
+            A number w: w * sum(d), the paper's with 0.5. One number a layer: sum(w * d).
+            "calibrated": each layer's features get a Gaussian with its own optimal variance, and the term is their
+            negative log-likelihood in nats. "balanced": the same, with each layer's nats scaled to the number of
+            values the image has: features are functions of the image and no further evidence, whatever their number.
+        pixel_weight: factor of the negative log-likelihood of the pixels; the paper's is 0.
+        beta: factor of the KL in the loss; 1 is the ELBO's. `vae.beta` can be set at any time, and
+            `keras_vae.schedules` do.
+        free_bits: nats that each latent may carry without being charged in the loss (Kingma et al. 2016,
+            arXiv 1606.04934, appendix C.8: the mean over the batch is compared). `kl` stays what it is.
+        likelihood: "gaussian", "gaussian-calibrated", "bernoulli", "discretized-logistic", or an object of
+            `keras_vae.distributions`.
         seed: seed of the draws from the posterior and of nothing else; Keras's global seed
             (`keras.utils.set_random_seed`) is what initial weights depend on.
 
@@ -73,33 +89,77 @@ class VAE(keras.Model):
         latent_dim: int = 100,
         network: str = "dfc",
         perceptual: str | PerceptualLoss | None = "vgg19",
-        perceptual_layers: str | Sequence[str] = "vae-123",
-        perceptual_weight: float = 0.5,
+        perceptual_layers: str | Sequence[str] = DEFAULT_LAYERS,
+        perceptual_weight: float | Sequence[float] | str = DEFAULT_PERCEPTUAL_WEIGHT,
+        pixel_weight: float = 1.0,
         beta: float = 1.0,
-        likelihood: str | Likelihood = "gaussian",
+        free_bits: float = 0.0,
+        likelihood: str | Likelihood = "gaussian-calibrated",
+        network_options: Mapping[str, Any] | None = None,
+        encoder: keras.Model | None = None,
+        decoder: keras.Model | None = None,
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        height, width, channels = _image_shape(image_shape)
-        self.image_shape = (height, width, channels)
-        self.latent_dim = int(latent_dim)
         self.network = network
-        self.beta = check_weight("beta", beta)
-        self.perceptual_weight = check_weight("perceptual_weight", perceptual_weight)
-        self.likelihood = get_likelihood(likelihood)
+        self.network_options = dict(network_options or {})
+        self.own_networks = encoder is not None or decoder is not None
+        shape = _image_shape(image_shape)
+        if encoder is not None and decoder is not None:
+            self.encoder, self.decoder, shape, latent_dim = networks.adopt(encoder, decoder, shape, int(latent_dim))
+        elif self.own_networks:
+            raise InputError("give both encoder and decoder, or neither and the name of a network")
+        else:
+            self.encoder, self.decoder = networks.build(
+                network, shape, int(latent_dim), self.dtype_policy, self.network_options
+            )
+        self.image_shape: tuple[int, int, int] = shape
+        self.latent_dim = int(latent_dim)
         self.seed = seed
+        self.initial_beta = check_weight("beta", beta)
+        self.free_bits = check_weight("free_bits", free_bits)
+        self.pixel_weight = check_weight("pixel_weight", pixel_weight)
+        self.likelihood = get_likelihood(likelihood)
         # A plain object, so that Keras neither saves nor counts the frozen network as a part of the model.
-        self.perceptual = PerceptualLoss(perceptual, perceptual_layers) if isinstance(perceptual, str) else perceptual
-        self.encoder, self.decoder = networks.build(network, self.image_shape, self.latent_dim, self.dtype_policy)
-        # Evaluation draws from a stream of its own: it must not change the training that goes on after it.
+        self.perceptual = perceptual_loss(perceptual, perceptual_layers) if isinstance(perceptual, str) else perceptual
+        self.perceptual_weight = check_perceptual_weight(perceptual_weight, self.perceptual)
+        if self.perceptual is None and not self.pixel_weight:
+            raise InputError("pixel_weight=0 and no perceptual network: nothing says what an image should look like")
+        self._scalar("_beta", self.initial_beta)
+        self._scalar("_last_kl", 0.0)
+        if self.perceptual is not None and isinstance(self.perceptual_weight, str):
+            count = len(self.perceptual.keras_layers)
+            self.feature_variances = RunningVariance(count, minimum=MIN_FEATURE_VARIANCE, name="feature_variances")
+        # Evaluation draws from a stream of its own, from the same start each time: it neither changes the training
+        # that goes on after it, nor finds other figures the second time.
         self.train_noise = keras.random.SeedGenerator(seed, name="train_noise")
         self.test_noise = keras.random.SeedGenerator(seed, name="test_noise")
-        self.trackers = {name: keras.metrics.Mean(name=name) for name in METRICS}
-        if self.perceptual is None:
-            del self.trackers["perceptual"]
+        self.trackers = {name: keras.metrics.Mean(name=name) for name in self._metric_names()}
+        self.active_units = ActiveUnits(self.latent_dim)
         self._xla_functions: dict[str, Any] = {}
         self.build((None, *self.image_shape))
+
+    def _scalar(self, name: str, value: float) -> None:
+        weight = self.add_weight(
+            name=name.lstrip("_"),
+            shape=(),
+            initializer=keras.initializers.Constant(value),
+            dtype="float32",
+            trainable=False,
+            autocast=False,
+        )
+        setattr(self, name, weight)
+
+    def _metric_names(self) -> list[str]:
+        names = ["loss", "elbo", "reconstruction", "kl"]
+        if self.free_bits:
+            names.append("kl_floored")
+        if self.likelihood.discrete:
+            names.append("bits_per_dim")
+        if self.perceptual is not None:
+            names.append("perceptual")
+        return names
 
     def build(self, input_shape: Any) -> None:
         self.built = True  # both networks are built when they are made
@@ -148,47 +208,121 @@ class VAE(keras.Model):
 
     # Training --------------------------------------------------------------------------------
 
-    def objective(self, images: Any, noise: keras.random.SeedGenerator, training: bool) -> dict[str, Any]:
-        """Every term of the objective for each image, in float32: the values of `METRICS`, shape (batch,)."""
+    def objective(
+        self, images: Any, noise: keras.random.SeedGenerator, training: bool, targets: list[Any] | None = None
+    ) -> tuple[dict[str, Any], DiagonalGaussian]:
+        """Every term of the objective for each image, in float32, shape (batch,), and the posterior.
+
+        Args:
+            images: float32, of the model's shape.
+            noise: where draws from the posterior come from.
+            training: whether batch statistics and calibrated variances follow this batch.
+            targets: the images' features, where they are at hand.
+
+        Returns:
+            `loss`, `elbo`, `reconstruction` (-log p(x | z)), `kl`, and where they apply `kl_floored`,
+            `bits_per_dim` and `perceptual`.
+        """
         posterior = self.encode(images, training)
         decoded = self.decode(posterior.sample(noise), training)
 
-        kl = posterior.kl()
-        reconstruction = -self.likelihood.log_prob(images, decoded)
+        # Left out of the loss, the pixels still teach a likelihood's own parameters, but not the decoder.
+        seen = decoded if self.pixel_weight else ops.stop_gradient(decoded)
+        reconstruction = -self.likelihood.log_prob(images, seen, training=training)
+        kl = charged = posterior.kl()
         terms = {"elbo": -reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
-        if self.perceptual is None:
-            return {"loss": reconstruction + self.beta * kl, **terms}
-        perceptual = self.perceptual(images, decoded)
-        return {"loss": self.perceptual_weight * perceptual + self.beta * kl, **terms, "perceptual": perceptual}
+        if self.free_bits:
+            charged = terms["kl_floored"] = self._floored(posterior)
+        if self.likelihood.discrete:
+            terms["bits_per_dim"] = -terms["elbo"] / (math.log(2.0) * math.prod(self.image_shape))
+
+        loss = self._beta * charged
+        if self.pixel_weight:
+            loss = loss + self.pixel_weight * reconstruction
+        if self.perceptual is not None:
+            targets = self.perceptual.targets(images) if targets is None else targets
+            terms["perceptual"], term = self._perceptual(targets, decoded, training)
+            loss = loss + term
+        return {"loss": loss, **terms}, posterior
+
+    def _perceptual(self, targets: list[Any], decoded: Any, training: bool) -> tuple[Any, Any]:
+        """The perceptual term of each image as it is reported, and as it enters the loss."""
+        assert self.perceptual is not None
+        distances = self.perceptual.distances(targets, decoded)
+        if isinstance(self.perceptual_weight, float):
+            total = ops.sum(distances, axis=1)
+            return total, self.perceptual_weight * total
+        if isinstance(self.perceptual_weight, tuple):
+            weighted = ops.sum(distances * ops.convert_to_tensor(self.perceptual_weight, "float32"), axis=1)
+            return weighted, weighted
+        squared_errors = 2.0 * distances
+        variances = self.feature_variances(squared_errors, training=training)
+        nats = 0.5 * (squared_errors / variances + ops.log(2.0 * math.pi * variances))
+        sizes = [math.prod(target.shape[1:]) for target in targets]
+        if self.perceptual_weight == "balanced":
+            sizes = [math.prod(self.image_shape)] * len(targets)
+        total = ops.sum(nats * ops.convert_to_tensor(sizes, "float32"), axis=1)
+        return total, total
+
+    def _floored(self, posterior: DiagonalGaussian) -> Any:
+        """The KL that the loss charges under free bits: the same for each image of the batch."""
+        per_latent = ops.mean(posterior.kl_per_latent(), axis=0)
+        charged = ops.sum(ops.maximum(per_latent, self.free_bits))
+        return ops.broadcast_to(charged, ops.shape(posterior.mean)[:1])
 
     def train_step(self, data: Any) -> dict[str, Any]:
         images = self._images(_inputs(data))
+        # Before the tape: no gradient goes to the real images' features, and nothing is kept for one.
+        targets = None if self.perceptual is None else self.perceptual.targets(images)
         with tf.GradientTape() as tape:
-            terms = self.objective(images, self.train_noise, training=True)
+            terms, posterior = self.objective(images, self.train_noise, training=True, targets=targets)
             loss = ops.mean(terms["loss"])
+            if not self.pixel_weight and self.likelihood.trainable_weights:
+                loss = loss + ops.mean(terms["reconstruction"])
             # Losses that layers added (weight decay, say); float16 needs the loss scaled before the gradient.
             loss = loss + sum(ops.cast(extra, "float32") for extra in self.losses)
             scaled_loss = self.optimizer.scale_loss(loss)
         weights = self.trainable_weights
         self.optimizer.apply_gradients(zip(tape.gradient(scaled_loss, weights), weights, strict=True))
-        return self._track(terms)
+        self._last_kl.assign(ops.mean(terms["kl"]))
+        return {**self._track(terms, posterior), "beta": self._beta + 0.0}
 
     def test_step(self, data: Any) -> dict[str, Any]:
         images = self._images(_inputs(data))
-        return self._track(self.objective(images, self.test_noise, training=False))
+        return self._track(*self.objective(images, self.test_noise, training=False))
 
     def predict_step(self, data: Any) -> Any:
         return self(_inputs(data), training=False)
 
-    def _track(self, terms: dict[str, Any]) -> dict[str, Any]:
+    def _track(self, terms: dict[str, Any], posterior: DiagonalGaussian) -> dict[str, Any]:
         # A mean over images, not over batches: a smaller last batch weighs less.
         for name, tracker in self.trackers.items():
             tracker.update_state(terms[name])
-        return {name: tracker.result() for name, tracker in self.trackers.items()}
+        self.active_units.update_state(ops.stop_gradient(posterior.mean))
+        return {metric.name: metric.result() for metric in self.metrics}
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        return list(self.trackers.values())
+        return [*self.trackers.values(), self.active_units]
+
+    def reset_metrics(self) -> None:
+        super().reset_metrics()
+        # Keras calls this where an evaluation begins: it draws the same noise as the one before.
+        self.test_noise.state.assign(self.test_noise.state * np.array([1, 0], "uint32"))
+
+    @property
+    def beta(self) -> float:
+        """Factor of the KL in the loss, as it is now."""
+        return float(self._beta)
+
+    @beta.setter
+    def beta(self, value: float) -> None:
+        self._beta.assign(check_weight("beta", value))
+
+    @property
+    def last_kl(self) -> float:
+        """Mean KL of the last training batch, in nats per image."""
+        return float(self._last_kl)
 
     def compile(self, optimizer: Any = None, *, jit_compile: bool | str = "auto", **kwargs: Any) -> None:
         """As `keras.Model.compile`, less `loss` and `metrics`: the model brings its own.
@@ -233,6 +367,9 @@ class VAE(keras.Model):
     def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.fit`; arrays are looked over first, for images outside [0, 1].
 
+        With an optimizer that averages weights (`use_ema=True`), validation uses the averages, and so does everything
+        after `fit`, which puts them in the weights' place.
+
         Raises:
             InputError: an array of images in another range, or of another shape than the model's, or
                 perceptual weights that cannot be had.
@@ -241,6 +378,37 @@ class VAE(keras.Model):
         if isinstance(x, tf.data.Dataset):
             kwargs.setdefault("shuffle", False)  # Keras's default, True, makes it warn that datasets shuffle themselves
         return super().fit(x, *args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.evaluate`; with averaged weights where the optimizer keeps them."""
+        callbacks = kwargs.get("callbacks")
+        for callback in getattr(callbacks, "callbacks", callbacks) or ():
+            if isinstance(callback, keras.callbacks.SwapEMAWeights):  # does the same: twice would be not at all
+                return super().evaluate(*args, **kwargs)
+        with self.averaged_weights():
+            return super().evaluate(*args, **kwargs)
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Within it, weights are their exponential moving averages, where the optimizer keeps such (`use_ema=True`).
+
+        Afterwards they are again what they were, to the last bit. (Keras's callback `SwapEMAWeights` swaps by adding
+        and subtracting, which leaves the training after it a little different.)
+        """
+        optimizer: Any = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        # Before the first step the averages are zeros.
+        if not getattr(optimizer, "use_ema", False) or not int(optimizer.iterations):
+            yield
+            return
+        weights = optimizer._trainable_variables
+        own = [np.array(weight) for weight in weights]
+        for weight, average in zip(weights, optimizer._model_variables_moving_average, strict=True):
+            weight.assign(average)
+        try:
+            yield
+        finally:
+            for weight, value in zip(weights, own, strict=True):
+                weight.assign(value)
 
     def make_train_function(self, force: bool = False) -> Any:
         self.load_perceptual()
@@ -267,26 +435,36 @@ class VAE(keras.Model):
             "image_shape": self.image_shape,
             "latent_dim": self.latent_dim,
             "network": self.network,
+            "network_options": self.network_options,
             "perceptual": keras.saving.serialize_keras_object(self.perceptual),
             "perceptual_weight": self.perceptual_weight,
-            "beta": self.beta,
+            "pixel_weight": self.pixel_weight,
+            "beta": self.initial_beta,
+            "free_bits": self.free_bits,
             "likelihood": keras.saving.serialize_keras_object(self.likelihood),
             "seed": self.seed,
+            **(
+                {"encoder": _serialized(self.encoder), "decoder": _serialized(self.decoder)}
+                if self.own_networks
+                else {}
+            ),
         }
 
     def save_own_variables(self, store: Any) -> None:
         # Keras saves no seed generator; without its state a loaded model would draw its first noise again.
         for generator in (self.train_noise, self.test_noise):
             store[generator.name] = np.array(generator.state)
+        store["beta"] = np.array(self._beta)
 
     def load_own_variables(self, store: Any) -> None:
         for generator in (self.train_noise, self.test_noise):
             generator.state.assign(store[generator.name])
+        self._beta.assign(store["beta"])
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> VAE:
         config = dict(config)
-        for name in ("perceptual", "likelihood"):
+        for name in ("perceptual", "likelihood", "encoder", "decoder"):
             if isinstance(config.get(name), dict):
                 config[name] = keras.saving.deserialize_keras_object(config[name], custom_objects)
         return cls(**config)
@@ -323,7 +501,8 @@ class VAE(keras.Model):
         if kwargs:
             raise InputError(f"export takes no {', '.join(kwargs)}: it takes filepath, format, verbose and run_id")
         metadata = {"keras_vae_version": __version__, "run_id": run_id}
-        report = export_decoder(self.decoder, Path(filepath), format, metadata)
+        with self.averaged_weights():
+            report = export_decoder(self.decoder, Path(filepath), format, metadata)
         if verbose:
             print(f"decoder written to {filepath}: {report.summary()}")
         return report
@@ -336,9 +515,10 @@ class VAE(keras.Model):
     def _run(self, network: keras.Model, inputs: Any, training: bool) -> Any:
         """Calls a network; float16 on a CPU goes through XLA, outside of `fit` too."""
         if tf.executing_eagerly() and self._needs_xla():
-            if network.name not in self._xla_functions:
-                self._xla_functions[network.name] = tf.function(network, jit_compile=True)
-            return self._xla_functions[network.name](inputs, training=training)
+            role = "encoder" if network is self.encoder else "decoder"
+            if role not in self._xla_functions:
+                self._xla_functions[role] = tf.function(network, jit_compile=True)
+            return self._xla_functions[role](inputs, training=training)
         return network(inputs, training=training)
 
     def _images(self, images: Any) -> Any:
@@ -358,9 +538,21 @@ class VAE(keras.Model):
         return ops.cast(images, "float32")
 
 
+def perceptual_loss(network: str, layers: str | Sequence[str]) -> PerceptualLoss:
+    """What `VAE(perceptual=network, perceptual_layers=layers)` makes of the two names.
+
+    The default's features are normalized, the paper's are not.
+    """
+    return PerceptualLoss(network, layers, normalize=layers == DEFAULT_LAYERS)
+
+
 def _inputs(data: Any) -> Any:
     """The images of a batch of images, of (images, labels), or of a dict."""
     return keras.utils.unpack_x_y_sample_weight(data)[0]
+
+
+def _serialized(network: keras.Model) -> dict[str, Any]:
+    return keras.saving.serialize_keras_object(network)
 
 
 def _scaling(optimizer: Any) -> keras.optimizers.Optimizer:

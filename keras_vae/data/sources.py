@@ -64,6 +64,7 @@ def load(
     batch_size: int = 64,
     seed: int = 0,
     attributes: bool = False,
+    crop: int | None = None,
 ) -> ImageData:
     """Loads images as tf.data pipelines of float32 batches in [0, 1].
 
@@ -76,19 +77,23 @@ def load(
         batch_size: images in a batch.
         seed: of the shuffling.
         attributes: yield dicts with the images' attributes too, where the source has any.
+        crop: pixels a side of the centred square that is cut out before resizing; the largest there is by default,
+            and where an image is smaller.
 
     Raises:
         InputError: the source is unknown, empty, holds no images, or fewer than a batch for training.
     """
     check(source, image_size, batch_size)
+    if crop is not None and image_size is None:
+        image_size = DEFAULT_SIZE
     if isinstance(source, np.ndarray):
-        parts = _from_array(source, image_size)
+        parts = _from_array(source, image_size, crop)
     elif str(source) == "avatars":
-        parts = _from_avatars(image_size)
+        parts = _from_avatars(image_size, crop)
     elif str(source).startswith("tfds:"):
-        parts = _from_tfds(str(source).removeprefix("tfds:"), image_size)
+        parts = _from_tfds(str(source).removeprefix("tfds:"), image_size, crop)
     else:
-        parts = _from_folder(Path(source), image_size)
+        parts = _from_folder(Path(source), image_size, crop)
     if attributes and not parts.attribute_names:
         raise InputError(f"{parts.name} has no attributes: load it without them")
     _check_batch(parts.name, parts.train_size, batch_size)
@@ -161,7 +166,7 @@ def _batch(batch_size: int, attributes: bool) -> Callable[[tf.data.Dataset, bool
 # Each source ends as an ImageData whose pipelines hold single examples {"image": uint8, ...}.
 
 
-def _from_array(images: np.ndarray, image_size: int | None) -> ImageData:
+def _from_array(images: np.ndarray, image_size: int | None, crop: int | None) -> ImageData:
     if images.ndim == 3:
         images = images[..., np.newaxis]
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
@@ -174,8 +179,8 @@ def _from_array(images: np.ndarray, image_size: int | None) -> ImageData:
                 f"array with values from {images.min():g} to {images.max():g}: scale it to [0, 1], or give uint8"
             )
         images = np.round(images * 255.0).astype(np.uint8)
-    if image_size is not None and images.shape[1:3] != (image_size, image_size):
-        images = np.stack([_fit(Image.fromarray(image.squeeze()), image_size) for image in images])
+    if image_size is not None and (images.shape[1:3] != (image_size, image_size) or crop):
+        images = np.stack([_fit(Image.fromarray(image.squeeze()), image_size, crop) for image in images])
         images = images.reshape(len(images), image_size, image_size, -1)
     held_out = max(1, len(images) * HELD_OUT_PERCENT // 100)
     return _from_arrays("array", images[:-held_out], images[-held_out:])
@@ -200,7 +205,7 @@ def _avatars_builder(size: int) -> Any:
         return _described(Avatars(config=f"{drawn}x{drawn}"))
 
 
-def _from_avatars(image_size: int | None) -> ImageData:
+def _from_avatars(image_size: int | None, crop: int | None) -> ImageData:
     import tensorflow_datasets as tfds
 
     size = image_size or DEFAULT_SIZE
@@ -218,7 +223,7 @@ def _from_avatars(image_size: int | None) -> ImageData:
             ) from error
         finally:
             tfds.enable_progress_bar()
-    return _from_builder("avatars", builder, size)
+    return _from_builder("avatars", builder, size, crop)
 
 
 def _tfds_builder(name: str) -> Any:
@@ -267,11 +272,11 @@ def _is_prepared(builder: Any) -> bool:
     return builder.data_path.exists() and builder.is_prepared()
 
 
-def _from_tfds(name: str, image_size: int | None) -> ImageData:
-    return _from_builder(f"tfds:{name}", _tfds_builder(name), image_size)
+def _from_tfds(name: str, image_size: int | None, crop: int | None) -> ImageData:
+    return _from_builder(f"tfds:{name}", _tfds_builder(name), image_size, crop)
 
 
-def _from_builder(name: str, builder: Any, image_size: int | None) -> ImageData:
+def _from_builder(name: str, builder: Any, image_size: int | None, crop: int | None) -> ImageData:
     features = dict(getattr(builder.info.features, "items", tuple)())
     shape: tuple[int | None, ...] = features["image"].shape if "image" in features else ()
     if len(shape) != 3 or shape[2] not in (1, 3):
@@ -285,7 +290,9 @@ def _from_builder(name: str, builder: Any, image_size: int | None) -> ImageData:
     names = tuple(features.get("attributes", ()))
 
     def prepare(example: dict[str, Any]) -> dict[str, tf.Tensor]:
-        image = example["image"] if shape == image_shape else _crop_and_resize(example["image"], height, width)
+        image = example["image"]
+        if shape != image_shape or crop is not None:
+            image = _crop_and_resize(image, height, width, crop)
         prepared = {"image": tf.ensure_shape(image, image_shape)}
         if names:
             prepared["attributes"] = tf.stack([tf.cast(example["attributes"][key], tf.uint8) for key in names])
@@ -314,9 +321,11 @@ def _splits(name: str, builder: Any) -> tuple[str, str]:
     return f"train[:{100 - HELD_OUT_PERCENT}%]", f"train[{100 - HELD_OUT_PERCENT}%:]"
 
 
-def _crop_and_resize(image: tf.Tensor, height: int, width: int) -> tf.Tensor:
-    """The largest centred part of the wanted proportions, resized without aliasing, as uint8."""
+def _crop_and_resize(image: tf.Tensor, height: int, width: int, limit: int | None) -> tf.Tensor:
+    """The largest centred part of the wanted proportions, up to a limit of its sides, without aliasing, as uint8."""
     size = tf.cast(tf.shape(image)[:2], tf.float32)
+    if limit is not None:
+        size = tf.minimum(size, float(limit))
     scale = tf.minimum(size[0] / height, size[1] / width)
     crop = tf.cast(tf.round(scale * tf.constant([height, width], tf.float32)), tf.int32)
     offset = (tf.shape(image)[:2] - crop) // 2
@@ -341,7 +350,7 @@ def _image_files(folder: Path) -> list[Path]:
     return candidates
 
 
-def _from_folder(folder: Path, image_size: int | None) -> ImageData:
+def _from_folder(folder: Path, image_size: int | None, crop: int | None) -> ImageData:
     candidates = _image_files(folder)
     size = image_size or DEFAULT_SIZE
     if not _fits_in_memory(len(candidates), (size, size, 3)):
@@ -350,7 +359,9 @@ def _from_folder(folder: Path, image_size: int | None) -> ImageData:
             "give a smaller image size, or make a TFDS set of them"
         )
     progress = tqdm(candidates, unit=" images", desc=f"reading {folder.name}", disable=None)
-    decoded = joblib.Parallel(n_jobs=-1, prefer="threads")(joblib.delayed(_decode)(path, size) for path in progress)
+    decoded = joblib.Parallel(n_jobs=-1, prefer="threads")(
+        joblib.delayed(_decode)(path, size, crop) for path in progress
+    )
     unreadable = [path for path, image in zip(candidates, decoded, strict=True) if image is None]
     if unreadable:
         head = ", ".join(str(path.relative_to(folder)) for path in unreadable[:3])
@@ -365,16 +376,20 @@ def _from_folder(folder: Path, image_size: int | None) -> ImageData:
     return _from_arrays(str(folder), pixels[~held_out], pixels[held_out])
 
 
-def _decode(path: Path, size: int) -> np.ndarray | None:
+def _decode(path: Path, size: int, crop: int | None = None) -> np.ndarray | None:
     """The image in RGB, upright, cropped to a square and resized; None where it cannot be read."""
     try:
         with Image.open(path) as image:
-            return _fit(ImageOps.exif_transpose(image).convert("RGB"), size)
+            return _fit(ImageOps.exif_transpose(image).convert("RGB"), size, crop)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
 
 
-def _fit(image: Image.Image, size: int) -> np.ndarray:
+def _fit(image: Image.Image, size: int, crop: int | None) -> np.ndarray:
+    if crop is not None:
+        width, height = (min(side, crop) for side in image.size)
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
     return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
 
 

@@ -7,14 +7,17 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import h5py
 import keras
 import numpy as np
 import pytest
+import scipy.stats
 import tensorflow as tf
+from tensorflow.python.eager import record
 
-from keras_vae import InputError, PerceptualLoss, perceptual
+from keras_vae import VAE, InputError, PerceptualLoss, perceptual
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +99,7 @@ def test_imagenet_networks_from_a_weights_file(network: str, images: np.ndarray,
     ("network", "layers", "message"),
     [
         ("resnet50", "vae-123", "vgg19, vgg16, hed-vgg16|vgg16, vgg19, hed-vgg16"),
-        ("vgg19", "vae-999", "vae-123 or vae-345"),
+        ("vgg19", "vae-999", "vae-123, vae-345, vae-234, vae-12345"),
         ("vgg16", ["relu3_4"], r"relu3_1\.\.3"),
         ("vgg16", ["conv_1"], r"unknown layer 'conv_1'"),
         ("vgg16", [], "at least one"),
@@ -105,6 +108,187 @@ def test_imagenet_networks_from_a_weights_file(network: str, images: np.ndarray,
 def test_unknown_networks_and_layers_are_refused(network: str, layers: str | list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         PerceptualLoss(network, layers)
+
+
+@pytest.mark.parametrize(("height", "width", "channels"), [(28, 28, 1), (16, 24, 3), (256, 256, 3)])
+def test_small_large_and_oblong_images(hed: PerceptualLoss, height: int, width: int, channels: int) -> None:
+    loss = PerceptualLoss("hed-vgg16", "vae-12345")
+    images = np.random.default_rng(0).random((2, height, width, channels), np.float32)
+    assert loss.features(images)[0].shape == (2, height, width, 64)
+    assert (loss(images, 1 - images).numpy() > 0).all()
+    assert loss.sizes((height, width, channels))[0] == height * width * 64
+
+
+def test_images_too_small_for_a_layer_are_refused() -> None:
+    with pytest.raises(InputError, match="12x12 leave nothing in layer 'block5_conv1'"):
+        PerceptualLoss("hed-vgg16", ["relu5_1"]).features(np.zeros((1, 12, 12, 3)))
+
+
+def test_normalized_features_are_of_length_one(images: np.ndarray) -> None:
+    """LPIPS without its learned weights: 1 - cosine at each place, over the number of channels."""
+    plain, normalized = (PerceptualLoss("hed-vgg16", ["relu3_1"], normalize=normalize) for normalize in (False, True))
+    one, other = (plain.features(part)[0].numpy() for part in (images[:3], images[3:6]))
+    cosine = (one * other).sum(-1) / np.linalg.norm(one, axis=-1) / np.linalg.norm(other, axis=-1)
+    np.testing.assert_allclose(normalized(images[:3], images[3:6]), (1 - cosine).mean((1, 2)) / 256, rtol=1e-3)
+
+
+def test_gradients_of_normalized_features_are_finite_where_nothing_is_active() -> None:
+    loss = PerceptualLoss(blank_network(), ["dark"], preprocessing="0..1", normalize=True)
+    decoded = tf.Variable(np.full((1, 8, 8, 3), 0.5, np.float32))
+    with tf.GradientTape() as tape:
+        distance = tf.reduce_sum(loss(np.full((1, 8, 8, 3), 0.4, np.float32), decoded))
+    assert np.isfinite(distance)
+    assert np.isfinite(tape.gradient(distance, decoded)).all()
+
+
+# A feature network of the user's own ----------------------------------------------------------
+
+
+def blank_network() -> keras.Model:
+    """Features that are all zero, in one layer."""
+    image = keras.Input((None, None, 3))
+    dark = keras.layers.Conv2D(4, 3, activation="relu", bias_initializer="zeros", name="dark")
+    return keras.Model(image, dark(-keras.layers.ReLU()(image) * 0.0))
+
+
+def own_network(size: int | None = None, channels: int = 3) -> keras.Model:
+    image = keras.Input((size, size, channels))
+    keras.utils.set_random_seed(0)
+    first = keras.layers.Conv2D(5, 3, activation="relu", name="first")(image)
+    second = keras.layers.Conv2D(7, 3, 2, activation="relu", name="second")(first)
+    return keras.Model(image, keras.layers.Dense(3, name="head")(keras.layers.GlobalAveragePooling2D()(second)))
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "expected"),
+    [
+        ("0..1", lambda x: x),
+        ("0..255", lambda x: 255 * x),
+        ("tf", lambda x: 2 * x - 1),
+        ("torch", lambda x: (x - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]),
+        ("caffe", lambda x: 255 * x[..., ::-1] - [103.939, 116.779, 123.68]),
+    ],
+)
+def test_own_network_gets_the_images_it_expects(images: np.ndarray, preprocessing: str, expected: Any) -> None:
+    network = own_network()
+    loss = PerceptualLoss(network, ["second", "head"], preprocessing=preprocessing)
+    layer = keras.Model(network.input, network.get_layer("second").output)
+    wanted = layer(np.asarray(expected(images[:2]), np.float32))
+    np.testing.assert_allclose(loss.features(images[:2])[0], wanted, rtol=1e-4, atol=1e-4)
+    assert loss.distances(loss.targets(images[:2]), images[2:4]).shape == (2, 2)  # a layer without places too
+
+
+def test_own_network_trains_a_vae_unchanged(images: np.ndarray, tmp_path: Path) -> None:
+    network = own_network()
+    before = [np.array(weight) for weight in network.weights]
+    vae = VAE((32, 32, 3), 4, perceptual=PerceptualLoss(network, ["first", "second"], preprocessing="tf"), seed=0)
+    vae.compile()
+    vae.fit(images[:16], batch_size=8, verbose=0)
+    for old, new in zip(before, network.weights, strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert network.trainable
+    assert not [weight.path for weight in vae.weights if "first" in weight.path]
+    vae.save(tmp_path / "vae.keras")
+    loaded = keras.saving.load_model(tmp_path / "vae.keras")
+    loaded.predict(images[:2], verbose=0)
+    with pytest.raises(InputError, match=r"set vae\.perceptual"):
+        loaded.fit(images[:8], verbose=0)
+    loaded.perceptual = PerceptualLoss(network, ["first", "second"], preprocessing="tf")
+    loaded.fit(images[:8], verbose=0)
+
+
+def test_own_network_of_fixed_size_gets_resized_images(images: np.ndarray) -> None:
+    loss = PerceptualLoss(own_network(48), ["first"], preprocessing="0..1")
+    assert loss.features(images[:2])[0].shape == (2, 46, 46, 5)
+
+
+def test_own_grey_network_refuses_colour(images: np.ndarray) -> None:
+    loss = PerceptualLoss(own_network(channels=1), ["first"], preprocessing="0..1")
+    assert loss.features(images[:2, :, :, :1])[0].shape == (2, 30, 30, 5)
+    with pytest.raises(InputError, match="3 channels, the perceptual network takes 1"):
+        loss.features(images[:2])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"layers": ["third"], "preprocessing": "tf"}, "no layer 'third': try"),
+        ({"layers": [], "preprocessing": "tf"}, "at least one"),
+        ({"layers": ["first"]}, "say what images"),
+        ({"layers": ["first"], "preprocessing": "bgr"}, "caffe, torch, tf"),
+    ],
+)
+def test_unusable_own_networks_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        PerceptualLoss(own_network(), **arguments)
+
+
+# How the terms enter the loss -----------------------------------------------------------------
+
+
+def test_features_of_the_real_images_are_not_taped(images: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor kept, then, for a backward pass; not even where a network's own weights could be trained."""
+    loss = PerceptualLoss(own_network(), ["second"], preprocessing="0..1")
+    vae = VAE((32, 32, 3), 4, perceptual=loss, seed=0)
+    vae.compile(run_eagerly=True)
+    taped: list[bool] = []
+    features = loss.features
+    monkeypatch.setattr(loss, "features", lambda batch: taped.append(record.could_possibly_record()) or features(batch))
+    vae.train_on_batch(images[:4])
+    assert taped == [False, True]  # the real images, the decoded ones
+
+
+def log_likelihood(difference: np.ndarray, variance: float) -> np.ndarray:
+    return scipy.stats.norm(0, np.sqrt(variance)).logpdf(difference).reshape(len(difference), -1).sum(-1)
+
+
+@pytest.mark.parametrize("weight", ["calibrated", "balanced"])
+def test_calibrated_features_are_a_log_likelihood_in_nats(images: np.ndarray, weight: str) -> None:
+    """Against SciPy: each layer's features under a Gaussian about those decoded, with the batch's own variance."""
+    loss = PerceptualLoss("hed-vgg16", ["relu1_1", "relu3_1"])
+    vae = VAE((32, 32, 3), 4, perceptual=loss, perceptual_weight=weight, pixel_weight=0.0, beta=0.0, seed=0)
+    decoded = images[4:8]
+    _, term = vae._perceptual(loss.targets(images[:4]), decoded, training=True)
+    expected = 0.0
+    for target, feature in zip(loss.features(images[:4]), loss.features(decoded), strict=True):
+        difference = target.numpy().astype(np.float64) - feature.numpy()
+        nats = -log_likelihood(difference, np.square(difference).mean())
+        expected = expected + (nats if weight == "calibrated" else nats * 32 * 32 * 3 / difference[0].size)
+    np.testing.assert_allclose(term, expected, rtol=1e-4)
+    # Evaluation uses the variances that training found: here the same.
+    np.testing.assert_allclose(vae._perceptual(loss.targets(images[:4]), decoded, training=False)[1], term, rtol=1e-5)
+
+
+def test_a_weight_for_each_layer(images: np.ndarray) -> None:
+    loss = PerceptualLoss("hed-vgg16", "vae-123")
+    vae = VAE((32, 32, 3), 4, perceptual=loss, perceptual_weight=(1.0, 0.5, 0.0), pixel_weight=0.0, seed=0)
+    vae.compile()
+    logs = vae.evaluate(images[:8], verbose=0, return_dict=True)
+    assert logs["loss"] == pytest.approx(logs["perceptual"] + logs["kl"], rel=1e-5)
+    targets = loss.targets(images[:8])
+    reported, term = vae._perceptual(targets, images[8:16], training=False)
+    terms = loss.distances(targets, images[8:16]).numpy()
+    np.testing.assert_allclose(term, terms[:, 0] + 0.5 * terms[:, 1], rtol=1e-5)
+    np.testing.assert_array_equal(reported, term)
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        ((1.0, 2.0), "2 numbers for 3 layers"),
+        ("automatic", "calibrated"),
+        (-1.0, "at least 0"),
+        ((1, 1, -1), "least 0"),
+    ],
+)
+def test_unusable_weights_are_refused(weight: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        VAE((32, 32, 3), 4, perceptual="hed-vgg16", perceptual_weight=weight, perceptual_layers="vae-123")
+
+
+def test_nothing_to_learn_from_is_refused() -> None:
+    with pytest.raises(InputError, match="nothing says what an image should look like"):
+        VAE((32, 32, 3), 4, perceptual=None, pixel_weight=0.0)
 
 
 def test_missing_hed_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,7 +66,13 @@ class Judge:
                 side.append(features[-1].mean((2, 3)).numpy())
         ssim = [
             structural_similarity(
-                one, other, channel_axis=2, data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+                one,
+                other,
+                channel_axis=2,
+                data_range=1.0,
+                gaussian_weights=True,
+                sigma=1.5,
+                use_sample_covariance=False,
             )
             for one, other in zip(originals, reconstructions, strict=True)
         ]

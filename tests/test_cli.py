@@ -19,7 +19,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from keras_vae import VAE, __version__, cli, data, demo, training
+from keras_vae import PRESETS, VAE, __version__, cli, data, demo, training
 from keras_vae.data import Avatars, sources
 
 Command = Callable[..., Any]
@@ -44,6 +44,64 @@ def executable(*arguments: object, **kwargs: Any) -> subprocess.CompletedProcess
 # What works -----------------------------------------------------------------------------------
 
 
+def test_the_papers_preset_sets_what_the_paper_states(image_folder: Path, tmp_path: Path, command: Command) -> None:
+    """Everything but the network's weights, which cannot be downloaded everywhere, and the number of steps."""
+    out = tmp_path / "run"
+    arguments = ("--preset", "dfc-paper", "--perceptual", "hed-vgg16", "--steps", 2, "--precision", "float32")
+    assert command("train", "--data", image_folder, "--out", out, *arguments).status == 0
+    config = json.loads((out / "config.json").read_text())
+    stated = {
+        "perceptual_layers": "vae-123",
+        "perceptual_weight": 0.5,
+        "pixel_weight": 0.0,
+        "beta": 1.0,
+        "latent_dim": 100,
+        "image_size": 64,
+        "crop": 150,
+        "batch_size": 64,
+        "learning_rate": 5e-4,
+        "learning_rate_decay": 0.5,
+        "network": "dfc",
+        "epochs": None,
+        "perceptual": "hed-vgg16",
+    }
+    assert {name: config[name] for name in stated} == stated
+    assert PRESETS["dfc-paper"]["epochs"] == 5
+    assert PRESETS["dfc-paper"]["perceptual"] == "vgg19"
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["learning_rate"] for line in lines] == pytest.approx([2.5e-4, 1.25e-4])  # one step is an epoch here
+    loss, perceptual, kl = (lines[-1][name] for name in ("loss", "perceptual", "kl"))
+    assert loss == pytest.approx(0.5 * perceptual + kl, rel=1e-4)
+
+
+def test_schedules_averages_and_networks_from_the_command_line(
+    image_folder: Path, tmp_path: Path, command: Command
+) -> None:
+    out = tmp_path / "run"
+    arguments = ("--kl-schedule", "linear", "--kl-steps", 10, "--beta", 2, "--free-bits", 0.1, "--ema", 0.5)
+    network = ("--network", "resnet", "--width", 8, "--attention", "--image-size", 28, "--perceptual", "none")
+    outcome = command(
+        "train", "--data", image_folder, "--out", out, "--epochs", 2, "--batch-size", 16, *arguments, *network, "--json"
+    )
+    assert outcome.status == 0
+    figures = json.loads(outcome.out)
+    assert figures["beta"] == pytest.approx(2 * (figures["steps"] - 1) / 10)
+    assert figures["kl_floored"] >= 0.1 * 100
+    vae = keras.saving.load_model(out / "model.keras")
+    assert vae.image_shape == (28, 28, 3)
+    assert vae.network_options == {"width": 8, "attention": True}
+    assert vae.optimizer.use_ema
+
+
+def test_the_kl_is_steered_from_the_command_line(image_folder: Path, tmp_path: Path, command: Command) -> None:
+    out = tmp_path / "run"
+    outcome = command(
+        "train", "--data", image_folder, "--out", out, "--epochs", 2, "--kl-target", 1000, *SMALL, "--json"
+    )
+    assert outcome.status == 0
+    assert json.loads(outcome.out)["beta"] < 1  # far below its target the KL grows cheaper
+
+
 def test_help_answers_at_once() -> None:
     """Half a second is promised; the best of five tries stands for a machine that is not busy."""
     times = []
@@ -53,7 +111,7 @@ def test_help_answers_at_once() -> None:
         times.append(time.perf_counter() - start)
         assert result.returncode == 0
     assert min(times) < 0.5
-    for name in ("demo", "train", "sample", "reconstruct", "export", "verify"):
+    for name in ("demo", "train", "evaluate", "sample", "reconstruct", "export", "verify"):
         assert name in result.stdout
         assert executable(name, "--help").returncode == 0
 
@@ -274,9 +332,23 @@ TRAIN = ("train", "--data", "{folder}", "--out", "{here}/out")
         ((*TRAIN, "--network", "unet"), "choose one of dfc"),
         ((*TRAIN, "--perceptual", "alexnet"), "vgg16, vgg19, hed-vgg16"),
         ((*TRAIN, "--perceptual", "hed-vgg16", "--perceptual-layers", "relu9_1"), "unknown layer 'relu9_1'"),
-        ((*TRAIN, "--perceptual", "hed-vgg16", "--perceptual-layers", "vae-9"), "vae-123 or vae-345"),
-        ((*TRAIN, "--image-size", 50), "multiples of 16"),
-        ((*TRAIN, "--image-size", -1), "multiples of 16"),
+        ((*TRAIN, "--perceptual", "hed-vgg16", "--perceptual-layers", "vae-9"), "vae-123, vae-345, vae-234, vae-12345"),
+        ((*TRAIN, "--image-size", 15), "16 pixels a side and more"),
+        ((*TRAIN, "--image-size", -1), "16 pixels a side and more"),
+        ((*TRAIN, "--network", "resnet", "--width", 20), "multiples of 8"),
+        ((*TRAIN, "--attention"), "no option 'attention'"),
+        ((*TRAIN, "--preset", "best"), "unknown preset 'best': choose one of default, plain"),
+        ((*TRAIN, "--perceptual-weight", "auto"), "'calibrated' or 'balanced'"),
+        ((*TRAIN, "--perceptual", "hed-vgg16", "--perceptual-weight", "1,2"), "2 numbers for 3 layers"),
+        ((*TRAIN, "--perceptual", "none", "--pixel-weight", 0), "nothing says"),
+        ((*TRAIN, "--kl-schedule", "steep"), "constant, linear, cosine, cyclical"),
+        ((*TRAIN, "--kl-schedule", "linear", "--kl-steps", 0), "kl_steps=0"),
+        ((*TRAIN, "--kl-schedule", "linear", "--kl-target", 50), "both set beta"),
+        ((*TRAIN, "--kl-target", 50, "--beta", 0), "give a positive beta"),
+        ((*TRAIN, "--free-bits", -1), "free_bits=-1"),
+        ((*TRAIN, "--ema", 1), "ema=1.0"),
+        ((*TRAIN, "--crop", 0), "crop=0"),
+        ((*TRAIN, "--learning-rate-decay", 0), "learning_rate_decay=0"),
         ((*TRAIN, "--latent-dim", 0), "at least 1 latent"),
         ((*TRAIN, "--beta", -1), "beta=-1.0"),
         ((*TRAIN, "--perceptual-weight", -1), "perceptual_weight=-1.0"),
@@ -286,7 +358,7 @@ TRAIN = ("train", "--data", "{folder}", "--out", "{here}/out")
         ((*TRAIN, "--minutes", "nan"), "minutes=nan"),
         ((*TRAIN, "--learning-rate", 0), "learning_rate=0.0"),
         ((*TRAIN, "--precision", "float8"), "mixed_bfloat16"),
-        ((*TRAIN, "--likelihood", "poisson"), "gaussian, bernoulli"),
+        ((*TRAIN, "--likelihood", "poisson"), "gaussian, gaussian-calibrated, bernoulli"),
         ((*TRAIN, "--seed", -1), "seed"),
         (("train", "--data", "{folder}", "--out", "{here}/taken"), "is not a run"),
         (("train", "--data", "{folder}", "--out", "{here}/picture.png"), "is not a run"),

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_vae import VAE, InputError, PerceptualLoss
+from export.runtime import Decoder
+from keras_vae import OBJECTIVES, VAE, InputError, PerceptualLoss
 from keras_vae.distributions import Bernoulli, Gaussian
 
 MakeVAE = Callable[..., VAE]
-METRICS = ["loss", "elbo", "reconstruction", "kl", "perceptual"]
+METRICS = {"loss", "elbo", "reconstruction", "kl", "active_units", "beta"}
 
 
 def weights_of(model: keras.Model) -> list[np.ndarray]:
@@ -39,28 +40,47 @@ def assert_same_weights(first: keras.Model, second: keras.Model) -> None:
 def test_fit_learns(make_vae: MakeVAE, images: np.ndarray) -> None:
     history = make_vae(likelihood=Gaussian(0.05)).fit(images, batch_size=16, epochs=8, verbose=0).history
     assert history["loss"][-1] < 0.6 * history["loss"][0]
-    assert np.isfinite([history[name] for name in METRICS[:4]]).all()
+    assert set(history) == METRICS
+    assert np.isfinite(list(history.values())).all()
 
 
-def test_perceptual_training_reports_every_term(make_vae: MakeVAE, images: np.ndarray) -> None:
-    vae = make_vae(perceptual="hed-vgg16", perceptual_weight=0.25, beta=2.0)
+def test_the_papers_loss_has_every_term(make_vae: MakeVAE, images: np.ndarray) -> None:
+    paper = {**OBJECTIVES["vae-123"], "perceptual_weight": 0.25}
+    vae = make_vae(perceptual="hed-vgg16", beta=2.0, **paper)
     logs = vae.fit(images, batch_size=16, epochs=3, verbose=0).history
-    assert set(logs) == set(METRICS)
+    assert set(logs) == METRICS | {"perceptual"}
     assert logs["perceptual"][-1] < logs["perceptual"][0]
     terms = {name: np.array(values) for name, values in logs.items()}
     np.testing.assert_allclose(terms["loss"], 0.25 * terms["perceptual"] + 2 * terms["kl"], rtol=1e-4)
     np.testing.assert_allclose(terms["elbo"], -terms["reconstruction"] - terms["kl"], rtol=1e-4)
 
 
+def test_the_default_is_pixels_and_features_in_nats(make_vae: MakeVAE, images: np.ndarray) -> None:
+    vae = make_vae(perceptual="hed-vgg16")
+    assert vae.get_config().items() >= {"pixel_weight": 1.0, "perceptual_weight": "balanced", "beta": 1.0}.items()
+    logs = vae.fit(images, batch_size=16, epochs=4, verbose=0).history
+    terms = {name: np.array(values) for name, values in logs.items()}
+    np.testing.assert_allclose(terms["loss"], terms["reconstruction"] + terms["perceptual"] + terms["kl"], rtol=1e-4)
+    assert logs["loss"][-1] < logs["loss"][0]
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_every_objective_trains(make_vae: MakeVAE, images: np.ndarray, name: str) -> None:
+    vae = make_vae(**{"perceptual": "hed-vgg16", **OBJECTIVES[name]})
+    history = vae.fit(images, batch_size=16, epochs=4, verbose=0).history
+    assert np.isfinite(list(history.values())).all()
+    assert history["loss"][-1] < history["loss"][0]
+
+
 def test_loss_without_perceptual_network_is_the_weighted_negative_elbo(make_vae: MakeVAE, images: np.ndarray) -> None:
-    logs = make_vae(beta=3.0).evaluate(images, verbose=0, return_dict=True)
+    logs = make_vae(beta=3.0, likelihood="gaussian").evaluate(images, verbose=0, return_dict=True)
     assert logs["loss"] == pytest.approx(logs["reconstruction"] + 3 * logs["kl"], rel=1e-5)
     assert "perceptual" not in logs
 
 
 def test_evaluate_computes_the_elbo_in_nats(make_vae: MakeVAE, images: np.ndarray) -> None:
     """The metrics against the same quantities worked out outside of Keras."""
-    vae = make_vae()
+    vae = make_vae(likelihood="gaussian")
     logs = vae.evaluate(images[:32], batch_size=32, verbose=0, return_dict=True)
     posterior = vae.encode(images[:32])
     z = posterior.sample(keras.random.SeedGenerator(1))  # the seed and the place in the stream evaluate drew from
@@ -74,6 +94,60 @@ def test_metrics_are_means_over_images_with_a_smaller_last_batch(make_vae: MakeV
     vae = make_vae()
     expected = vae.encode(images[:50]).kl().numpy().mean()
     assert vae.evaluate(images[:50], batch_size=32, verbose=0, return_dict=True)["kl"] == pytest.approx(expected, 1e-4)
+
+
+def test_evaluation_finds_the_same_again_and_as_fit_does(make_vae: MakeVAE, images: np.ndarray) -> None:
+    vae = make_vae(likelihood="discretized-logistic", free_bits=0.1)
+    history = vae.fit(images[:60], batch_size=16, epochs=2, validation_data=images[60:], verbose=0).history
+    first = vae.evaluate(images[60:], batch_size=16, verbose=0, return_dict=True)
+    assert vae.evaluate(images[60:], batch_size=16, verbose=0, return_dict=True) == first
+    assert {name: history[f"val_{name}"][-1] for name in first} == pytest.approx(first, rel=1e-5)
+    bits = -first["elbo"] / (np.log(2) * 32 * 32 * 3)
+    assert first["bits_per_dim"] == pytest.approx(bits, rel=1e-5)
+
+
+def test_active_units_are_the_latents_whose_mean_varies(make_vae: MakeVAE, images: np.ndarray) -> None:
+    vae = make_vae()
+    kernel, bias = vae.encoder.get_layer("mean").get_weights()
+    kernel[:, 5:] = 0.0  # three latents that say the same of every image
+    vae.encoder.get_layer("mean").set_weights([100 * kernel, bias + 7])
+    found = vae.evaluate(images[:50], batch_size=16, verbose=0, return_dict=True)["active_units"]
+    variances = np.asarray(vae.encode(images[:50]).mean).var(0)
+    assert found == (variances > 0.01).sum() == 5
+
+
+def test_averaged_weights_are_evaluated_and_exported(make_vae: MakeVAE, images: np.ndarray, tmp_path: Path) -> None:
+    vae = make_vae()
+    vae.compile(keras.optimizers.Adam(1e-2, use_ema=True, ema_momentum=0.8))
+    untrained = vae.evaluate(images[:8], verbose=0, return_dict=True)["loss"]
+    assert np.isfinite(untrained)  # the averages do not exist yet
+    for _ in range(5):
+        vae.train_on_batch(images[:16])
+    own = weights_of(vae)
+    with vae.averaged_weights():
+        averaged = weights_of(vae)
+        expected = vae.sample(2, seed=0).numpy()
+        twin = make_vae()
+        twin.set_weights(averaged)
+    assert any((one != other).any() for one, other in zip(own, averaged, strict=True))
+    found = vae.evaluate(images[:16], verbose=0, return_dict=True)
+    assert found == pytest.approx(twin.evaluate(images[:16], verbose=0, return_dict=True), rel=1e-5)
+    vae.export(tmp_path / "decoder.onnx", format="onnx")
+    np.testing.assert_allclose(Decoder(tmp_path / "decoder.onnx").sample(2, seed=0), expected, atol=1e-4)
+    for before, after in zip(own, weights_of(vae), strict=True):
+        np.testing.assert_array_equal(before, after)  # to the last bit
+
+
+def test_averaged_weights_in_fit(make_vae: MakeVAE, images: np.ndarray) -> None:
+    """Validation during fit, with Keras's own callback or without, sees what remains afterwards."""
+    for callbacks in ([], [keras.callbacks.SwapEMAWeights()]):
+        vae = make_vae()
+        vae.compile(keras.optimizers.Adam(1e-2, use_ema=True, ema_momentum=0.8))
+        history = vae.fit(
+            images[:32], batch_size=16, epochs=2, validation_data=images[32:48], callbacks=callbacks, verbose=0
+        ).history
+        after = vae.evaluate(images[32:48], verbose=0, return_dict=True)
+        assert history["val_loss"][-1] == pytest.approx(after["loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize("form", ["array", "uint8", "images", "pairs", "dicts", "dict-array"])
@@ -208,9 +282,12 @@ def test_config_holds_every_argument(make_vae: MakeVAE) -> None:
         image_shape=(16, 32, 1),
         latent_dim=3,
         perceptual=PerceptualLoss("vgg16", ["relu1_2"]),
-        perceptual_weight=0.1,
+        perceptual_weight=(0.1,),
+        pixel_weight=0.5,
         beta=4.0,
+        free_bits=0.25,
         likelihood=Bernoulli(),
+        network_options={"width": 16},
         dtype="mixed_bfloat16",
         name="mine",
     )
@@ -224,7 +301,7 @@ def test_config_holds_every_argument(make_vae: MakeVAE) -> None:
 def test_perceptual_network_is_neither_saved_nor_needed(
     make_vae: MakeVAE, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    vae, plain = make_vae(perceptual="hed-vgg16"), make_vae()
+    vae, plain = make_vae(perceptual="hed-vgg16", perceptual_weight=0.5), make_vae()
     for model, name in ((vae, "perceptual"), (plain, "plain")):
         model.fit(images[:16], batch_size=16, verbose=0)
         model.save(tmp_path / f"{name}.keras")
@@ -264,7 +341,7 @@ def test_import_is_quick_and_silent() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"image_shape": (50, 50, 3)}, "multiples of 16"),
+        ({"image_shape": (12, 50, 3)}, "16 pixels a side and more"),
         ({"image_shape": (64, 64)}, "height, width, channels"),
         ({"latent_dim": 0}, "at least 1 latent"),
         ({"network": "unet"}, "choose one of dfc"),
@@ -273,6 +350,9 @@ def test_import_is_quick_and_silent() -> None:
         ({"perceptual_weight": -0.5}, "at least 0"),
         ({"beta": float("nan")}, "at least 0"),
         ({"likelihood": "poisson"}, "gaussian"),
+        ({"free_bits": -1}, "free_bits=-1"),
+        ({"pixel_weight": float("inf")}, "pixel_weight=inf"),
+        ({"network_options": {"depth": 3}}, "no option 'depth'"),
     ],
 )
 def test_wrong_arguments_are_refused(make_vae: MakeVAE, arguments: dict[str, Any], message: str) -> None:

@@ -136,18 +136,21 @@ class PerceptualLoss:
                 network that takes three; images are resized for one that takes a fixed size.
 
         Raises:
-            InputError: colour images for a network that takes grey ones, or images so small that a layer has
-                nothing left to see.
+            InputError: colour images for a network that takes grey ones, or images too small for a layer.
         """
         model = self.load()._features
         assert model is not None
-        outputs = model(self._preprocess(images, model.input_shape), training=False)
-        outputs = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
-        for name, output in zip(self.keras_layers, outputs, strict=True):
-            if 0 in output.shape[1:]:
-                height, width = images.shape[1:3]
-                raise InputError(f"images of {height}x{width} leave nothing in layer {name!r}: choose earlier layers")
-        return outputs
+        inputs = self._preprocess(images, model.input_shape)
+        try:  # by shapes alone: what TensorFlow says of an image with no pixels left does not help
+            model.compute_output_shape(tuple(inputs.shape))
+        except ValueError as error:
+            height, width = images.shape[1:3]
+            raise InputError(
+                f"images of {height}x{width} are too small for the perceptual layers {', '.join(self.keras_layers)}: "
+                "choose earlier ones"
+            ) from error
+        outputs = model(inputs, training=False)
+        return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
 
     def targets(self, images: Any) -> list[Any]:
         """The features that decoded images are to have, without a gradient: those of the real images.

@@ -92,6 +92,19 @@ def test_replication_padding_repeats_the_border() -> None:
     np.testing.assert_array_equal(networks.ReplicationPadding2D()(images), expected)
 
 
+def test_log_variance_is_safe_and_its_gradient_alive() -> None:
+    raw = tf.Variable([-1e6, -50.0, -10.0, -3.0, 0.0, 2.0, 30.0, 1e6])
+    with tf.GradientTape() as tape:
+        bent = networks.SafeLogVariance()(raw)
+        kl = tf.reduce_sum(0.5 * (tf.exp(bent) - 1.0 - bent))
+    np.testing.assert_array_equal(bent[2:6], raw[2:6])
+    assert np.isfinite(kl)
+    gradient = tape.gradient(kl, raw).numpy()
+    assert np.isfinite(gradient).all()
+    assert (np.delete(gradient, 4) != 0).all()  # at 0 the KL is least
+    assert (np.sign(gradient[[0, 1, 6, 7]]) == [-1, -1, 1, 1]).all()  # towards the range
+
+
 @pytest.mark.parametrize(
     ("network", "shape", "latent_dim", "message"),
     [

@@ -120,7 +120,7 @@ def test_small_large_and_oblong_images(hed: PerceptualLoss, height: int, width: 
 
 
 def test_images_too_small_for_a_layer_are_refused() -> None:
-    with pytest.raises(InputError, match="12x12 leave nothing in layer 'block5_conv1'"):
+    with pytest.raises(InputError, match="12x12 are too small for the perceptual layers block5_conv1"):
         PerceptualLoss("hed-vgg16", ["relu5_1"]).features(np.zeros((1, 12, 12, 3)))
 
 

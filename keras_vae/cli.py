@@ -121,7 +121,7 @@ def train(
         str, typer.Option(help="Feature network: vgg19 or vgg16 (downloaded), hed-vgg16 (offline), or none.")
     ] = "vgg19",
     perceptual_layers: Annotated[
-        str, typer.Option(help="vae-123, vae-234, vae-345, vae-12345, or layer names such as relu1_2,relu3_1.")
+        str, typer.Option(help="vae-123, vae-1234, vae-345, vae-12345, or layer names such as relu1_2,relu3_1.")
     ] = DEFAULT_LAYERS,
     perceptual_weight: Annotated[
         str,

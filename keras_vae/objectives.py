@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-DEFAULT_LAYERS = "vae-234"
+DEFAULT_LAYERS = "vae-1234"
 DEFAULT_PERCEPTUAL_WEIGHT = "balanced"
 
 # Arguments of `VAE`, and fields of `TrainingConfig`.
 OBJECTIVES: dict[str, dict[str, Any]] = {
-    # Pixels and normalized features, shallow to deep, each a Gaussian with its own optimal variance.
+    # Pixels and features, shallow to deep, each a Gaussian with its own optimal variance.
     "default": {
         "perceptual_layers": DEFAULT_LAYERS,
         "perceptual_weight": DEFAULT_PERCEPTUAL_WEIGHT,
@@ -48,9 +48,10 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 PRESETS: dict[str, dict[str, Any]] = {
     **OBJECTIVES,
     # Hou et al. 2017, section 4.1: CelebA cropped and scaled to 64x64, latent 100, batches of 64, five epochs of Adam
-    # beginning at 0.0005 and halved after each, KL weight 1, perceptual weight 0.5, VGG19's layers 1, 2 and 3. The
-    # paper gives no crop: 150 pixels, as in the authors' code. It gives neither Adam's other numbers (Keras's: 0.9,
-    # 0.999), nor the slope of LeakyReLU and the momentum of batch normalization (see `keras_vae.networks`).
+    # beginning at 0.0005 and halved after each, KL weight 1, perceptual weight 0.5, VGG19's layers 1, 2 and 3.
+    # Our choices where it is silent: the crop is the 150 pixels about the centre; Adam's other numbers are Keras's
+    # (0.9, 0.999); initial weights are Keras's (Glorot); the slope of LeakyReLU and the momentum of batch
+    # normalization are in `keras_vae.networks`. The KL weighs what the formulas say (see README, Limits).
     "dfc-paper": {
         **OBJECTIVES["vae-123"],
         "network": "dfc",

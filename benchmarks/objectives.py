@@ -160,7 +160,7 @@ def main() -> None:
         figures[name] = {**measured, "steps": steps, "settings": OBJECTIVES[name]}
         print("  " + ", ".join(f"{key} {value:.4g}" for key, value in measured.items()), flush=True)
         pictures.save(pictures.grid(reconstructions[:SHOWN], columns=SHOWN), rows_folder / f"{name}.png")
-        record = {
+        record: dict[str, Any] = {
             "settings": settings,
             "held_out": HELD_OUT,
             "judge": NETWORK,

@@ -18,13 +18,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_vae import VAE, __version__, data, pictures, precision
+from keras_vae import OBJECTIVES, VAE, __version__, data, pictures, precision
 from keras_vae.evaluation.fidelity import psnr, sharpness_ratio
 
 RESULTS = Path(__file__).parent / "results"
-OBJECTIVES: dict[str, dict[str, Any]] = {
-    "squared error": {"perceptual": None},
-    "vae-123, hed-vgg16": {"perceptual": "hed-vgg16", "perceptual_layers": "vae-123"},
+COMPARED: dict[str, dict[str, Any]] = {
+    "squared error": OBJECTIVES["plain"],
+    "vae-123, hed-vgg16": {"perceptual": "hed-vgg16", **OBJECTIVES["vae-123"]},
 }
 
 
@@ -62,11 +62,11 @@ def main() -> None:
     policy, reason = precision.choose(arguments.precision)
     print(f"{policy}: {reason}")
 
-    figures: dict[str, list[dict[str, float]]] = {name: [] for name in OBJECTIVES}
+    figures: dict[str, list[dict[str, float]]] = {name: [] for name in COMPARED}
     rows: list[np.ndarray] = []
     for seed in range(arguments.seeds):
         images = data.load(arguments.data, arguments.image_size, arguments.batch_size, seed)
-        for name, settings in OBJECTIVES.items():
+        for name, settings in COMPARED.items():
             result, originals, reconstructions = measure(settings, images, arguments, seed, policy)
             figures[name].append(result)
             print(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import tensorflow as tf
 
 from export.artifact import FORMATS, check_target, float32_copy, keras_runner
 from export.verify import Report
@@ -84,6 +86,8 @@ def evaluate(
     images = _held_out(model, vae, source, batch_size=1)
     count = min(images.test_size, limit or images.test_size)
     test = images.test.unbatch().take(count).batch(batch_size)
+    # Keras warns of data that ends where it was not told.
+    test = test.apply(tf.data.experimental.assert_cardinality(math.ceil(count / batch_size)))
     figures: dict[str, Any] = {"images": count}
     has_features = vae.perceptual is not None
     if has_features:

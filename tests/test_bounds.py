@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,9 @@ def run_folder(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_fit_evaluate_and_the_command_find_the_same_figures(
     run_folder: Path, image_folder: Path, command: Callable[..., Any]
 ) -> None:
-    outcome = command("evaluate", run_folder, "--json")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        outcome = command("evaluate", run_folder, "--json")
     assert outcome.status == 0
     figures = json.loads(outcome.out)
     last = json.loads((run_folder / "metrics.jsonl").read_text().splitlines()[-1])

@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=15.0, help="of training for each objective")
     parser.add_argument("--kl", type=float, default=150.0, help="nats that each is steered to")
     parser.add_argument("--latent-dim", type=int, default=100)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--perceptual", default="hed-vgg16", help="feature network of those that have one")
     parser.add_argument("--seed", type=int, default=0)

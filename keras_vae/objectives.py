@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-DEFAULT_LAYERS = "vae-1234"
+DEFAULT_LAYERS = "vae-123"
 DEFAULT_PERCEPTUAL_WEIGHT = "balanced"
 
 # Arguments of `VAE`, and fields of `TrainingConfig`.
 OBJECTIVES: dict[str, dict[str, Any]] = {
-    # Pixels and features, shallow to deep, each a Gaussian with its own optimal variance.
+    # Pixels and features, each a Gaussian with its own optimal variance, every layer counting as much as the image.
     "default": {
         "perceptual_layers": DEFAULT_LAYERS,
         "perceptual_weight": DEFAULT_PERCEPTUAL_WEIGHT,

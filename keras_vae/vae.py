@@ -61,9 +61,8 @@ class VAE(keras.Model):
         perceptual_weight: how the layers' terms d (each 1/(2CWH) times the sum of squared differences) enter.
             A number w: w * sum(d), the paper's with 0.5. One number a layer: sum(w * d).
             "calibrated": each layer's features get a Gaussian with its own optimal variance, and the term is their
-            negative log-likelihood in nats. "balanced": the same, with each layer's nats scaled so that all layers
-            count alike, and together as many values as the image has: features are functions of the image and no
-            further evidence, however many there are.
+            negative log-likelihood in nats. "balanced": the same, with each layer's nats scaled as if it had as many
+            values as the image, so that no layer counts more for its width.
         pixel_weight: factor of the negative log-likelihood of the pixels; the paper's is 0.
         beta: factor of the KL in the loss; 1 is the ELBO's. `vae.beta` can be set at any time, and
             `keras_vae.schedules` do.
@@ -261,7 +260,7 @@ class VAE(keras.Model):
         nats = 0.5 * (squared_errors / variances + ops.log(2.0 * math.pi * variances))
         sizes = [math.prod(target.shape[1:]) for target in targets]
         if self.perceptual_weight == "balanced":
-            sizes = [math.prod(self.image_shape) / len(targets)] * len(targets)
+            sizes = [math.prod(self.image_shape)] * len(targets)
         total = ops.sum(nats * ops.convert_to_tensor(sizes, "float32"), axis=1)
         return total, total
 
@@ -396,7 +395,8 @@ class VAE(keras.Model):
         Afterwards they are again what they were, to the last bit. (Keras's callback `SwapEMAWeights` swaps by adding
         and subtracting, which leaves the training after it a little different.)
         """
-        optimizer: Any = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        optimizer: Any = getattr(self, "optimizer", None)  # Keras gives it none before `compile`
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
         # Before the first step the averages are zeros.
         if not getattr(optimizer, "use_ema", False) or not int(optimizer.iterations):
             yield

@@ -124,7 +124,7 @@ def test_tfds_set_from_the_data_folder(grey_set: str) -> None:
 
 
 def test_attributes_come_with_the_images(small_avatars: Avatars, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_from_avatars", lambda size: sources._from_builder("a", small_avatars, size))
+    monkeypatch.setattr(sources, "_from_avatars", lambda size, crop: sources._from_builder("a", small_avatars, size, crop))
     loaded = data.load("avatars", 32, 8, attributes=True)
     batch = next(loaded.train.as_numpy_iterator())
     assert batch["image"].shape == (8, 32, 32, 3)
@@ -180,3 +180,42 @@ def test_unusable_sources_are_refused(tmp_path: Path, image_folder: Path, images
         data.load(image_folder, 32, batch_size=0)
     with pytest.raises(InputError, match="no attributes"):
         data.load(image_folder, 32, 8, attributes=True)
+
+
+# Cropping --------------------------------------------------------------------------------------
+
+
+def test_crop_cuts_the_middle_out_of_every_source(images: np.ndarray, tmp_path: Path) -> None:
+    """Images whose middle is recognizable: a crop as large as the result leaves its pixels as they are."""
+    pixels = np.round(images[:20] * 255).astype(np.uint8)
+    wanted = np.sort(pixels[:, 8:24, 8:24].reshape(20, -1).sum(1))
+    for index, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / f"{index}.png")
+    for source in (pixels, tmp_path):
+        loaded = data.load(source, image_size=16, batch_size=1, crop=16)
+        found = [np.round(batch * 255) for part in (loaded.train, loaded.test) for batch in part.as_numpy_iterator()]
+        np.testing.assert_array_equal(np.sort([batch.sum() for batch in found]), wanted)
+
+
+def test_crop_of_more_than_there_is_takes_all(images: np.ndarray) -> None:
+    one, other = (data.load(images[:20], 16, 2, crop=crop) for crop in (None, 150))
+    for first, second in zip(one.test, other.test, strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_celeb_a_is_read_and_cropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the set's own features and shapes, 218x178, and made-up pixels: the set itself cannot be had everywhere."""
+    builder = tfds.builder("celeb_a")
+    template = tfds.core.ShardedFileTemplate(data_dir="", dataset_name="celeb_a", filetype_suffix="tfrecord")
+    parts = {"train": 24, "validation": 8, "test": 8}
+    splits = [tfds.core.SplitInfo(name, [count], 0, template) for name, count in parts.items()]
+    builder.info.set_splits(tfds.core.splits.SplitDict(splits))
+    monkeypatch.setattr(sources, "_tfds_builder", lambda name: builder)
+    with tfds.testing.mock_data(num_examples=24):
+        loaded = data.load("tfds:celeb_a", image_size=64, batch_size=8, crop=150, attributes=True)
+        batch = next(iter(loaded.train))
+    assert loaded.image_shape == (64, 64, 3)
+    assert batch["image"].shape == (8, 64, 64, 3)
+    assert len(loaded.attribute_names) == 40
+    assert "Smiling" in loaded.attribute_names
+    assert set(np.unique(batch["attributes"])) <= {0, 1}

@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint figures clean
+.PHONY: demo test test-slow lint figures objectives clean
 
 demo: $(VENV)/.demo  ## draw avatars, train a few minutes, export, verify; everything lands in runs/demo
 	$(BIN)/keras-vae demo
@@ -23,6 +23,9 @@ lint: $(VENV)/.dev  ## format, lint and types
 figures: $(VENV)/.dev  ## measure the README's sharpness table again: benchmarks/results/sharpness.json and .png
 	$(BIN)/python -m benchmarks.sharpness
 
+objectives: $(VENV)/.bench  ## six objectives on a folder of faces, 15 minutes each: benchmarks/results/objectives.*
+	$(BIN)/python -m benchmarks.objectives $(if $(FACES),--faces $(FACES))
+
 clean:
 	rm -rf $(VENV) build dist
 
@@ -40,4 +43,9 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	@echo "installing TensorFlow and the rest into $(VENV), about 3 GB: a minute or more"
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[dev]'
+	@touch $@
+
+$(VENV)/.bench: pyproject.toml | $(VENV)/bin/python
+	@echo "installing TensorFlow, PyTorch and the rest into $(VENV): minutes"
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[dev,bench]'
 	@touch $@

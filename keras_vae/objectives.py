@@ -12,7 +12,7 @@ DEFAULT_PERCEPTUAL_WEIGHT = "balanced"
 
 # Arguments of `VAE`, and fields of `TrainingConfig`.
 OBJECTIVES: dict[str, dict[str, Any]] = {
-    # Pixels and features, each a Gaussian with its own optimal variance, every layer counting as much as the image.
+    # Pixels and features, each a Gaussian with its own optimal variance, each layer counting more than the image.
     "default": {
         "perceptual_layers": DEFAULT_LAYERS,
         "perceptual_weight": DEFAULT_PERCEPTUAL_WEIGHT,

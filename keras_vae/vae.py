@@ -19,7 +19,7 @@ from keras_vae.distributions import DiagonalGaussian, Likelihood, RunningVarianc
 from keras_vae.errors import InputError
 from keras_vae.metrics import ActiveUnits
 from keras_vae.objectives import DEFAULT_LAYERS, DEFAULT_PERCEPTUAL_WEIGHT
-from keras_vae.perceptual import PerceptualLoss, check_perceptual_weight, check_weight
+from keras_vae.perceptual import BALANCE, PerceptualLoss, check_perceptual_weight, check_weight
 
 LEARNING_RATE = 5e-4  # Hou et al., section 4.1
 # Keras begins at 2^15, meant for losses near 1. Ours are sums over pixels: it then leaves out a dozen steps, whose
@@ -61,8 +61,9 @@ class VAE(keras.Model):
         perceptual_weight: how the layers' terms d (each 1/(2CWH) times the sum of squared differences) enter.
             A number w: w * sum(d), the paper's with 0.5. One number a layer: sum(w * d).
             "calibrated": each layer's features get a Gaussian with its own optimal variance, and the term is their
-            negative log-likelihood in nats. "balanced": the same, with each layer's nats scaled as if it had as many
-            values as the image, so that no layer counts more for its width.
+            negative log-likelihood in nats. "balanced": the same, with each layer's nats scaled as if it had
+            `keras_vae.perceptual.BALANCE` (2.5) times as many values as the image: no layer counts more for its
+            width.
         pixel_weight: factor of the negative log-likelihood of the pixels; the paper's is 0.
         beta: factor of the KL in the loss; 1 is the ELBO's. `vae.beta` can be set at any time, and
             `keras_vae.schedules` do.
@@ -260,7 +261,7 @@ class VAE(keras.Model):
         nats = 0.5 * (squared_errors / variances + ops.log(2.0 * math.pi * variances))
         sizes = [math.prod(target.shape[1:]) for target in targets]
         if self.perceptual_weight == "balanced":
-            sizes = [math.prod(self.image_shape)] * len(targets)
+            sizes = [BALANCE * math.prod(self.image_shape)] * len(targets)
         total = ops.sum(nats * ops.convert_to_tensor(sizes, "float32"), axis=1)
         return total, total
 

@@ -124,7 +124,9 @@ def test_tfds_set_from_the_data_folder(grey_set: str) -> None:
 
 
 def test_attributes_come_with_the_images(small_avatars: Avatars, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_from_avatars", lambda size, crop: sources._from_builder("a", small_avatars, size, crop))
+    monkeypatch.setattr(
+        sources, "_from_avatars", lambda size, crop: sources._from_builder("a", small_avatars, size, crop)
+    )
     loaded = data.load("avatars", 32, 8, attributes=True)
     batch = next(loaded.train.as_numpy_iterator())
     assert batch["image"].shape == (8, 32, 32, 3)

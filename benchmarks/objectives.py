@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 
 from keras_vae import OBJECTIVES, VAE, __version__, pictures, precision, schedules
 from keras_vae.files import write_aside
+from keras_vae.perceptual import BALANCE
 
 RESULTS = Path(__file__).parent / "results"
 FACES = Path(__file__).resolve().parents[2] / "shared" / "faces" / "images"
@@ -83,6 +84,12 @@ def read(folder: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
         with Image.open(path) as image:
             images[index] = np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BOX))
     return images[:-HELD_OUT], images[-HELD_OUT:]
+
+
+def objective_settings(name: str) -> dict[str, Any]:
+    """What a figure depends on besides the settings of all."""
+    settings = OBJECTIVES[name]
+    return {**settings, "balance": BALANCE} if settings.get("perceptual_weight") == "balanced" else settings
 
 
 def train(name: str, faces: np.ndarray, arguments: argparse.Namespace, policy: str) -> tuple[VAE, int]:
@@ -149,7 +156,8 @@ def main() -> None:
     settings = {**{name: getattr(arguments, name) for name in names}, "precision": policy, "faces": len(faces)}
     path = arguments.out / "objectives.json"
     found = json.loads(path.read_text()) if path.is_file() else {}
-    figures = found["figures"] if found.get("settings") == settings else {}
+    known = found["figures"] if found.get("settings") == settings else {}
+    figures = {name: each for name, each in known.items() if each["settings"] == objective_settings(name)}
     arguments.out.mkdir(parents=True, exist_ok=True)
     rows_folder = arguments.out / "objectives"
     rows_folder.mkdir(exist_ok=True)
@@ -157,7 +165,7 @@ def main() -> None:
         print(f"{name}, {arguments.minutes:g} minutes", flush=True)
         vae, steps = train(name, faces, arguments, policy)
         measured, reconstructions = measure(vae, originals, judge)
-        figures[name] = {**measured, "steps": steps, "settings": OBJECTIVES[name]}
+        figures[name] = {**measured, "steps": steps, "settings": objective_settings(name)}
         print("  " + ", ".join(f"{key} {value:.4g}" for key, value in measured.items()), flush=True)
         pictures.save(pictures.grid(reconstructions[:SHOWN], columns=SHOWN), rows_folder / f"{name}.png")
         record: dict[str, Any] = {

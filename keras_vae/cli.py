@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -185,6 +186,7 @@ def train(
         if typed & {"steps", "minutes"}:
             typed.add("epochs")  # who bounds the run in another way does not want the preset's epochs
         settings |= {name: value for name, value in PRESETS[preset].items() if name not in typed}
+    _refuse_idle(context, settings)
     with _reporting(as_json) as report:
         training = _library("keras_vae.training")
         report(training.train(training.TrainingConfig(data=data, out=str(out), network_options=options, **settings)))
@@ -290,6 +292,20 @@ def _typed(context: typer.Context, option: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
+def _refuse_idle(context: typer.Context, settings: dict[str, Any]) -> None:
+    """Refuses options that were typed and, with the others, change nothing.
+
+    Raises:
+        InputError: it names the option and what it waits for.
+    """
+    if _typed(context, "kl_steps") and settings["kl_schedule"] == "constant":
+        raise InputError("--kl-steps has no schedule to last: add --kl-schedule linear, cosine or cyclical")
+    for name in ("perceptual_layers", "perceptual_weight"):
+        if _typed(context, name) and settings["perceptual"] is None:
+            option = "--" + name.replace("_", "-")
+            raise InputError(f"{option} has no feature network: add --perceptual hed-vgg16, say, or leave it out")
+
+
 def _layers(given: str) -> str | tuple[str, ...]:
     return tuple(name.strip() for name in given.split(",")) if given.startswith("relu") else given
 
@@ -329,7 +345,12 @@ def _reporting(as_json: bool, printer: Any = None) -> Iterator[Any]:
     with contextlib.redirect_stdout(sys.stderr):
         yield figures.append
     for found in figures:
-        print(json.dumps(found, indent=2))
+        print(json.dumps({name: _json_value(value) for name, value in found.items()}, indent=2))
+
+
+def _json_value(value: Any) -> Any:
+    """JSON knows no NaN and no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _print_figures(figures: dict[str, Any]) -> None:
@@ -341,9 +362,14 @@ def _print_figures(figures: dict[str, Any]) -> None:
     table.add_column(overflow="fold")  # paths are for copying: never cut short
     for name, value in figures.items():
         if name != "title":
-            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
-            table.add_row(name.replace("_", " "), shown)
+            table.add_row(name.replace("_", " "), _shown(value))
     Console().print(table)
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.2f}" if 100 <= abs(value) < 1e7 else f"{value:.4g}"  # nats count, of thousands too
 
 
 def _print_export(figures: dict[str, Any]) -> None:

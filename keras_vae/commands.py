@@ -116,12 +116,12 @@ def _held_out(model: Model, vae: VAE, source: str | None, batch_size: int) -> da
     source = source or model.config.get("data")
     if source is None:
         raise InputError(f"{model.path} does not say what it was trained on: give --data")
-    height, width, channels = vae.image_shape
-    if height != width:
-        raise InputError(f"{model.path} makes images of {height}x{width}: measure square ones from Python")
-    images = data.load(source, height, batch_size, crop=model.config.get("crop"))
-    if images.image_shape[2] != channels:
-        raise InputError(f"{source} has {images.image_shape[2]} channels: {model.path} takes {channels}")
+    height, width, _ = vae.image_shape
+    size = height if height == width else None  # images that are not square come in their own size
+    images = data.load(source, size, batch_size, crop=model.config.get("crop"))
+    if images.image_shape != vae.image_shape:
+        found, wanted = ("x".join(map(str, shape)) for shape in (images.image_shape, vae.image_shape))
+        raise InputError(f"the images of {source} are {found}: {model.path} takes {wanted}")
     return images
 
 

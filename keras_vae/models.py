@@ -33,7 +33,7 @@ class Model:
         latent_dim: number of latents.
         decode: from float32 (batch, latent_dim) to float32 images, for any batch.
         vae: the whole model, of a run or a .keras file; None for an exported decoder.
-        config: the run's configuration; empty where it is no run.
+        config: the configuration of the run that it is, or lies in; empty where there is none.
     """
 
     path: Path
@@ -93,7 +93,8 @@ def open_model(path: str | os.PathLike[str]) -> Model:
             raise InputError(f"{path} is a run without {MODEL_FILE}, whose training did not end: {instead}")
         return _open_keras(file, "run", path, read_config(path))
     if path.is_file() and path.suffix == ".keras":
-        return _open_keras(path, "keras", path, {})
+        run = path.parent.parent if path.parent.name == CHECKPOINT_FOLDER else path.parent
+        return _open_keras(path, "keras", path, read_config(run) if is_run(run) else {})
     raise InputError(
         f"{path} is no model: give a run folder (with {CONFIG_FILE}), a .keras file, a SavedModel folder "
         "(with saved_model.pb) or an .onnx file"
@@ -125,6 +126,8 @@ def _open_keras(file: Path, kind: str, path: Path, config: dict[str, Any]) -> Mo
         raise InputError(f"cannot read {file} as a Keras model: {str(error).splitlines()[0]}") from error
     if not isinstance(vae, VAE):
         raise InputError(f"{file} holds a {type(vae).__name__}, not a keras_vae.VAE")
+    for variable, average in vae.averages():  # a checkpoint has both; the averages are what is evaluated and exported
+        variable.assign(average)
 
     def decode(z: np.ndarray) -> np.ndarray:
         return keras.ops.convert_to_numpy(vae.decode(z))

@@ -13,12 +13,14 @@ import keras
 
 from keras_vae.errors import InputError
 
+LEAST_WEIGHT = 1e-6  # of `TargetKL`; its inverse is the largest
+
 
 class KLSchedule(keras.callbacks.Callback):
     """A weight of the KL for every training step; subclasses implement `weight`.
 
     Args:
-        end: the weight to arrive at; the model's `beta` at the start of training by default.
+        end: the weight to arrive at; by default the `beta` that the model was made with.
     """
 
     def __init__(self, end: float | None = None) -> None:
@@ -32,12 +34,10 @@ class KLSchedule(keras.callbacks.Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         if not hasattr(self.model, "beta"):
             raise InputError(f"{type(self).__name__} schedules the beta of a keras_vae.VAE: this model has none")
-        if self.end is None:
-            self.end = self.model.initial_beta
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        assert self.end is not None
-        self.model.beta = self.weight(int(self.model.optimizer.iterations), self.end)
+        end = self.model.initial_beta if self.end is None else self.end
+        self.model.beta = self.weight(int(self.model.optimizer.iterations), end)
 
 
 class LinearWarmup(KLSchedule):
@@ -131,10 +131,28 @@ class TargetKL(keras.callbacks.Callback):
             raise InputError("TargetKL steers the beta of a keras_vae.VAE: this model has none")
         if not self.model.beta > 0:
             raise InputError("TargetKL multiplies the model's beta, which is 0: begin with a positive one, such as 1")
+        check_target(self.nats, self.model.free_bits, self.model.latent_dim)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        error = min(max(self.model.last_kl / self.nats - 1.0, -1.0), 1.0)
-        self.model.beta *= math.exp(self.gain * error)
+        kl = self.model.last_kl
+        if not math.isfinite(kl):  # a step that float16's loss scaling leaves out
+            return
+        error = min(max(kl / self.nats - 1.0, -1.0), 1.0)
+        # A KL that the data cannot have, however it is weighed, would drive the weight out of float32.
+        self.model.beta = min(max(self.model.beta * math.exp(self.gain * error), LEAST_WEIGHT), 1.0 / LEAST_WEIGHT)
+
+
+def check_target(nats: float, free_bits: float, latent_dim: int) -> None:
+    """Refuses a target for the KL below what free bits leave uncharged.
+
+    Raises:
+        InputError: it is refused.
+    """
+    if free_bits * latent_dim >= nats:
+        raise InputError(
+            f"kl_target={nats:g}: free_bits={free_bits:g} of {latent_dim} latents leave {free_bits * latent_dim:g} "
+            "uncharged, and the KL stays above: give more nats or fewer free bits"
+        )
 
 
 def _number(name: str, value: float) -> float:

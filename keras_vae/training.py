@@ -157,6 +157,13 @@ def train(config: TrainingConfig) -> dict[str, Any]:
         ],
     )
     _save(vae, out / MODEL_FILE)
+    # Keras's averages begin with the first step's weights.
+    if config.ema is not None and config.ema**progress.steps > 0.05:
+        print(
+            f"ema {config.ema:g} is much for {progress.steps} steps: {config.ema**progress.steps:.0%} of the averages "
+            "are the first step's weights; train longer, or average less",
+            file=sys.stderr,
+        )
     return _finish(vae, out, examples, progress, policy, config)
 
 
@@ -199,6 +206,8 @@ def _check(config: TrainingConfig, out: Path, perceptual: PerceptualLoss | None)
         raise InputError(f"kl_target and kl_schedule {config.kl_schedule!r} both set beta: give one of them")
     if config.kl_target is not None and not config.beta:
         raise InputError("kl_target multiplies beta, which is 0: give a positive beta to begin with, such as 1")
+    if config.kl_target is not None:
+        schedules.check_target(config.kl_target, config.free_bits, config.latent_dim)
     if config.ema is not None and not 0.0 < config.ema < 1.0:
         raise InputError(f"ema={config.ema}: give a momentum between 0 and 1, such as 0.999")
     if not (math.isfinite(config.learning_rate) and config.learning_rate > 0):

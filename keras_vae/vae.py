@@ -22,9 +22,11 @@ from keras_vae.objectives import DEFAULT_LAYERS, DEFAULT_PERCEPTUAL_WEIGHT
 from keras_vae.perceptual import BALANCE, PerceptualLoss, check_perceptual_weight, check_weight
 
 LEARNING_RATE = 5e-4  # Hou et al., section 4.1
-# Keras begins at 2^15, meant for losses near 1. Ours are sums over pixels: it then leaves out a dozen steps, whose
-# gradients overflow, before it arrives here.
+# Where float16's loss scale begins. Keras begins at 2^15, meant for losses near 1. Likelihoods are sums over pixels: it
+# then leaves out a dozen steps, whose gradients overflow, before it arrives here. The paper's features are averaged
+# over the pixels, and their gradients so small that they need more.
 INITIAL_LOSS_SCALE = 4.0
+INITIAL_LOSS_SCALE_OF_MEANS = 1024.0
 MIN_FEATURE_VARIANCE = 1e-8  # below the rounding of bfloat16 features of length 1
 
 
@@ -39,8 +41,8 @@ class VAE(keras.Model):
 
     KL and log-likelihood are in nats per image, summed over latents and over pixel values, and have no hidden factor.
     `elbo` is reported in any case, as log p(x | z) - KL with no weight in it. What `perceptual` is,
-    `perceptual_weight` says. With the defaults pixels and features are both calibrated Gaussians, and nothing is
-    tuned by hand; `keras_vae.OBJECTIVES` holds other choices by name, the paper's among them:
+    `perceptual_weight` says. With the defaults pixels and features are both calibrated Gaussians;
+    `keras_vae.OBJECTIVES` holds other choices by name, the paper's among them:
     `VAE(**keras_vae.OBJECTIVES["vae-123"])`.
 
     Images are float32 (batch, height, width, channels) in [0, 1]; uint8 images are scaled. Anything
@@ -115,6 +117,8 @@ class VAE(keras.Model):
             self.encoder, self.decoder = networks.build(
                 network, shape, int(latent_dim), self.dtype_policy, self.network_options
             )
+        layers = [*self.encoder._flatten_layers(), *self.decoder._flatten_layers()]
+        self.computes_in_float16 = "float16" in {self.compute_dtype, *(layer.compute_dtype for layer in layers)}
         self.image_shape: tuple[int, int, int] = shape
         self.latent_dim = int(latent_dim)
         self.seed = seed
@@ -138,6 +142,7 @@ class VAE(keras.Model):
         self.test_noise = keras.random.SeedGenerator(seed, name="test_noise")
         self.trackers = {name: keras.metrics.Mean(name=name) for name in self._metric_names()}
         self.active_units = ActiveUnits(self.latent_dim)
+        self._statistics_averages = _Untracked([])
         self._xla_functions: dict[str, Any] = {}
         self.build((None, *self.image_shape))
 
@@ -285,6 +290,7 @@ class VAE(keras.Model):
             scaled_loss = self.optimizer.scale_loss(loss)
         weights = self.trainable_weights
         self.optimizer.apply_gradients(zip(tape.gradient(scaled_loss, weights), weights, strict=True))
+        self._average_statistics()
         self._last_kl.assign(ops.mean(terms["kl"]))
         return {**self._track(terms, posterior), "beta": self._beta + 0.0}
 
@@ -343,12 +349,17 @@ class VAE(keras.Model):
                 raise InputError(f"compile({name}=...): a VAE brings its own loss and metrics; leave {name!r} out")
         if optimizer is None:
             optimizer = keras.optimizers.Adam(LEARNING_RATE)
-        if self.compute_dtype == "float16" and kwargs.get("auto_scale_loss", True):
-            optimizer = _scaling(optimizer)
+        if self.computes_in_float16 and kwargs.get("auto_scale_loss", True):
+            sums = self.pixel_weight or isinstance(self.perceptual_weight, str)
+            optimizer = _scaling(optimizer, INITIAL_LOSS_SCALE if sums else INITIAL_LOSS_SCALE_OF_MEANS)
         super().compile(optimizer, jit_compile=jit_compile, **kwargs)
         self._asked_jit_compile = jit_compile
         # Now rather than at the first step, so that a model saved before it loads with the same variables.
         self.optimizer.build(self.trainable_variables)
+        averaging = self._averaging_optimizer() is not None
+        self._statistics_averages = _Untracked(
+            [tf.Variable(np.array(each)) for each in self._statistics()] if averaging else []
+        )
         if jit_compile == "auto" and not self.run_eagerly and not tf.config.list_physical_devices("GPU"):
             self.jit_compile = self._needs_xla()
         if self._needs_xla() and not self.jit_compile:
@@ -378,14 +389,19 @@ class VAE(keras.Model):
         _check_range(x)
         if isinstance(x, tf.data.Dataset):
             kwargs.setdefault("shuffle", False)  # Keras's default, True, makes it warn that datasets shuffle themselves
-        return super().fit(x, *args, **kwargs)
+        history = super().fit(x, *args, **kwargs)
+        # Keras has put the averages in the weights' place: the statistics have to belong to them.
+        for variable, average in self.averages():
+            variable.assign(average)
+        return history
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.evaluate`; with averaged weights where the optimizer keeps them."""
         callbacks = kwargs.get("callbacks")
         for callback in getattr(callbacks, "callbacks", callbacks) or ():
             if isinstance(callback, keras.callbacks.SwapEMAWeights):  # does the same: twice would be not at all
-                return super().evaluate(*args, **kwargs)
+                with _swapped(self._averaged_statistics()):
+                    return super().evaluate(*args, **kwargs)
         with self.averaged_weights():
             return super().evaluate(*args, **kwargs)
 
@@ -396,21 +412,45 @@ class VAE(keras.Model):
         Afterwards they are again what they were, to the last bit. (Keras's callback `SwapEMAWeights` swaps by adding
         and subtracting, which leaves the training after it a little different.)
         """
-        optimizer: Any = getattr(self, "optimizer", None)  # Keras gives it none before `compile`
+        with _swapped(self.averages()):
+            yield
+
+    def averages(self) -> list[tuple[Any, Any]]:
+        """Variables with their exponential moving averages, where the optimizer keeps such; none before the first step.
+
+        Besides the weights, which Keras averages, these are the statistics that go with them: batch normalization's
+        and the calibrated variances.
+        """
+        optimizer = self._averaging_optimizer()
+        if optimizer is None or not int(optimizer.iterations):
+            return []
+        weights = zip(optimizer._trainable_variables, optimizer._model_variables_moving_average, strict=True)
+        return [*weights, *self._averaged_statistics()]
+
+    def _averaged_statistics(self) -> list[tuple[Any, Any]]:
+        if self._averaging_optimizer() is None:
+            return []
+        return list(zip(self._statistics(), self._statistics_averages.items, strict=True))
+
+    def _averaging_optimizer(self) -> Any:
+        optimizer: Any = getattr(self, "optimizer", None)  # Keras gives a model none before `compile`
         optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-        # Before the first step the averages are zeros.
-        if not getattr(optimizer, "use_ema", False) or not int(optimizer.iterations):
-            yield
+        return optimizer if getattr(optimizer, "use_ema", False) else None
+
+    def _statistics(self) -> list[Any]:
+        """What training moves without a gradient: moving means and variances, of features and of errors."""
+        parts = [self.encoder, self.decoder, self.likelihood, getattr(self, "feature_variances", None)]
+        found = [variable for part in parts if part is not None for variable in part.non_trainable_variables]
+        return [variable for variable in found if keras.backend.is_float_dtype(variable.dtype)]
+
+    def _average_statistics(self) -> None:
+        """Averages the statistics as the optimizer has just averaged the weights, from the first step's on."""
+        optimizer = self._averaging_optimizer()
+        if optimizer is None:
             return
-        weights = optimizer._trainable_variables
-        own = [np.array(weight) for weight in weights]
-        for weight, average in zip(weights, optimizer._model_variables_moving_average, strict=True):
-            weight.assign(average)
-        try:
-            yield
-        finally:
-            for weight, value in zip(weights, own, strict=True):
-                weight.assign(value)
+        momentum = ops.where(optimizer.iterations > 1, optimizer.ema_momentum, 0.0)
+        for variable, average in self._averaged_statistics():
+            average.assign(momentum * average + (1.0 - momentum) * variable)
 
     def make_train_function(self, force: bool = False) -> Any:
         self.load_perceptual()
@@ -457,11 +497,15 @@ class VAE(keras.Model):
         for generator in (self.train_noise, self.test_noise):
             store[generator.name] = np.array(generator.state)
         store["beta"] = np.array(self._beta)
+        for index, average in enumerate(self._statistics_averages.items):
+            store[f"statistics_average_{index}"] = average.numpy()
 
     def load_own_variables(self, store: Any) -> None:
         for generator in (self.train_noise, self.test_noise):
             generator.state.assign(store[generator.name])
         self._beta.assign(store["beta"])
+        for index, average in enumerate(self._statistics_averages.items):
+            average.assign(store[f"statistics_average_{index}"])
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> VAE:
@@ -512,7 +556,7 @@ class VAE(keras.Model):
     # Helpers ---------------------------------------------------------------------------------
 
     def _needs_xla(self) -> bool:
-        return precision.needs_xla(self.compute_dtype)
+        return self.computes_in_float16 and precision.needs_xla("float16")
 
     def _run(self, network: keras.Model, inputs: Any, training: bool) -> Any:
         """Calls a network; float16 on a CPU goes through XLA, outside of `fit` too."""
@@ -549,12 +593,32 @@ def _serialized(network: keras.Model) -> dict[str, Any]:
     return keras.saving.serialize_keras_object(network)
 
 
-def _scaling(optimizer: Any) -> keras.optimizers.Optimizer:
+@contextmanager
+def _swapped(pairs: list[tuple[Any, Any]]) -> Iterator[None]:
+    """Within it, each variable has the value of the other; afterwards its own again, to the last bit."""
+    own = [np.array(variable) for variable, _ in pairs]
+    for variable, other in pairs:
+        variable.assign(other)
+    try:
+        yield
+    finally:
+        for (variable, _), value in zip(pairs, own, strict=True):
+            variable.assign(value)
+
+
+class _Untracked:
+    """Holds variables that Keras is not to count among the model's."""
+
+    def __init__(self, items: list[Any]) -> None:
+        self.items = items
+
+
+def _scaling(optimizer: Any, initial_scale: float) -> keras.optimizers.Optimizer:
     """Wraps an optimizer for float16, as Keras would, but starting from a scale that such losses can bear."""
     optimizer = keras.optimizers.get(optimizer)
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return optimizer
-    return keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=INITIAL_LOSS_SCALE)
+    return keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=initial_scale)
 
 
 def _image_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:

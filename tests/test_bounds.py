@@ -92,6 +92,21 @@ def test_memory_does_not_grow_with_the_number_of_draws(monkeypatch: pytest.Monke
     assert all(count is None or count <= 50 for count in seen)
 
 
+def test_every_form_of_batch_gives_the_same_bound(make_vae: MakeVAE, images: np.ndarray) -> None:
+    vae, labels = make_vae(), np.arange(8)
+    forms = (images[:8], (images[:8], labels), {"image": images[:8], "label": labels})
+    found = {importance_weighted_bound(vae, [batch], samples=3).mean for batch in forms}
+    assert len(found) == 1
+
+
+def test_the_sampling_error_is_the_spread_of_repeated_bounds() -> None:
+    vae, images, _ = linear_gaussian(widen=1.3)
+    repeated = [importance_weighted_bound(vae, [images[:40]], 50, seed) for seed in range(40)]
+    spread = np.std([bound.mean for bound in repeated], ddof=1)
+    assert np.median([bound.sampling_error for bound in repeated]) == pytest.approx(spread, rel=0.4)
+    assert np.isnan(importance_weighted_bound(vae, [images[:4]], 1).sampling_error)
+
+
 def test_unusable_requests_are_refused(make_vae: MakeVAE, images: np.ndarray) -> None:
     with pytest.raises(InputError, match="at least 1"):
         importance_weighted_bound(make_vae(), [images], samples=0)
@@ -155,6 +170,9 @@ def test_importance_samples_on_the_command_line(run_folder: Path, command: Calla
     assert first["images"] == 4
     assert first["importance_weighted_bound"] > first["elbo"]
     assert first["standard_error"] > 0
+    outcome = command("evaluate", run_folder, "--importance-samples", 1, "--limit", 1, "--json")
+    unknown = json.loads(outcome.out, parse_constant=pytest.fail)  # JSON has no NaN
+    assert unknown["standard_error"] is unknown["sampling_error"] is None
 
 
 def test_without_the_feature_network_the_rest_is_measured(

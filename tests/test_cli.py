@@ -93,6 +93,39 @@ def test_schedules_averages_and_networks_from_the_command_line(
     assert vae.optimizer.use_ema
 
 
+def test_a_checkpoint_is_used_with_its_averages(image_folder: Path, tmp_path: Path, command: Command) -> None:
+    """Sampling, exporting and verifying all mean the averaged weights."""
+    out = tmp_path / "run"
+    trained = command("train", "--data", image_folder, "--out", out, "--epochs", 2, "--ema", 0.9, *SMALL)
+    assert trained.status == 0
+    checkpoint = sorted((out / "checkpoints").glob("*.keras"))[-1]
+    assert command("export", checkpoint, "--out", tmp_path / "exported").status == 0
+    assert command("verify", checkpoint, tmp_path / "exported" / "decoder.onnx").status == 0
+    figures = json.loads(command("evaluate", checkpoint, "--json").out)  # it knows its run's data and crop
+    last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    assert figures["elbo"] == pytest.approx(last["val_elbo"], rel=1e-3)
+    vae = keras.saving.load_model(checkpoint)
+    raw = vae.sample(4, seed=0).numpy()
+    with vae.averaged_weights():
+        assert np.abs(vae.sample(4, seed=0).numpy() - raw).max() > 1e-3
+
+
+def test_the_papers_preset_reads_celeb_a(celeb_a: Any, tmp_path: Path, command: Command) -> None:
+    """With made-up pixels, another network's features and one step."""
+    out = tmp_path / "run"
+    few = ("--perceptual", "hed-vgg16", "--steps", 1, "--batch-size", 8)
+    assert command("train", "--preset", "dfc-paper", "--data", "tfds:celeb_a", "--out", out, *few).status == 0
+    assert command("evaluate", out, "--limit", 3, "--json").status == 0
+
+
+def test_images_that_are_not_square(celeb_a: Any, tmp_path: Path, command: Command) -> None:
+    few = ("--perceptual", "none", "--steps", 1, "--batch-size", 4, "--latent-dim", 4, "--precision", "float32")
+    assert command("train", "--data", "tfds:celeb_a", "--out", tmp_path / "run", *few).status == 0
+    assert keras.saving.load_model(tmp_path / "run" / "model.keras").image_shape == (218, 178, 3)
+    assert json.loads(command("evaluate", tmp_path / "run", "--limit", 3, "--json").out)["images"] == 3
+    assert command("reconstruct", tmp_path / "run", "--count", 2, "--out", tmp_path / "a.png").status == 0
+
+
 def test_the_kl_is_steered_from_the_command_line(image_folder: Path, tmp_path: Path, command: Command) -> None:
     out = tmp_path / "run"
     outcome = command(
@@ -315,6 +348,7 @@ def bad_inputs(run: Path, tmp_path: Path) -> Path:
     (tmp_path / "taken" / "letter.txt").write_text("dear")
     (tmp_path / "broken.keras").write_text("no model")
     (tmp_path / "cut.keras").write_bytes((run / "model.keras").read_bytes()[:9999])
+    shutil.copy(run / "model.keras", tmp_path / "alone.keras")
     (tmp_path / "picture.png").write_text("no model")
     keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save(tmp_path / "other.keras")
     return tmp_path
@@ -344,11 +378,15 @@ TRAIN = ("train", "--data", "{folder}", "--out", "{here}/out")
         ((*TRAIN, "--attention"), "no option 'attention'"),
         ((*TRAIN, "--preset", "best"), "unknown preset 'best': choose one of default, plain"),
         ((*TRAIN, "--perceptual-weight", "auto"), "'calibrated' or 'balanced'"),
-        ((*TRAIN, "--perceptual", "hed-vgg16", "--perceptual-weight", "1,2"), "2 numbers for 4 layers"),
+        ((*TRAIN, "--perceptual", "hed-vgg16", "--perceptual-weight", "1,2"), "2 numbers for 3 layers"),
         ((*TRAIN, "--perceptual", "none", "--pixel-weight", 0), "nothing says"),
         ((*TRAIN, "--kl-schedule", "steep"), "constant, linear, cosine, cyclical"),
         ((*TRAIN, "--kl-schedule", "linear", "--kl-steps", 0), "kl_steps=0"),
         ((*TRAIN, "--kl-schedule", "linear", "--kl-target", 50), "both set beta"),
+        ((*TRAIN, "--kl-steps", 50), "add --kl-schedule linear"),
+        ((*TRAIN, "--kl-target", 50, "--free-bits", 0.5), "100 latents leave 50 uncharged"),
+        ((*TRAIN, "--preset", "plain", "--perceptual-layers", "vae-345"), "--perceptual-layers has no feature network"),
+        ((*TRAIN, "--perceptual", "none", "--perceptual-weight", 2), "--perceptual-weight has no feature network"),
         ((*TRAIN, "--kl-target", 50, "--beta", 0), "give a positive beta"),
         ((*TRAIN, "--free-bits", -1), "free_bits=-1"),
         ((*TRAIN, "--ema", 1), "ema=1.0"),
@@ -384,7 +422,7 @@ TRAIN = ("train", "--data", "{folder}", "--out", "{here}/out")
         (("sample", "{run}", "--out", "{here}/none/a.png"), "does not exist"),
         (("sample", "{run}", "--out", "{here}/a.xyz"), ".png"),
         (("reconstruct", "{run}/export/decoder.onnx"), "decoder alone"),
-        (("reconstruct", "{run}/model.keras", "--out", "{here}/a.png"), "give --data"),
+        (("reconstruct", "{here}/alone.keras", "--out", "{here}/a.png"), "give --data"),
         (("export", "{run}", "--format", "coreml"), "tf_saved_model, onnx"),
         (("export", "{run}", "--out", "{here}/picture.png"), "is not a folder"),
         (("export", "{run}/model.keras"), "give --out"),

@@ -176,7 +176,7 @@ class Subclassed(keras.Model):
 keras.saving.register_keras_serializable("tests")(Subclassed)
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])
 @pytest.mark.parametrize("form", ["dict", "pair", "one", "subclassed"])
 def test_own_networks_train_save_and_export(form: str, policy: str, tmp_path: Path) -> None:
     images = np.random.default_rng(0).random((16, 12, 10, 1), np.float32)
@@ -190,6 +190,7 @@ def test_own_networks_train_save_and_export(form: str, policy: str, tmp_path: Pa
     vae = VAE((12, 10, 1), 3, encoder=encoder, decoder=decoder, perceptual=None, seed=0)
     assert (vae.image_shape, vae.latent_dim) == ((12, 10, 1), 3)
     vae.compile(keras.optimizers.Adam(1e-2))
+    assert isinstance(vae.optimizer, keras.optimizers.LossScaleOptimizer) == (policy == "mixed_float16")
     losses = vae.fit(images, batch_size=8, epochs=12, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
     assert {value.dtype for value in vae.encoder(images[:1]).values()} == {tf.float32}

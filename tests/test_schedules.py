@@ -79,6 +79,20 @@ def test_target_kl_is_reached_from_both_sides(make_vae: MakeVAE, images: np.ndar
         assert np.mean(kl) == pytest.approx(12.0, rel=0.1)
 
 
+def test_a_target_that_cannot_be_reached(make_vae: MakeVAE, images: np.ndarray) -> None:
+    vae = make_vae(free_bits=0.5)
+    with pytest.raises(InputError, match="8 latents leave 4 uncharged"):
+        vae.fit(images[:16], callbacks=[schedules.TargetKL(4.0)], verbose=0)
+    vae = make_vae()
+    for kl, bound in ((1e9, 1e6), (0.0, 1e-6), (float("nan"), 1e-6)):
+        vae._last_kl.assign(kl)
+        steering = schedules.TargetKL(4.0, gain=1.0)
+        steering.set_model(vae)
+        for step in range(100):
+            steering.on_train_batch_end(step)
+        assert vae.beta == pytest.approx(bound)
+
+
 def test_free_bits_charge_no_latent_less_than_its_share(make_vae: MakeVAE, images: np.ndarray) -> None:
     vae = make_vae(free_bits=0.5)
     logs = vae.evaluate(images, batch_size=96, verbose=0, return_dict=True)

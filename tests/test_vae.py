@@ -138,6 +138,25 @@ def test_averaged_weights_are_evaluated_and_exported(make_vae: MakeVAE, images: 
         np.testing.assert_array_equal(before, after)  # to the last bit
 
 
+def test_statistics_are_averaged_with_the_weights(make_vae: MakeVAE, images: np.ndarray, tmp_path: Path) -> None:
+    """Batch normalization's and the variance that evaluation uses: those of the last steps belong to other weights."""
+    vae = make_vae()
+    vae.compile(keras.optimizers.Adam(1e-2, use_ema=True, ema_momentum=0.8))
+    expected: list[np.ndarray] = []
+    for step in range(5):
+        vae.train_on_batch(images[16 * step : 16 * step + 16])
+        now = [np.array(variable) for variable in vae._statistics()]
+        expected = [0.8 * old + 0.2 * new for old, new in zip(expected, now, strict=True)] if expected else now
+    vae.save(tmp_path / "vae.keras")
+    for model in (vae, keras.saving.load_model(tmp_path / "vae.keras")):
+        with model.averaged_weights():
+            found = [np.array(variable) for variable in model._statistics()]
+        assert len(found) == len(expected) > 4
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    assert any(np.abs(old - new).max() > 1e-3 for old, new in zip(expected, now, strict=True))
+
+
 def test_averaged_weights_in_fit(make_vae: MakeVAE, images: np.ndarray) -> None:
     """Validation during fit, with Keras's own callback or without, sees what remains afterwards."""
     for callbacks in ([], [keras.callbacks.SwapEMAWeights()]):

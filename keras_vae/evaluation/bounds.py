@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from keras_vae.distributions import DiagonalGaussian
 from keras_vae.errors import InputError
-from keras_vae.vae import VAE
+from keras_vae.vae import VAE, _inputs
 
 # Pixel values decoded at a time: at 64x64x3, 341 images. A decoder's activations take some fifty times this.
 DECODED_VALUES = 2**22
@@ -27,7 +27,7 @@ class Bound:
     Attributes:
         mean: nats per image, over the images.
         standard_error: of that mean, from how the images differ; NaN for a single image.
-        sampling_error: of that mean, from the draws being finitely many (delta method).
+        sampling_error: of that mean, from the draws being finitely many (delta method); NaN for K = 1.
         per_image: nats, float64 (images,).
         samples: K, the draws for each image.
     """
@@ -81,7 +81,7 @@ def importance_weighted_bound(
     progress = tqdm(total=total, unit=" images", desc=f"importance-weighted bound, K={samples}", disable=None)
     with vae.averaged_weights():
         for batch in batches:
-            images = vae._images(batch)
+            images = vae._images(_inputs(batch))
             posterior = vae.encode(images)
             group = max(1, at_once // samples)
             for start in range(0, len(images), group):
@@ -98,7 +98,8 @@ def importance_weighted_bound(
                 ratios = np.exp(weights - highest)
                 average = ratios.mean(axis=1)
                 bounds.extend(highest[:, 0] + np.log(average))
-                variances.extend(ratios.var(axis=1) / (samples * average**2))
+                spread = ratios.var(axis=1, ddof=1) if samples > 1 else np.full(count, np.nan)
+                variances.extend(spread / (samples * average**2))
                 progress.update(count)
     progress.close()
     if not bounds:

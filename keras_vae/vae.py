@@ -23,10 +23,11 @@ from keras_vae.perceptual import BALANCE, PerceptualLoss, check_perceptual_weigh
 
 LEARNING_RATE = 5e-4  # Hou et al., section 4.1
 # Where float16's loss scale begins. Keras begins at 2^15, meant for losses near 1. Likelihoods are sums over pixels: it
-# then leaves out a dozen steps, whose gradients overflow, before it arrives here. The paper's features are averaged
-# over the pixels, and their gradients so small that they need more.
+# then leaves out a dozen steps, whose gradients overflow, before it arrives here.
 INITIAL_LOSS_SCALE = 4.0
-INITIAL_LOSS_SCALE_OF_MEANS = 1024.0
+# The paper's features are averaged over the pixels: the more there are, the smaller are their gradients. With 32x32
+# pixels a scale of 16 is right and 1024 overflows, with 256x256 1024 is right.
+PIXELS_PER_LOSS_SCALE = 64
 MIN_FEATURE_VARIANCE = 1e-8  # below the rounding of bfloat16 features of length 1
 
 
@@ -350,8 +351,7 @@ class VAE(keras.Model):
         if optimizer is None:
             optimizer = keras.optimizers.Adam(LEARNING_RATE)
         if self.computes_in_float16 and kwargs.get("auto_scale_loss", True):
-            sums = self.pixel_weight or isinstance(self.perceptual_weight, str)
-            optimizer = _scaling(optimizer, INITIAL_LOSS_SCALE if sums else INITIAL_LOSS_SCALE_OF_MEANS)
+            optimizer = _scaling(optimizer, self._initial_loss_scale())
         super().compile(optimizer, jit_compile=jit_compile, **kwargs)
         self._asked_jit_compile = jit_compile
         # Now rather than at the first step, so that a model saved before it loads with the same variables.
@@ -367,6 +367,12 @@ class VAE(keras.Model):
                 "float16 on a CPU runs only when compiled by XLA: leave out jit_compile and run_eagerly, "
                 "or use mixed_bfloat16 or float32"
             )
+
+    def _initial_loss_scale(self) -> float:
+        if self.pixel_weight or isinstance(self.perceptual_weight, str):
+            return INITIAL_LOSS_SCALE
+        height, width, _ = self.image_shape
+        return max(INITIAL_LOSS_SCALE, 2.0 ** math.floor(math.log2(height * width / PIXELS_PER_LOSS_SCALE)))
 
     def get_compile_config(self) -> dict[str, Any] | None:
         config = super().get_compile_config()

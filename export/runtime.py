@@ -46,7 +46,7 @@ class Decoder:
             with quiet_stderr():
                 self._session = onnxruntime.InferenceSession(path, options, providers=providers or _providers())
         except Exception as error:  # onnxruntime's exceptions share no base class
-            raise ExportError(f"cannot read {path} as ONNX: {str(error).splitlines()[0]}") from error
+            raise ExportError(f"{path} is no ONNX model that onnxruntime can read: export it again") from error
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if [value.name for value in inputs] != ["z"] or [value.name for value in outputs] != ["image"]:
             names = ", ".join(value.name for value in (*inputs, *outputs))

@@ -132,7 +132,7 @@ def train(
     likelihood: Annotated[
         str, typer.Option(help="Of pixels: gaussian, gaussian-calibrated, bernoulli or discretized-logistic.")
     ] = "gaussian-calibrated",
-    beta: Annotated[float, typer.Option(help="Factor of the KL in the loss.")] = 1.0,
+    beta: Annotated[float, typer.Option(help="Factor of the KL in the loss; with --kl-target the first one.")] = 1.0,
     kl_schedule: Annotated[
         str, typer.Option(help="How beta rises: constant, linear, cosine or cyclical.")
     ] = "constant",
@@ -219,7 +219,7 @@ def evaluate(
 def sample(
     model: ModelArgument,
     out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("samples.png"),
-    count: Annotated[int, typer.Option(min=1, help="Number of images.")] = 64,
+    count: Annotated[int, typer.Option(min=1, max=10_000, help="Number of images.")] = 64,
     seed: SeedOption = 0,
 ) -> None:
     """Write a picture grid of new images.
@@ -237,7 +237,7 @@ def reconstruct(
         str | None, typer.Option(help="'avatars', 'tfds:NAME', or a folder; by default what the run trained on.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("reconstructions.png"),
-    count: Annotated[int, typer.Option(min=1, help="Number of held-out images.")] = 24,
+    count: Annotated[int, typer.Option(min=1, max=10_000, help="Number of held-out images.")] = 24,
     as_json: JsonOption = False,
 ) -> None:
     """Write images above their reconstructions.

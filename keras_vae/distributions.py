@@ -332,7 +332,7 @@ def get_likelihood(likelihood: str | Likelihood) -> Likelihood:
     Raises:
         InputError: there is no likelihood of that name.
     """
-    if not isinstance(likelihood, str):
+    if isinstance(likelihood, Likelihood):
         return likelihood
     check_likelihood(likelihood)
     return LIKELIHOODS[likelihood]()
@@ -344,5 +344,5 @@ def check_likelihood(likelihood: str) -> None:
     Raises:
         InputError: there is no likelihood of that name.
     """
-    if likelihood not in LIKELIHOODS:
+    if not isinstance(likelihood, str) or likelihood not in LIKELIHOODS:
         raise InputError(f"unknown likelihood {likelihood!r}: choose one of {', '.join(LIKELIHOODS)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,5 +34,8 @@ def check_output_file(path: Path, endings: tuple[str, ...]) -> None:
         raise InputError(f"{path} is a folder: name a file in it")
     if not path.absolute().parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
-    if not os.access(path.absolute().parent, os.W_OK):
-        raise InputError(f"{path}: the folder {path.parent} cannot be written to")
+    try:  # permissions alone do not tell: some file systems refuse even their owner
+        with tempfile.TemporaryFile(dir=path.absolute().parent):
+            pass
+    except OSError as error:
+        raise InputError(f"{path}: the folder {path.parent} cannot be written to") from error

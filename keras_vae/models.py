@@ -55,6 +55,8 @@ class Model:
             InputError: this is an exported decoder.
         """
         if self.vae is None:
+            if purpose == "exporting":
+                raise InputError(f"{self.path} is exported already: copy it, or give a run or .keras file")
             raise InputError(
                 f"{self.path} is a decoder alone: {purpose} needs the encoder too, of a run or .keras file"
             )
@@ -110,7 +112,9 @@ def read_config(run: Path) -> dict[str, Any]:
     try:
         return json.loads((run / CONFIG_FILE).read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {run / CONFIG_FILE}: {error}") from error
+        raise InputError(
+            f"cannot read {run / CONFIG_FILE} ({error}): restore it, or give the run's {MODEL_FILE} elsewhere"
+        ) from error
 
 
 def _open_keras(file: Path, kind: str, path: Path, config: dict[str, Any]) -> Model:
@@ -125,7 +129,9 @@ def _open_keras(file: Path, kind: str, path: Path, config: dict[str, Any]) -> Mo
     except Exception as error:  # a damaged file raises whatever its damage leads to
         raise InputError(f"cannot read {file} as a Keras model: {str(error).splitlines()[0]}") from error
     if not isinstance(vae, VAE):
-        raise InputError(f"{file} holds a {type(vae).__name__}, not a keras_vae.VAE")
+        raise InputError(
+            f"{file} holds a {type(vae).__name__}, not a keras_vae.VAE: give a model that keras-vae trained"
+        )
     for variable, average in vae.averages():  # a checkpoint has both; the averages are what is evaluated and exported
         variable.assign(average)
 

@@ -9,11 +9,13 @@ the encoder rounds its half up and the decoder cuts off what its doubling made t
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers, ops
 
 from keras_vae.errors import InputError
@@ -364,6 +366,9 @@ def adopt(
     Raises:
         InputError: outputs of another form, models that do not fit each other, or images outside [0, 1].
     """
+    for role, model in (("encoder", encoder), ("decoder", decoder)):
+        if not isinstance(model, keras.Model):
+            raise InputError(f"{role}={model!r}: give a Keras model")
     image = keras.Input(_declared(encoder, "encoder", image_shape), name="image")
     z = keras.Input(_declared(decoder, "decoder", (latent_dim,)), name="z")
     outputs, decoded = encoder(image), decoder(z)
@@ -375,8 +380,8 @@ def adopt(
         )
     if posterior["mean"].shape[1] != z.shape[1]:
         raise InputError(
-            f"the encoder makes {posterior['mean'].shape[1]} latents, the decoder takes {z.shape[1]}: "
-            "give a pair that fits"
+            f"the encoder makes {posterior['mean'].shape[1]} latents, the decoder takes {z.shape[1]}: give a pair that "
+            "fits (one output of the encoder is read as means and log-variances side by side)"
         )
     if not (isinstance(outputs, dict) and any(isinstance(layer, SafeLogVariance) for layer in encoder.layers)):
         mean = layers.Activation("linear", dtype="float32", name="mean")(posterior["mean"])
@@ -384,12 +389,16 @@ def adopt(
         encoder = keras.Model(image, {"mean": mean, "log_var": log_var}, name="encoder")
     if keras.backend.standardize_dtype(decoded.dtype) != "float32":
         decoder = keras.Model(z, layers.Activation("linear", dtype="float32", name="image")(decoded), name="decoder")
-    picture = ops.convert_to_numpy(decoder(ops.zeros((1, z.shape[1]))))
-    if not (picture.min() >= 0.0 and picture.max() <= 1.0):
-        raise InputError(
-            f"the decoder makes values from {picture.min():g} to {picture.max():g} of a latent of zeros: "
-            "end it with a sigmoid, for images in [0, 1]"
-        )
+    # A linear end is 0 for latents of zeros; it fits a Gaussian likelihood, though no pictures.
+    far_out = 100.0 * np.random.default_rng(0).standard_normal((16, z.shape[1])).astype(np.float32)
+    for latents, severe in ((np.zeros_like(far_out), True), (far_out, False)):
+        made = ops.convert_to_numpy(decoder(latents))
+        if not (made.min() >= 0.0 and made.max() <= 1.0):
+            message = f"the decoder makes values from {made.min():g} to {made.max():g}: end it with a sigmoid, for "
+            if severe:
+                raise InputError(f"{message}images in [0, 1]")
+            warnings.warn(f"{message}images in [0, 1] whatever the latents", stacklevel=3)
+            break
     return encoder, decoder, tuple(image.shape[1:]), int(z.shape[1])
 
 

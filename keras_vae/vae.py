@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,12 +15,12 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from keras_vae import networks, precision
+from keras_vae import networks, precision, schedules
 from keras_vae.distributions import DiagonalGaussian, Likelihood, RunningVariance, get_likelihood
-from keras_vae.errors import InputError
+from keras_vae.errors import InputError, check_count, check_weight
 from keras_vae.metrics import ActiveUnits
 from keras_vae.objectives import DEFAULT_LAYERS, DEFAULT_PERCEPTUAL_WEIGHT
-from keras_vae.perceptual import BALANCE, PerceptualLoss, check_perceptual_weight, check_weight
+from keras_vae.perceptual import BALANCE, PerceptualLoss, check_perceptual_weight
 
 LEARNING_RATE = 5e-4  # Hou et al., section 4.1
 # Where float16's loss scale begins. Keras begins at 2^15, meant for losses near 1. Likelihoods are sums over pixels: it
@@ -28,6 +29,9 @@ INITIAL_LOSS_SCALE = 4.0
 # The paper's features are averaged over the pixels: the more there are, the smaller are their gradients. With 32x32
 # pixels a scale of 16 is right and 1024 overflows, with 256x256 1024 is right.
 PIXELS_PER_LOSS_SCALE = 64
+RANGE_TOLERANCE = 1e-3  # beyond [0, 1]: what resizing overshoots
+RANGE_MARK = "images lie outside of"
+RANGE_ADVICE = "scale them to [0, 1], or pass 0..255 images as uint8"
 MIN_FEATURE_VARIANCE = 1e-8  # below the rounding of bfloat16 features of length 1
 
 
@@ -110,14 +114,23 @@ class VAE(keras.Model):
         self.network_options = dict(network_options or {})
         self.own_networks = encoder is not None or decoder is not None
         shape = _image_shape(image_shape)
+        latent_dim = check_count("latent_dim", latent_dim)
+        if self.own_networks and (network_options or network != "dfc"):
+            raise InputError("encoder and decoder are given, and network or network_options too: leave these out")
         if encoder is not None and decoder is not None:
             self.encoder, self.decoder, shape, latent_dim = networks.adopt(encoder, decoder, shape, int(latent_dim))
         elif self.own_networks:
             raise InputError("give both encoder and decoder, or neither and the name of a network")
         else:
-            self.encoder, self.decoder = networks.build(
-                network, shape, int(latent_dim), self.dtype_policy, self.network_options
-            )
+            try:
+                self.encoder, self.decoder = networks.build(
+                    network, shape, int(latent_dim), self.dtype_policy, self.network_options
+                )
+            except tf.errors.ResourceExhaustedError as error:
+                raise InputError(
+                    f"network {network!r} of image_shape={shape}, latent_dim={latent_dim} and {self.network_options} "
+                    "does not fit in memory: give smaller ones"
+                ) from error
         layers = [*self.encoder._flatten_layers(), *self.decoder._flatten_layers()]
         self.computes_in_float16 = "float16" in {self.compute_dtype, *(layer.compute_dtype for layer in layers)}
         self.image_shape: tuple[int, int, int] = shape
@@ -129,6 +142,10 @@ class VAE(keras.Model):
         self.likelihood = get_likelihood(likelihood)
         # A plain object, so that Keras neither saves nor counts the frozen network as a part of the model.
         self.perceptual = PerceptualLoss(perceptual, perceptual_layers) if isinstance(perceptual, str) else perceptual
+        if not isinstance(self.perceptual, PerceptualLoss | None):
+            raise InputError(
+                f"perceptual={perceptual!r}: give a name, or keras_vae.PerceptualLoss(model, layers, preprocessing=...)"
+            )
         self.perceptual_weight = check_perceptual_weight(perceptual_weight, self.perceptual)
         if self.perceptual is None and not self.pixel_weight:
             raise InputError("pixel_weight=0 and no perceptual network: nothing says what an image should look like")
@@ -202,8 +219,13 @@ class VAE(keras.Model):
     def sample(self, count: int, seed: int | None = None) -> Any:
         """Images of `count` draws from the prior, a standard normal.
 
-        The same seed gives the same latents here, in `export.runtime` and on the command line.
+        The same seed gives the same latents here, in `export.runtime` and on the command line. Decoding follows the
+        model's precision; exported decoders compute in float32.
+
+        Raises:
+            InputError: a count below 1.
         """
+        check_count("count", count)
         return self.decode(np.random.default_rng(seed).standard_normal((count, self.latent_dim), np.float32))
 
     def call(self, inputs: Any, training: bool = False) -> Any:
@@ -383,33 +405,52 @@ class VAE(keras.Model):
         self.compile(**keras.saving.deserialize_keras_object(config))
 
     def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.fit`; arrays are looked over first, for images outside [0, 1].
+        """As `keras.Model.fit`, without weights of samples or classes.
 
         With an optimizer that averages weights (`use_ema=True`), validation uses the averages, and so does everything
         after `fit`, which puts them in the weights' place.
 
         Raises:
-            InputError: an array of images in another range, or of another shape than the model's, or
-                perceptual weights that cannot be had.
+            InputError: images outside of [0, 1], or of another shape than the model's; weights of samples or classes;
+                two callbacks that set beta; perceptual weights that cannot be had.
         """
-        _check_range(x)
+        _check_data("fit", x, kwargs)
+        held_out = kwargs.get("validation_data")
+        _check_range(held_out[0] if isinstance(held_out, tuple) else held_out)
+        steering = [each for each in _callbacks(kwargs) if isinstance(each, schedules.KLSchedule | schedules.TargetKL)]
+        if len(steering) > 1:
+            names = " and ".join(type(each).__name__ for each in steering)
+            raise InputError(f"{names} both set beta: give one of them")
         if isinstance(x, tf.data.Dataset):
             kwargs.setdefault("shuffle", False)  # Keras's default, True, makes it warn that datasets shuffle themselves
-        history = super().fit(x, *args, **kwargs)
+        with _range_errors():
+            history = super().fit(x, *args, **kwargs)
         # Keras has put the averages in the weights' place: the statistics have to belong to them.
         for variable, average in self.averages():
             variable.assign(average)
         return history
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.evaluate`; with averaged weights where the optimizer keeps them."""
-        callbacks = kwargs.get("callbacks")
-        for callback in getattr(callbacks, "callbacks", callbacks) or ():
-            if isinstance(callback, keras.callbacks.SwapEMAWeights):  # does the same: twice would be not at all
-                with _swapped(self._averaged_statistics()):
-                    return super().evaluate(*args, **kwargs)
-        with self.averaged_weights():
+        """As `keras.Model.evaluate`; with averaged weights where the optimizer keeps them.
+
+        Raises:
+            InputError: as `fit`.
+        """
+        if "_use_cached_eval_dataset" not in kwargs:  # not from within `fit`
+            _check_data("evaluate", args[0] if args else kwargs.get("x"), kwargs)
+        # Keras's callback does the same: twice would be not at all.
+        swaps = any(isinstance(each, keras.callbacks.SwapEMAWeights) for each in _callbacks(kwargs))
+        with _swapped(self._averaged_statistics()) if swaps else self.averaged_weights(), _range_errors():
             return super().evaluate(*args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.predict`: reconstructions, float32 in [0, 1].
+
+        Raises:
+            InputError: as `fit`.
+        """
+        with _range_errors():
+            return super().predict(*args, **kwargs)
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -476,6 +517,16 @@ class VAE(keras.Model):
             self.perceptual.load(self.dtype_policy.name)
 
     # Saving and exporting --------------------------------------------------------------------
+
+    def save(self, filepath: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """As `keras.Model.save`, into a .keras file.
+
+        Raises:
+            InputError: a path with another ending: Keras's older formats cannot hold the model.
+        """
+        if Path(filepath).suffix != ".keras":
+            raise InputError(f"{filepath}: name a file that ends in .keras")
+        super().save(filepath, *args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -550,6 +601,8 @@ class VAE(keras.Model):
         from export import export_decoder
         from keras_vae._version import __version__
 
+        if any(not np.isfinite(np.array(weight)).all() for weight in self.decoder.weights):
+            raise InputError("the decoder's weights are no numbers: its training diverged; train again")
         if kwargs:
             raise InputError(f"export takes no {', '.join(kwargs)}: it takes filepath, format, verbose and run_id")
         metadata = {"keras_vae_version": __version__, "run_id": run_id}
@@ -587,12 +640,62 @@ class VAE(keras.Model):
             )
         if keras.backend.standardize_dtype(images.dtype) == "uint8":
             return ops.cast(images, "float32") / 255.0
-        return ops.cast(images, "float32")
+        return _in_range(ops.cast(images, "float32"))
 
 
 def _inputs(data: Any) -> Any:
     """The images of a batch of images, of (images, labels), or of a dict."""
-    return keras.utils.unpack_x_y_sample_weight(data)[0]
+    images, _, weights = keras.utils.unpack_x_y_sample_weight(data)
+    if weights is not None:
+        raise InputError("sample weights are given: the bound is one of each image alike; leave them out")
+    return images
+
+
+def _in_range(images: Any) -> Any:
+    """The same images, refused when they are computed with outside of [0, 1]; XLA leaves that out."""
+    if not tf.is_tensor(images):
+        return images
+    if tf.executing_eagerly():
+        _check_range(images.numpy())
+        return images
+    low, high = tf.reduce_min(images), tf.reduce_max(images)
+    fine = tf.logical_and(low >= -RANGE_TOLERANCE, high <= 1.0 + RANGE_TOLERANCE)
+    with tf.control_dependencies([tf.debugging.Assert(fine, [RANGE_MARK, low, "to", high, "."])]):
+        return tf.identity(images)
+
+
+@contextmanager
+def _range_errors() -> Iterator[None]:
+    """Words what `_in_range` finds within a compiled step."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        if RANGE_MARK not in str(error):
+            raise
+        raise InputError(f"{RANGE_MARK} [0, 1] in a batch: {RANGE_ADVICE}") from None
+
+
+def _check_data(method: str, images: Any, options: dict[str, Any]) -> None:
+    """Refuses data that Keras would stumble over, or pass over."""
+    for name in ("sample_weight", "class_weight"):
+        if options.get(name) is not None:
+            raise InputError(f"{method}({name}=...): the bound is one of each image alike; leave {name!r} out")
+    if images is None:
+        raise InputError(f"{method} needs images: give an array or a dataset")
+    if isinstance(images, tf.data.Dataset):
+        spec = images.element_spec
+        spec = spec[0] if isinstance(spec, tuple) else spec
+        spec = spec.get("image") if isinstance(spec, dict) else spec
+        if isinstance(spec, tf.TensorSpec) and spec.shape.rank not in (4, None):
+            raise InputError(f"the dataset's elements have shape {spec.shape}: give batches, as .batch(64) makes them")
+        return
+    _check_range(images)
+
+
+def _callbacks(options: dict[str, Any]) -> list[Any]:
+    callbacks = options.get("callbacks")
+    callbacks = getattr(callbacks, "callbacks", callbacks)
+    return list(callbacks) if isinstance(callbacks, list | tuple) else [] if callbacks is None else [callbacks]
 
 
 def _serialized(network: keras.Model) -> dict[str, Any]:
@@ -628,9 +731,10 @@ def _scaling(optimizer: Any, initial_scale: float) -> keras.optimizers.Optimizer
 
 
 def _image_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
-    if len(image_shape) != 3:
-        raise InputError(f"image_shape={tuple(image_shape)}: give (height, width, channels)")
-    height, width, channels = map(int, image_shape)
+    try:
+        height, width, channels = map(operator.index, image_shape)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"image_shape={image_shape!r}: give (height, width, channels)") from error
     return height, width, channels
 
 
@@ -638,8 +742,10 @@ def _check_range(images: Any) -> None:
     """Refuses an array of 0..255 floats, the usual slip; the first thousand images tell."""
     if isinstance(images, dict):
         images = images.get("image")
-    if not isinstance(images, np.ndarray) or images.dtype == np.uint8 or not images.size:
+    if not isinstance(images, np.ndarray) or images.dtype == np.uint8:
         return
+    if not images.size or not np.issubdtype(images.dtype, np.number):
+        raise InputError(f"an array of shape {images.shape} and type {images.dtype}: give images, floats or uint8")
     low, high = float(np.min(images[:1000])), float(np.max(images[:1000]))
-    if not (low >= 0.0 and high <= 1.0):
-        raise InputError(f"images range from {low:g} to {high:g}: scale them to [0, 1], or pass 0..255 images as uint8")
+    if not (low >= -RANGE_TOLERANCE and high <= 1.0 + RANGE_TOLERANCE):
+        raise InputError(f"images range from {low:g} to {high:g}: {RANGE_ADVICE}")

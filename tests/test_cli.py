@@ -19,7 +19,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from keras_vae import PRESETS, VAE, __version__, cli, data, demo, training
+from keras_vae import PRESETS, VAE, __version__, cli, data, demo, progress, training
 from keras_vae.data import Avatars, sources
 
 Command = Callable[..., Any]
@@ -337,6 +337,33 @@ def test_demo(small_avatars: Avatars, command: Command, tmp_path: Path, monkeypa
         assert figures["peak_memory_gib"] > 0.1
 
 
+def test_a_run_that_diverges_is_no_result(image_folder: Path, command: Command, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = command("train", "--data", image_folder, "--out", out, *SMALL, "--steps", 3, "--learning-rate", 1e20)
+    assert result.status == 2
+    assert "the loss became nan within 3 steps: give a lower learning rate than 1e+20" in result.err
+    assert not (out / "model.keras").exists()
+    assert not (out / "metrics.jsonl").exists()
+
+
+def test_a_target_that_is_not_reached_is_said(image_folder: Path, command: Command, tmp_path: Path) -> None:
+    options = ("--data", image_folder, "--out", tmp_path / "run", *SMALL, "--steps", 3)
+    result = command("train", *options, "--kl-target", 500)
+    assert result.status == 0, result.err
+    assert "nats, not 500: train longer" in result.err
+
+
+def test_progress_without_a_terminal_is_lines(capfd: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.1)
+    with progress.bar(20, "working", "images") as bar:
+        for _ in range(20):
+            time.sleep(0.02)
+            bar.update(1)
+    lines = capfd.readouterr().err.splitlines()
+    assert 2 <= len(lines) <= 10
+    assert all(line.startswith("working") for line in lines)
+
+
 # What is wrong ----------------------------------------------------------------------------------
 
 
@@ -350,6 +377,7 @@ def bad_inputs(run: Path, tmp_path: Path) -> Path:
     (tmp_path / "cut.keras").write_bytes((run / "model.keras").read_bytes()[:9999])
     shutil.copy(run / "model.keras", tmp_path / "alone.keras")
     (tmp_path / "picture.png").write_text("no model")
+    (tmp_path / "fake.onnx").write_text("no model")
     keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save(tmp_path / "other.keras")
     return tmp_path
 
@@ -422,6 +450,10 @@ TRAIN = ("train", "--data", "{folder}", "--out", "{here}/out")
         (("sample", "{run}", "--out", "{here}/none/a.png"), "does not exist"),
         (("sample", "{run}", "--out", "{here}/a.xyz"), ".png"),
         (("reconstruct", "{run}/export/decoder.onnx"), "decoder alone"),
+        (("export", "{run}/export/decoder.onnx"), "is exported already"),
+        (("sample", "{run}", "--count", 100000), "count"),
+        (("sample", "{run}", "--out", "/proc/a.png"), "cannot be written to"),
+        (("sample", "{here}/fake.onnx"), "no ONNX model"),
         (("reconstruct", "{here}/alone.keras", "--out", "{here}/a.png"), "give --data"),
         (("export", "{run}", "--format", "coreml"), "tf_saved_model, onnx"),
         (("export", "{run}", "--out", "{here}/picture.png"), "is not a folder"),

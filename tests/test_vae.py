@@ -17,6 +17,7 @@ import tensorflow as tf
 from export.runtime import Decoder
 from keras_vae import OBJECTIVES, VAE, InputError, PerceptualLoss
 from keras_vae.distributions import Bernoulli, Gaussian
+from keras_vae.schedules import LinearWarmup, TargetKL
 
 MakeVAE = Callable[..., VAE]
 METRICS = {"loss", "elbo", "reconstruction", "kl", "active_units", "beta"}
@@ -362,12 +363,17 @@ def test_import_is_quick_and_silent() -> None:
     [
         ({"image_shape": (12, 50, 3)}, "16 pixels a side and more"),
         ({"image_shape": (64, 64)}, "height, width, channels"),
-        ({"latent_dim": 0}, "at least 1 latent"),
+        ({"latent_dim": 0}, "whole number from 1 on"),
         ({"network": "unet"}, "choose one of dfc"),
         ({"perceptual": "alexnet"}, "hed-vgg16"),
         ({"perceptual": "vgg19", "perceptual_layers": "vae-678"}, "vae-123"),
         ({"perceptual_weight": -0.5}, "at least 0"),
         ({"beta": float("nan")}, "at least 0"),
+        ({"beta": "1"}, "at least 0"),
+        ({"latent_dim": 2.5}, "whole number"),
+        ({"image_shape": 64}, "height, width, channels"),
+        ({"likelihood": 3}, "unknown likelihood 3"),
+        ({"perceptual": 3}, "PerceptualLoss"),
         ({"likelihood": "poisson"}, "gaussian"),
         ({"free_bits": -1}, "free_bits=-1"),
         ({"pixel_weight": float("inf")}, "pixel_weight=inf"),
@@ -394,6 +400,54 @@ def test_wrong_images_are_refused(make_vae: MakeVAE, images: np.ndarray) -> None
         vae.fit({"picture": images}, verbose=0)
     with pytest.raises(InputError, match=r"decodes \(batch, 8\)"):
         vae.decode(np.zeros((2, 9)))
+
+
+@pytest.mark.parametrize("form", ["array", "validation", "dataset", "encode", "predict", "evaluate dataset"])
+def test_images_in_another_range_are_refused_everywhere(make_vae: MakeVAE, images: np.ndarray, form: str) -> None:
+    vae, wrong = make_vae(), images * 255
+    dataset = tf.data.Dataset.from_tensor_slices(wrong).batch(16)
+    attempts = {
+        "array": lambda: vae.evaluate(wrong, verbose=0),
+        "validation": lambda: vae.fit(images, validation_data=(wrong, wrong), verbose=0),
+        "dataset": lambda: vae.fit(dataset, verbose=0),
+        "encode": lambda: vae.encode(wrong),
+        "predict": lambda: vae.predict(wrong, verbose=0),
+        "evaluate dataset": lambda: vae.evaluate(dataset, verbose=0),
+    }
+    before = [*weights_of(vae.encoder), *weights_of(vae.decoder)]
+    with pytest.raises(InputError, match=r"scale them to \[0, 1\]"):
+        attempts[form]()
+    for one, other in zip(before, [*weights_of(vae.encoder), *weights_of(vae.decoder)], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_data_that_cannot_be_used_is_refused(make_vae: MakeVAE, images: np.ndarray, tmp_path: Path) -> None:
+    vae = make_vae()
+    dataset = tf.data.Dataset.from_tensor_slices
+    for attempt, message in [
+        (lambda: vae.fit(images, sample_weight=np.ones(96)), "leave 'sample_weight' out"),
+        (lambda: vae.fit(images, class_weight={0: 1.0}), "leave 'class_weight' out"),
+        (lambda: vae.fit(dataset((images, images, np.ones(96))).batch(8)), "sample weights"),
+        (lambda: vae.fit(dataset(images)), r"give batches, as .batch\(64\)"),
+        (lambda: vae.fit(images[:0]), "give images"),
+        (lambda: vae.fit(np.array(["a", "b"])), "give images"),
+        (lambda: vae.fit(), "fit needs images"),
+        (lambda: vae.evaluate(None), "evaluate needs images"),
+        (lambda: vae.sample(0), "count=0"),
+        (lambda: vae.save(tmp_path / "model.h5"), r"ends in .keras"),
+        (lambda: vae.fit(images, callbacks=[LinearWarmup(4), TargetKL(50)]), "LinearWarmup and TargetKL both set beta"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            attempt()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_diverged_decoder_is_not_exported(make_vae: MakeVAE, tmp_path: Path) -> None:
+    vae = make_vae()
+    vae.decoder.set_weights([np.full_like(weight, np.nan) for weight in vae.decoder.get_weights()])
+    with pytest.raises(InputError, match="training diverged"):
+        vae.export(tmp_path / "decoder.onnx", format="onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_loss_of_ones_own_is_refused(make_vae: MakeVAE) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from keras import ops
-from tqdm.auto import tqdm
 
+from keras_vae import progress
 from keras_vae.distributions import DiagonalGaussian
 from keras_vae.errors import InputError
 from keras_vae.vae import VAE, _inputs
@@ -78,8 +78,9 @@ def importance_weighted_bound(
     rng = np.random.default_rng(seed)
     bounds: list[float] = []
     variances: list[float] = []
-    progress = tqdm(total=total, unit=" images", desc=f"importance-weighted bound, K={samples}", disable=None)
-    with vae.averaged_weights():
+    draws_in_all = None if total is None else total * samples
+    bar = progress.bar(draws_in_all, f"importance-weighted bound, K={samples}", "draws", unit_scale=True)
+    with vae.averaged_weights(), bar:
         for batch in batches:
             images = vae._images(_inputs(batch))
             posterior = vae.encode(images)
@@ -94,14 +95,13 @@ def importance_weighted_bound(
                     weights[:, first : first + draws] = log_weights(
                         images[part], posterior.mean[part], posterior.log_var[part], noise
                     )
+                    bar.update(count * draws)
                 highest = weights.max(axis=1, keepdims=True)
                 ratios = np.exp(weights - highest)
                 average = ratios.mean(axis=1)
                 bounds.extend(highest[:, 0] + np.log(average))
                 spread = ratios.var(axis=1, ddof=1) if samples > 1 else np.full(count, np.nan)
                 variances.extend(spread / (samples * average**2))
-                progress.update(count)
-    progress.close()
     if not bounds:
         raise InputError("no images to bound the likelihood of")
     per_image = np.array(bounds)

@@ -36,7 +36,11 @@ app = typer.Typer(
 ModelArgument = Annotated[
     Path, typer.Argument(metavar="MODEL", help="Run folder, .keras file, SavedModel folder or .onnx file.")
 ]
-DataOption = Annotated[str, typer.Option(help="'avatars', 'tfds:NAME', or a folder of images.")]
+DataOption = Annotated[
+    str, typer.Option(help="'avatars', 'tfds:NAME[/CONFIG][:SPLIT]', a folder of images, or an .npy or .npz file.")
+]
+CropOption = Annotated[int | None, typer.Option(help="Pixels a side of the centred square to cut out first.")]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Refuse a folder of which any image would be skipped.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Figures as JSON on standard output.")]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The same seed gives the same result.")]
 VAEArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="Run folder or .keras file.")]
@@ -113,7 +117,10 @@ def train(
     minutes: Annotated[float | None, typer.Option(help="Minutes of training at most.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 64,
     image_size: Annotated[int | None, typer.Option(help="Pixels a side; 64, or the set's own size.")] = None,
-    crop: Annotated[int | None, typer.Option(help="Pixels a side of the centred square to cut out first.")] = None,
+    crop: CropOption = None,
+    flip: Annotated[bool, typer.Option("--flip", help="Mirror half of the training images.")] = False,
+    random_crop: Annotated[int, typer.Option(help="Move training images by up to so many pixels, edges mirrored.")] = 0,
+    strict: StrictOption = False,
     latent_dim: Annotated[int, typer.Option(help="Number of latents.")] = 100,
     network: Annotated[str, typer.Option(help="Encoder and decoder family: dfc or resnet.")] = "dfc",
     width: Annotated[int | None, typer.Option(help="Channels of the network's first layer; 32.")] = None,
@@ -161,6 +168,9 @@ def train(
         "batch_size": batch_size,
         "image_size": image_size,
         "crop": crop,
+        "flip": flip,
+        "random_crop": random_crop,
+        "strict": strict,
         "latent_dim": latent_dim,
         "network": network,
         "perceptual": None if perceptual == "none" else perceptual,
@@ -192,12 +202,70 @@ def train(
         report(training.train(training.TrainingConfig(data=data, out=str(out), network_options=options, **settings)))
 
 
+data_app = typer.Typer(
+    name="data",
+    help="Look at images, prepare TFDS sets, and build one of a folder.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(data_app)
+
+
+@data_app.command("info")
+def data_info(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="What --data takes.")],
+    out: Annotated[Path, typer.Option(help="Picture of some images to write.")] = Path("images.png"),
+    image_size: Annotated[int | None, typer.Option(help="Pixels a side; 64, or the set's own size.")] = None,
+    crop: CropOption = None,
+    limit: Annotated[int, typer.Option(min=1, help="Images to read at most.")] = 10_000,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a source of images holds.
+
+    Counts, sizes, each attribute's share, what cannot be read and why, and a picture grid.
+    """
+    with _reporting(as_json) as report:
+        report(_library("keras_vae.data.describing").describe(source, out, image_size, crop, limit))
+
+
+@data_app.command("prepare")
+def data_prepare(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A TFDS set, as NAME[/CONFIG].")],
+    as_json: JsonOption = False,
+) -> None:
+    """Download and prepare a TFDS set.
+
+    Does what training would do at its first use, and says where the set lies.
+    """
+    with _reporting(as_json) as report:
+        report(_library("keras_vae.data.describing").prepare(name))
+
+
+@data_app.command("build")
+def data_build(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of images.")],
+    name: Annotated[str | None, typer.Option(help="Of the set; the folder's name.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where sets are kept; TFDS_DATA_DIR or TFDS's own.")] = None,
+    image_size: Annotated[int, typer.Option(help="Pixels a side.")] = 64,
+    crop: CropOption = None,
+    attributes: Annotated[bool, typer.Option(help="Keep attributes, where there are any.")] = True,
+    strict: StrictOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a TFDS set of a folder.
+
+    Decodes, crops and resizes each image once, into shards that load at full speed. What is printed as the set is
+    what --data takes.
+    """
+    with _reporting(as_json) as report:
+        build = _library("keras_vae.data.building").build
+        report(build(folder, name, data_dir, image_size, crop, attributes, strict))
+
+
 @app.command()
 def evaluate(
     model: VAEArgument,
-    data: Annotated[
-        str | None, typer.Option(help="'avatars', 'tfds:NAME', or a folder; by default what the run trained on.")
-    ] = None,
+    data: Annotated[str | None, typer.Option(help="As for train; by default what the run trained on.")] = None,
     importance_samples: Annotated[
         int | None, typer.Option(help="Also the importance-weighted bound, with so many draws an image.")
     ] = None,
@@ -233,9 +301,7 @@ def sample(
 @app.command()
 def reconstruct(
     model: VAEArgument,
-    data: Annotated[
-        str | None, typer.Option(help="'avatars', 'tfds:NAME', or a folder; by default what the run trained on.")
-    ] = None,
+    data: Annotated[str | None, typer.Option(help="As for train; by default what the run trained on.")] = None,
     out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("reconstructions.png"),
     count: Annotated[int, typer.Option(min=1, max=10_000, help="Number of held-out images.")] = 24,
     as_json: JsonOption = False,

@@ -8,9 +8,6 @@ import math
 import os
 import re
 import socket
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +16,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_vae import hosts
 from keras_vae.errors import InputError, check_weight
 
 # Section 4.2 of the paper names its two models after the blocks whose first activations they compare.
@@ -49,7 +47,6 @@ OWN_NETWORK = "a Keras model"  # what the configuration says of a network that i
 LENGTH_EPSILON = 1e-6
 
 WEIGHTS_HOST = "https://storage.googleapis.com"  # where Keras Applications fetches its weights
-PROBE_SECONDS = 5.0
 STALL_SECONDS = 30.0
 
 
@@ -364,7 +361,7 @@ def _download(build: Any, network: str) -> keras.Model:
     """
     name = f"{network}_weights_tf_dim_ordering_tf_kernels_notop.h5"
     cached = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models" / name
-    failure = None if cached.is_file() else _probe(WEIGHTS_HOST)
+    failure = None if cached.is_file() else hosts.silent([WEIGHTS_HOST]).get(WEIGHTS_HOST)
     if failure is None:
         before = socket.getdefaulttimeout()
         socket.setdefaulttimeout(STALL_SECONDS)
@@ -377,25 +374,6 @@ def _download(build: Any, network: str) -> keras.Model:
     raise InputError(
         f"cannot download the ImageNet weights of perceptual network {network!r} ({failure}): {OFFLINE_CHOICE}"
     )
-
-
-def _probe(url: str) -> str | None:
-    """Why the host cannot be reached, or None. In a thread, for looking up a name knows no timeout."""
-    outcome: list[str | None] = [f"no answer from {url} in {PROBE_SECONDS:g} s"]
-
-    def attempt() -> None:
-        try:
-            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PROBE_SECONDS).close()
-            outcome[0] = None
-        except urllib.error.HTTPError:
-            outcome[0] = None  # an answer, of whatever kind, is a connection
-        except OSError as error:
-            outcome[0] = str(getattr(error, "reason", error))
-
-    thread = threading.Thread(target=attempt, daemon=True)
-    thread.start()
-    thread.join(PROBE_SECONDS)
-    return outcome[0]
 
 
 def check_perceptual_weight(

@@ -33,6 +33,7 @@ from keras_vae.vae import LEARNING_RATE, VAE
 
 DEFAULT_EPOCHS = 5
 PICTURED = 24  # images in the grids of each epoch
+SKIPPED_FILE = "skipped.csv"
 MEASURED = 1024  # held-out images on which the final figures are taken
 CHECKPOINTS_KEPT = 2
 KL_SCHEDULES = {
@@ -72,6 +73,9 @@ class TrainingConfig:
     batch_size: int = 64
     image_size: int | None = None
     crop: int | None = None
+    flip: bool = False
+    random_crop: int = 0
+    strict: bool = False
     latent_dim: int = 100
     network: str = "dfc"
     network_options: Mapping[str, Any] = field(default_factory=dict)
@@ -99,8 +103,9 @@ def train(config: TrainingConfig) -> dict[str, Any]:
 
     Returns:
         The run's figures: `run`, `run_id`, `steps`, `epochs`, `minutes`, `images_per_second`, `precision`, the last
-        `loss`, `elbo`, `reconstruction`, `kl`, `perceptual` and their `val_` counterparts, and on held-out images the
-        `psnr` (dB) and `sharpness` (1 is the originals') of reconstructions.
+        `loss`, `elbo`, `reconstruction`, `kl`, `perceptual` and their `val_` counterparts, on held-out images the
+        `psnr` (dB) and `sharpness` (1 is the originals') of reconstructions, and how many images were `skipped`, which
+        `skipped.csv` in the run folder names.
 
     Raises:
         InputError: a setting, the data or the output folder cannot be used.
@@ -116,7 +121,16 @@ def train(config: TrainingConfig) -> dict[str, Any]:
     if perceptual is not None:
         perceptual.load(policy)
     keras.utils.set_random_seed(config.seed)
-    images = data.load(config.data, config.image_size, config.batch_size, config.seed, crop=config.crop)
+    images = data.load(
+        config.data,
+        config.image_size,
+        config.batch_size,
+        config.seed,
+        crop=config.crop,
+        flip=config.flip,
+        random_crop=config.random_crop,
+        strict=config.strict,
+    )
     vae = VAE(
         image_shape=images.image_shape,
         latent_dim=config.latent_dim,
@@ -144,28 +158,30 @@ def train(config: TrainingConfig) -> dict[str, Any]:
     examples = _examples(images)
     try:
         _fit(vae, images, config, out, progress, examples)
+    except tf.errors.OpError:
+        if images.skips.error is not None:  # raised within the pipeline, which words it anew
+            raise images.skips.error from None
+        raise
     except KeyboardInterrupt:
         kept = sorted((out / CHECKPOINT_FOLDER).glob("*.keras"))
-        print(
-            f"stopped at step {progress.steps}; {kept[-1] if kept else 'no checkpoint'} is what there is",
-            file=sys.stderr,
-        )
+        print(f"stopped at step {progress.steps}; kept is {kept[-1] if kept else 'no checkpoint yet'}", file=sys.stderr)
         raise
     _save(vae, out / MODEL_FILE)
-    # Keras's averages begin with the first step's weights.
+    _report_skips(images, out)
     reached = progress.logs.get("val_kl", math.nan)
     if config.kl_target is not None and abs(reached / config.kl_target - 1) > 0.1:
         print(
             f"the held-out KL is {reached:.0f} nats, not {config.kl_target:g}: train longer, or begin at another beta",
             file=sys.stderr,
         )
+    # Keras's averages begin with the first step's weights.
     if config.ema is not None and config.ema**progress.steps > 0.05:
         print(
             f"ema {config.ema:g} is much for {progress.steps} steps: {config.ema**progress.steps:.0%} of the averages "
             "are the first step's weights; train longer, or average less",
             file=sys.stderr,
         )
-    return _finish(vae, out, examples, progress, policy, config)
+    return {**_finish(vae, out, examples, progress, policy, config), "skipped": len(images.skips)}
 
 
 def _fit(
@@ -186,6 +202,13 @@ def _fit(
             _Checkpoints(out / CHECKPOINT_FOLDER, progress),
         ],
     )
+
+
+def _report_skips(images: data.ImageData, out: Path) -> None:
+    if len(images.skips):
+        with write_aside(out / SKIPPED_FILE) as aside:
+            images.skips.write(aside)
+        print(f"{images.skips.summary()}; {out / SKIPPED_FILE} names them", file=sys.stderr)
 
 
 def _learning_rate(config: TrainingConfig, steps_per_epoch: int) -> Any:

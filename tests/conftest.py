@@ -17,7 +17,7 @@ from PIL import Image
 
 import keras_vae
 from keras_vae import cli
-from keras_vae.data import sources
+from keras_vae.data import tfds_sets
 
 FACES = Path(__file__).resolve().parents[2] / "shared" / "faces" / "images"
 
@@ -56,7 +56,8 @@ def celeb_a(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     parts = {"train": 24, "validation": 8, "test": 8}
     splits = [tfds.core.SplitInfo(name, [count], 0, template) for name, count in parts.items()]
     builder.info.set_splits(tfds.core.splits.SplitDict(splits))
-    monkeypatch.setattr(sources, "_tfds_builder", lambda name: builder)
+    monkeypatch.setattr(tfds_sets, "find", lambda name: builder)
+    monkeypatch.setattr(tfds_sets, "is_prepared", lambda builder: True)
     with tfds.testing.mock_data(num_examples=24):
         yield builder
 

@@ -323,9 +323,7 @@ def test_limits_and_seeds(image_folder: Path, command: Command, tmp_path: Path) 
 def test_demo(small_avatars: Avatars, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole of it, with few avatars and seconds of training."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        sources, "_from_avatars", lambda size, crop: sources._from_builder("a", small_avatars, 64, crop)
-    )
+    monkeypatch.setattr(sources, "_avatars_builder", lambda size: small_avatars)
     for expected in ("demo", "demo-2"):
         result = command("demo", "--minutes", 0.05, "--json")
         assert result.status == 0, result.err

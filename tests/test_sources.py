@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
+import keras_vae
 from keras_vae import InputError, data
 from keras_vae.data import Avatars, sources
 
@@ -118,16 +120,13 @@ def grey_set(tfds_data_dir: Path, images: np.ndarray) -> str:
 def test_tfds_set_from_the_data_folder(grey_set: str) -> None:
     loaded = data.load(grey_set, image_size=16, batch_size=8)
     assert loaded.image_shape == (16, 16, 1)
-    assert (loaded.train_size, loaded.test_size) == (86, 10)
+    assert (loaded.train_size, loaded.test_size) == (87, 9)
     assert collect(loaded.train).shape == (80, 16, 16, 1)
-    with pytest.raises(InputError, match="vary in size"):
-        data.load(grey_set)
+    assert data.load(grey_set, batch_size=8).image_shape == (64, 64, 1)
 
 
 def test_attributes_come_with_the_images(small_avatars: Avatars, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        sources, "_from_avatars", lambda size, crop: sources._from_builder("a", small_avatars, size, crop)
-    )
+    monkeypatch.setattr(sources, "_avatars_builder", lambda size: small_avatars)
     loaded = data.load("avatars", 32, 8, attributes=True)
     batch = next(loaded.train.as_numpy_iterator())
     assert batch["image"].shape == (8, 32, 32, 3)
@@ -166,9 +165,9 @@ def test_unusable_sources_are_refused(tmp_path: Path, image_folder: Path, images
         (fakes / f"{index}.jpg").write_text("text")
     for source, message in [
         (tmp_path / "missing", "unknown data source"),
-        (tmp_path / "empty", "no files"),
-        (texts, "1 files but no images"),
-        (fakes, "0 readable images"),
+        (tmp_path / "empty", "no images"),
+        (texts, "no images"),
+        (fakes, "3 of 3 images cannot be read"),
         (texts / "a.txt", "is a file"),
         (images[:, :, :, :2], "1 or 3 channels"),
         (images * 255, "scale it"),
@@ -183,6 +182,139 @@ def test_unusable_sources_are_refused(tmp_path: Path, image_folder: Path, images
         data.load(image_folder, 32, batch_size=0)
     with pytest.raises(InputError, match="no attributes"):
         data.load(image_folder, 32, 8, attributes=True)
+
+
+# Files and datasets ---------------------------------------------------------------------------
+
+
+def test_array_files(images: np.ndarray, tmp_path: Path) -> None:
+    pixels = np.round(images * 255).astype(np.uint8)
+    np.save(tmp_path / "a.npy", pixels)
+    np.savez(tmp_path / "named.npz", images=pixels, labels=np.arange(96))
+    np.savez_compressed(tmp_path / "keras.npz", x_train=pixels[:80], x_test=pixels[80:], y_train=np.arange(80))
+    np.savez(tmp_path / "other.npz", x=pixels, y=np.arange(96))
+    wanted = collect(data.load(pixels, batch_size=8).test)
+    for name in ("a.npy", "named.npz"):
+        np.testing.assert_array_equal(collect(data.load(tmp_path / name, batch_size=8).test), wanted)
+    loaded = data.load(tmp_path / "keras.npz", image_size=16, batch_size=8)
+    assert (loaded.train_size, loaded.test_size, loaded.image_shape) == (80, 16, (16, 16, 3))
+    (tmp_path / "text.npy").write_text("text")
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "named.npz").read_bytes()[:500])
+    np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
+    np.save(tmp_path / "scalar.npy", np.float32(3))
+    for name, message in [
+        ("text.npy", "no array"),
+        ("cut.npz", "no array"),
+        ("objects.npy", "no array"),
+        ("scalar.npy", "of shape"),
+        ("missing.npy", "does not exist"),
+        ("other.npz", "holds x, y: name the array"),
+    ]:
+        with pytest.raises(InputError, match=message) as refused:
+            data.load(tmp_path / name, batch_size=8)
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("form", ["single", "batched", "labelled", "dicts", "uint8", "unknown"])
+def test_datasets(images: np.ndarray, form: str) -> None:
+    dataset = tf.data.Dataset.from_tensor_slices(images)
+    if form == "batched":
+        dataset = dataset.batch(7)
+    elif form == "labelled":
+        dataset = dataset.map(lambda image: (image, 1))
+    elif form == "dicts":
+        dataset = dataset.map(lambda image: {"image": image, "label": 1})
+    elif form == "uint8":
+        dataset = dataset.map(lambda image: tf.cast(tf.round(image * 255), tf.uint8))
+    elif form == "unknown":
+        dataset = dataset.filter(lambda image: True)
+    loaded = data.load(dataset, batch_size=8)
+    assert (loaded.train_size, loaded.test_size, loaded.image_shape) == (86, 10, (32, 32, 3))
+    np.testing.assert_allclose(collect(loaded.test), np.round(images[::10] * 255) / 255, atol=1e-6)
+    assert collect(loaded.train).shape == (80, 32, 32, 3)
+    assert data.load(dataset, 16, 8).image_shape == (16, 16, 3)
+
+
+def test_unusable_datasets_are_refused(images: np.ndarray) -> None:
+    dataset = tf.data.Dataset.from_tensor_slices(images)
+    for source, message in [
+        (dataset.repeat(), "never ends"),
+        (tf.data.Dataset.range(9), "no images"),
+        (dataset.map(lambda image: {"picture": image}), "no images"),
+        (dataset.map(lambda image: image[..., :2]), "1 or 3 channels"),
+        (dataset.take(1), "at least 2"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            data.load(source, batch_size=1)
+
+
+# Where decoded images are kept ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["memory", "disk", "nowhere"])
+@pytest.mark.parametrize("kind", ["folder", "dataset"])
+def test_epochs_are_the_same_wherever_images_are_kept(
+    image_folder: Path, images: np.ndarray, place: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = image_folder if kind == "folder" else tf.data.Dataset.from_tensor_slices(images)
+    wanted = [collect(part) for part in (data.load(source, 32, 8).train, data.load(source, 32, 8).test)]
+    for module in (sources, keras_vae.data.images):
+        monkeypatch.setattr(module, "fits_in_memory", lambda size: place == "memory")
+        monkeypatch.setattr(module, "fits_on_disk", lambda size: place == "disk")
+    loaded = data.load(source, 32, 8)
+    for _ in range(2):
+        np.testing.assert_array_equal(collect(loaded.test), wanted[1])
+    first, second = collect(loaded.train), collect(loaded.train)
+    np.testing.assert_array_equal(first, wanted[0])
+    assert first.shape == second.shape
+    assert not np.array_equal(first, second)
+
+
+def test_an_epoch_shows_each_image_once(images: np.ndarray) -> None:
+    pixels = np.arange(200, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 1), np.uint8)
+    loaded = data.load(pixels, batch_size=9)
+    for _ in range(3):
+        seen = np.round(collect(loaded.train)[:, 0, 0, 0] * 255).astype(int)
+        assert len(set(seen)) == len(seen) == 180
+        assert abs(np.corrcoef(np.arange(180), seen)[0, 1]) < 0.3  # shuffled
+    np.testing.assert_array_equal(np.round(collect(loaded.test)[:, 0, 0, 0] * 255), np.arange(180, 200))
+
+
+# Augmentation -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["array", "dataset"])
+def test_flips_mirror_about_half_of_the_training_images(images: np.ndarray, kind: str) -> None:
+    pixels = np.round(images * 255).astype(np.uint8)
+    source = pixels if kind == "array" else tf.data.Dataset.from_tensor_slices(pixels)
+    originals = {image.tobytes() for image in pixels}
+    mirrored = {image[:, ::-1].tobytes() for image in pixels}
+    loaded = data.load(source, batch_size=8, flip=True)
+    found = [image.tobytes() for image in np.round(collect(loaded.train) * 255).astype(np.uint8)]
+    assert set(found) <= originals | mirrored
+    assert 0.3 < np.mean([image in mirrored for image in found]) < 0.7
+    assert {image.tobytes() for image in np.round(collect(loaded.test) * 255).astype(np.uint8)} <= originals
+
+
+def test_random_crops_move_images_by_a_few_pixels(images: np.ndarray) -> None:
+    pixels = np.zeros((100, 17, 17, 1), np.uint8)
+    pixels[:, 8, 8] = 255
+    train = collect(data.load(pixels, batch_size=10, random_crop=2).train)
+    places = np.argwhere(train[..., 0] == 1)[:, 1:]
+    assert places.min() == 6
+    assert places.max() == 10
+    assert len(np.unique(places, axis=0)) > 15
+    with pytest.raises(InputError, match="random_crop=17"):
+        data.load(pixels, batch_size=10, random_crop=17)
+
+
+def test_augmentation_follows_the_seed_and_differs_by_epoch(images: np.ndarray) -> None:
+    def epochs(seed: int) -> list[str]:
+        loaded = data.load(images, batch_size=8, seed=seed, flip=True, random_crop=4)
+        return [hashlib.sha256(collect(loaded.train).tobytes()).hexdigest() for _ in range(2)]
+
+    assert epochs(0) == epochs(0)
+    assert len({*epochs(0), *epochs(1)}) == 4
 
 
 # Cropping --------------------------------------------------------------------------------------

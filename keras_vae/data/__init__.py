@@ -1,4 +1,4 @@
-"""Images as tf.data pipelines: `keras_vae.data.load`, and the `avatars` TFDS builder.
+"""Images as tf.data pipelines: `keras_vae.data.load`, `build` for sets of one's own, the `avatars` TFDS builder.
 
 Light to import: the worker processes that draw avatars pass through here and need no TensorFlow.
 """
@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from keras_vae.data.avatars import Avatars, AvatarsConfig
+    from keras_vae.data.building import build
     from keras_vae.data.sources import ImageData, load
 
 _HOMES = {
     "Avatars": "keras_vae.data.avatars",
     "AvatarsConfig": "keras_vae.data.avatars",
     "ImageData": "keras_vae.data.sources",
+    "build": "keras_vae.data.building",
     "load": "keras_vae.data.sources",
 }
 
-__all__ = ["Avatars", "AvatarsConfig", "ImageData", "load"]
+__all__ = ["Avatars", "AvatarsConfig", "ImageData", "build", "load"]
 
 
 def __getattr__(name: str) -> Any:

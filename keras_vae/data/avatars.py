@@ -10,8 +10,8 @@ from typing import Any
 import joblib
 import numpy as np
 import tensorflow_datasets as tfds
-from tqdm.auto import tqdm
 
+from keras_vae import progress
 from keras_vae.errors import InputError
 
 TRAIN_EXAMPLES = 16_000
@@ -81,11 +81,11 @@ class Avatars(tfds.core.GeneratorBasedBuilder):
         drawn = joblib.Parallel(n_jobs=-1, return_as="generator")(
             joblib.delayed(_drawing().draw_many)(config.seed, split, parcel, config.size) for parcel in parcels
         )
-        with tqdm(total=count, unit=" faces", desc=f"drawing {split} avatars", disable=None) as progress:
+        with progress.bar(count, f"drawing {split} avatars", "faces") as bar:
             for parcel, examples in zip(parcels, drawn, strict=True):
                 for index, example in zip(parcel, examples, strict=True):
                     yield index, {"image": example.image, "attributes": example.attributes}
-                progress.update(len(parcel))
+                bar.update(len(parcel))
 
 
 def _drawing() -> Any:

@@ -1,37 +1,36 @@
-"""One entry point for images: `load` turns a name, a folder or an array into tf.data pipelines."""
+"""One entry point for images: `load` turns a name, a folder, a file, an array or a dataset into tf.data pipelines."""
 
 from __future__ import annotations
 
-import contextlib
-import difflib
-import hashlib
-import io
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import joblib
 import numpy as np
-import psutil
 import tensorflow as tf
-from PIL import Image, ImageOps
-from tqdm.auto import tqdm
+from PIL import Image
 
+from keras_vae import progress
+from keras_vae.data import decoding, pipelines, tables, tfds_sets
+from keras_vae.data.decoding import UnreadableError
+from keras_vae.data.images import Images, fits_in_memory, fits_on_disk
+from keras_vae.data.listing import HELD_OUT_PERCENT, Listing, scan, shown
+from keras_vae.data.skips import Skips
 from keras_vae.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_SIZE = 64
-HELD_OUT_PERCENT = 10
-SHUFFLE_BUFFER = 16_384
-CORES = os.cpu_count() or 1
-PREFETCH = 2  # batches made ready while the model works on one
-# A set is kept decoded in memory up to this share of what is free when it is loaded.
-MEMORY_SHARE = 0.5
+CLASSES_AT_MOST = 1000  # more subfolders or labels than that are names, not attributes
+SAMPLE = 4096  # images read at once, so that a folder of something else is refused before work begins
+PARCEL = 64
+
+Source: TypeAlias = str | os.PathLike[str] | np.ndarray | tf.data.Dataset
 
 
 @dataclass(frozen=True)
@@ -44,9 +43,10 @@ class ImageData:
         train: batches float32 (batch_size, height, width, channels) in [0, 1], shuffled anew each epoch;
             the images left over from full batches take their turn in another epoch.
         test: the held-out images in a fixed order, the last batch smaller where it must be.
-        train_size, test_size: number of images.
+        train_size, test_size: number of images, less those found unreadable when the source was loaded.
         attribute_names: names of the 0/1 attributes; with `attributes=True` a batch is
             `{"image": ..., "attributes": uint8 (batch, len(attribute_names))}`.
+        skips: images of the source that are not used, and why; it fills as they are read.
     """
 
     name: str
@@ -55,63 +55,82 @@ class ImageData:
     test: tf.data.Dataset
     train_size: int
     test_size: int
-    attribute_names: tuple[str, ...] = ()
+    attribute_names: tuple[str, ...]
+    skips: Skips
 
 
 def load(
-    source: str | os.PathLike[str] | np.ndarray,
+    source: Source,
     image_size: int | None = None,
     batch_size: int = 64,
     seed: int = 0,
     attributes: bool = False,
     crop: int | None = None,
+    flip: bool = False,
+    random_crop: int = 0,
+    strict: bool = False,
 ) -> ImageData:
     """Loads images as tf.data pipelines of float32 batches in [0, 1].
 
     Args:
-        source: "avatars" (drawn at the first use), "tfds:NAME" or "tfds:NAME/CONFIG" (a prepared TensorFlow
-            Datasets set with an `image` feature), a folder of images, nested or flat, or an array
-            (count, height, width[, channels]) of uint8, or of floats in [0, 1].
-        image_size: pixels a side; images are cropped to a square about their centre and resized. By default
-            64 for avatars and folders, and the images' own size for arrays and for sets of one size.
+        source: one of
+            "avatars", drawn at the first use;
+            "tfds:NAME[/CONFIG][:SPLIT]", a TensorFlow Datasets set with an `image` feature, downloaded at the first
+            use; its test or validation split is held out, else the last tenth;
+            a folder of images, nested or flat, a tenth of them held out by a hash of their names. Their attributes
+            come from a CSV file or CelebA's list_attr_celeba.txt in the folder or beside it, or, where there is none
+            and all images lie in subfolders, are their subfolders;
+            the folder of a prepared TFDS set, such as `keras_vae.data.build` makes;
+            an .npy file, or an .npz file with an array `images`, or x_train and x_test;
+            an array (count, height, width[, channels]) of uint8, or of floats in [0, 1], the last tenth held out;
+            a `tf.data.Dataset` of such images, one by one or in batches, alone, with labels, or as dicts with the key
+            `image`, every tenth held out.
+        image_size: pixels a side; images are cropped to a square about their centre and resized. By default 64 for
+            avatars, folders and sets of varying sizes, and the images' own size for all else.
         batch_size: images in a batch.
-        seed: of the shuffling.
-        attributes: yield dicts with the images' attributes too, where the source has any.
+        seed: of the shuffling and augmentation.
+        attributes: yield dicts with the images' attributes too; images without are skipped.
         crop: pixels a side of the centred square that is cut out before resizing; the largest there is by default,
             and where an image is smaller.
+        flip: mirror half of the training images, drawn anew each epoch.
+        random_crop: move each training image by up to so many pixels each way, its edges mirrored.
+        strict: refuse a source of which any image would be skipped; reads all of a folder first.
 
     Raises:
-        InputError: the source is unknown, empty, holds no images, or fewer than a batch for training.
+        InputError: the source is unknown, cannot be had, is empty, holds no images, more than a tenth of it cannot be
+            read, or there are fewer than a batch for training.
     """
     check(source, image_size, batch_size)
-    if crop is not None and image_size is None:
-        image_size = DEFAULT_SIZE
-    if isinstance(source, np.ndarray):
-        parts = _from_array(source, image_size, crop)
-    elif str(source) == "avatars":
-        parts = _from_avatars(image_size, crop)
-    elif str(source).startswith("tfds:"):
-        parts = _from_tfds(str(source).removeprefix("tfds:"), image_size, crop)
-    else:
-        parts = _from_folder(Path(source), image_size, crop)
+    if crop is not None and crop < 1:
+        raise InputError(f"crop={crop}: give a positive number of pixels")
+    parts = _open(source, image_size, crop, attributes, strict)
     if attributes and not parts.attribute_names:
         raise InputError(f"{parts.name} has no attributes: load it without them")
-    _check_batch(parts.name, parts.train_size, batch_size)
-    finish = _batch(batch_size, attributes)
-    train = parts.train.shuffle(min(parts.train_size, SHUFFLE_BUFFER), seed=seed, reshuffle_each_iteration=True)
+    height, width, _ = parts.image_shape
+    if not 0 <= random_crop < min(height, width):
+        raise InputError(
+            f"random_crop={random_crop}: give 0 or more pixels, fewer than the images' {min(height, width)}"
+        )
+    if parts.train_size < batch_size:
+        raise InputError(
+            f"batch size {batch_size} is larger than the {parts.train_size} training images of {parts.name}: "
+            f"give at most {parts.train_size}"
+        )
+    train, test = parts.pipelines(batch_size, seed, attributes, flip, random_crop)
     return ImageData(
-        name=parts.name,
-        image_shape=parts.image_shape,
-        train=finish(train, True),
-        test=finish(parts.test, False),
-        train_size=parts.train_size,
-        test_size=parts.test_size,
-        attribute_names=parts.attribute_names,
+        parts.name,
+        parts.image_shape,
+        train,
+        test,
+        parts.train_size,
+        parts.test_size,
+        parts.attribute_names,
+        parts.skips,
     )
 
 
-def check(source: str | os.PathLike[str] | np.ndarray, image_size: int | None = None, batch_size: int = 64) -> None:
-    """Refuses what `load` would refuse, as far as that can be told without reading an image.
+def check(source: Source, image_size: int | None = None, batch_size: int = 64) -> None:
+    """Refuses what `load` would refuse, as far as that can be told at once.
 
     Raises:
         InputError: as `load`.
@@ -120,78 +139,277 @@ def check(source: str | os.PathLike[str] | np.ndarray, image_size: int | None = 
         raise InputError(f"batch_size={batch_size}: give at least 1 image a batch")
     if image_size is not None and image_size < 1:
         raise InputError(f"image_size={image_size}: give a positive number of pixels")
-    if isinstance(source, np.ndarray):
+    if isinstance(source, np.ndarray | tf.data.Dataset):
         return
     if str(source) == "avatars":
         _avatars_builder(image_size or DEFAULT_SIZE)
     elif str(source).startswith("tfds:"):
-        _tfds_builder(str(source).removeprefix("tfds:"))
-    else:
-        folder = Path(source)
-        names = [path.relative_to(folder).as_posix() for path in _image_files(folder)]
-        _check_batch(str(folder), len(names) - int(_held_out(names).sum()), batch_size)
+        tfds_sets.check(tfds_sets.find(_tfds_name(source).builder))
+    elif _is_array_file(Path(source)):
+        _open_array_file(Path(source))
+    elif not _is_prepared_set(Path(source)):
+        next(scan(Path(source)), None)
 
 
 def folder_of(source: str) -> Path | None:
-    """The folder that a source names; None where it names a data set."""
+    """The folder or file that a source names; None where it names a data set."""
     return None if source == "avatars" or source.startswith("tfds:") else Path(source)
 
 
-def _check_batch(name: str, train_size: int, batch_size: int) -> None:
-    if train_size < batch_size:
-        raise InputError(
-            f"batch size {batch_size} is larger than the {train_size} training images of {name}: "
-            f"give at most {train_size}"
+# What sources end as -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RandomAccess:
+    """Images that can be had by index."""
+
+    name: str
+    images: Images
+    train: np.ndarray
+    test: np.ndarray
+    attribute_names: tuple[str, ...]
+    skips: Skips
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.images.shape
+
+    @property
+    def train_size(self) -> int:
+        return len(self.train)
+
+    @property
+    def test_size(self) -> int:
+        return len(self.test)
+
+    def pipelines(
+        self, batch_size: int, seed: int, attributes: bool, flip: bool, random_crop: int
+    ) -> tuple[tf.data.Dataset, tf.data.Dataset]:
+        return (
+            pipelines.shuffled(self.images, self.train, batch_size, seed, attributes, flip, random_crop),
+            pipelines.in_order(self.images, self.test, batch_size, attributes),
         )
 
 
-def _batch(batch_size: int, attributes: bool) -> Callable[[tf.data.Dataset, bool], tf.data.Dataset]:
-    # With autotuning (TensorFlow 2.21) four runs stood idle for 33 to 57 s, three of them where one epoch's iterator
-    # gives way to the next; without it none did. Why was not established; a guess is its thread, which sleeps at times.
-    options = tf.data.Options()
-    options.autotune.enabled = False
+@dataclass(frozen=True)
+class _Sequential:
+    """Examples {"image": uint8, "attributes": uint8} that come one after the other."""
 
-    def scale(example: dict[str, tf.Tensor]) -> Any:
-        image = tf.cast(example["image"], tf.float32) / 255.0
-        return {"image": image, "attributes": example["attributes"]} if attributes else image
+    name: str
+    image_shape: tuple[int, int, int]
+    train: tf.data.Dataset
+    test: tf.data.Dataset
+    train_size: int
+    test_size: int
+    attribute_names: tuple[str, ...]
+    skips: Skips
 
-    def finish(examples: tf.data.Dataset, drop_remainder: bool) -> tf.data.Dataset:
-        batches = examples.batch(batch_size, drop_remainder=drop_remainder)
-        return batches.map(scale, num_parallel_calls=CORES).prefetch(PREFETCH).with_options(options)
+    def pipelines(
+        self, batch_size: int, seed: int, attributes: bool, flip: bool, random_crop: int
+    ) -> tuple[tf.data.Dataset, tf.data.Dataset]:
+        def batches(examples: tf.data.Dataset, count: int, **training: Any) -> tf.data.Dataset:
+            return pipelines.from_examples(examples, self.image_shape, batch_size, count, attributes, **training)
 
-    return finish
+        train = batches(self.train, self.train_size, seed=seed, flip=flip, random_crop=random_crop)
+        return train, batches(self.test, self.test_size)
 
 
-# Where images come from -----------------------------------------------------------------------
-# Each source ends as an ImageData whose pipelines hold single examples {"image": uint8, ...}.
+def _open(
+    source: Source, image_size: int | None, crop: int | None, attributes: bool, strict: bool
+) -> RandomAccess | _Sequential:
+    if crop is not None and image_size is None:
+        image_size = DEFAULT_SIZE
+    if isinstance(source, np.ndarray):
+        return _from_array(source, image_size, crop)
+    if isinstance(source, tf.data.Dataset):
+        return _from_dataset(source, image_size, crop)
+    if str(source) == "avatars":
+        return _from_avatars(image_size, crop)
+    if str(source).startswith("tfds:"):
+        name = _tfds_name(source)
+        builder = tfds_sets.find(name.builder)
+        tfds_sets.prepare(builder)
+        return _from_builder(str(source), builder, image_size, crop, name.split)
+    path = Path(source)
+    if _is_array_file(path):
+        return _from_array_file(path, image_size, crop)
+    if _is_prepared_set(path):
+        return _from_builder(str(path), tfds_sets.from_folder(path), image_size, crop)
+    return open_folder(path, image_size or DEFAULT_SIZE, crop, attributes, strict)
 
 
-def _from_array(images: np.ndarray, image_size: int | None, crop: int | None) -> ImageData:
+# Arrays ------------------------------------------------------------------------------------------
+
+
+def _from_array(images: np.ndarray, image_size: int | None, crop: int | None) -> RandomAccess:
+    held_out = max(1, len(images) * HELD_OUT_PERCENT // 100)
+    return _of_arrays("array", images, len(images) - held_out, image_size, crop)
+
+
+def _of_arrays(
+    name: str, images: np.ndarray, train_size: int, image_size: int | None, crop: int | None
+) -> RandomAccess:
+    """Images in an array, the first ones for training."""
     if images.ndim == 3:
         images = images[..., np.newaxis]
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
-        raise InputError(f"array of shape {images.shape}: give (count, height, width) or (..., 1 or 3 channels)")
+        raise InputError(f"{name} of shape {images.shape}: give (count, height, width) or (..., 1 or 3 channels)")
     if len(images) < 2:
-        raise InputError(f"array of {len(images)} images: give at least 2, one of them to hold out")
+        raise InputError(f"{name} of {len(images)} images: give at least 2, one of them to hold out")
     if images.dtype != np.uint8:
-        if not (images.min() >= 0 and images.max() <= 1):
-            raise InputError(
-                f"array with values from {images.min():g} to {images.max():g}: scale it to [0, 1], or give uint8"
-            )
+        if not (np.issubdtype(images.dtype, np.number) and images.min() >= 0 and images.max() <= 1):
+            raise InputError(f"{name} with values {_range(images)}: scale it to [0, 1], or give uint8")
         images = np.round(images * 255.0).astype(np.uint8)
-    if image_size is not None and (images.shape[1:3] != (image_size, image_size) or crop):
-        images = np.stack([_fit(Image.fromarray(image.squeeze()), image_size, crop) for image in images])
-        images = images.reshape(len(images), image_size, image_size, -1)
-    held_out = max(1, len(images) * HELD_OUT_PERCENT // 100)
-    return _from_arrays("array", images[:-held_out], images[-held_out:])
+    skips = Skips(name, len(images))
+    if image_size is None or (images.shape[1:3] == (image_size, image_size) and crop is None):
+        opened = Images.of_array(images)
+    else:
+
+        def decode(indices: np.ndarray) -> Iterable[np.ndarray]:
+            for index in indices:
+                fitted = decoding.fit(Image.fromarray(images[index].squeeze()), image_size, crop)
+                yield fitted.reshape(image_size, image_size, -1)
+
+        opened = Images(len(images), (image_size, image_size, images.shape[-1]), decode, str, skips)
+    order = np.arange(len(images))
+    return RandomAccess(name, opened, order[:train_size], order[train_size:], (), skips)
 
 
-def _from_arrays(name: str, train: np.ndarray, test: np.ndarray) -> ImageData:
-    def pipeline(images: np.ndarray) -> tf.data.Dataset:
-        return tf.data.Dataset.from_tensor_slices({"image": images})
+def _range(images: np.ndarray) -> str:
+    if not np.issubdtype(images.dtype, np.number):
+        return f"of type {images.dtype}"
+    return f"from {images.min():g} to {images.max():g}"
 
-    height, width, channels = train.shape[1:]
-    return ImageData(name, (height, width, channels), pipeline(train), pipeline(test), len(train), len(test))
+
+def _is_array_file(path: Path) -> bool:
+    return path.suffix.lower() in (".npy", ".npz")
+
+
+def _open_array_file(path: Path) -> Any:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist: give another .npy or .npz file") from error
+    except Exception as error:  # OSError, ValueError, EOFError, and zipfile's own
+        raise InputError(f"{path} is no array of numbers that NumPy can read: save one with numpy.save") from error
+
+
+def _from_array_file(path: Path, image_size: int | None, crop: int | None) -> RandomAccess:
+    opened = _open_array_file(path)
+    if isinstance(opened, np.ndarray):
+        held_out = max(1, len(opened) * HELD_OUT_PERCENT // 100) if opened.ndim else 0
+        return _of_arrays(str(path), opened, len(opened) - held_out if opened.ndim else 0, image_size, crop)
+    with opened:
+        names = set(opened.files)
+        try:
+            if {"x_train", "x_test"} <= names:  # as Keras's own sets are stored
+                train, test = opened["x_train"], opened["x_test"]
+                return _of_arrays(str(path), np.concatenate([train, test]), len(train), image_size, crop)
+            if "images" in names or len(names) == 1:
+                images = opened["images" if "images" in names else names.pop()]
+                held_out = max(1, len(images) * HELD_OUT_PERCENT // 100)
+                return _of_arrays(str(path), images, len(images) - held_out, image_size, crop)
+        except InputError:
+            raise
+        except Exception as error:  # what zipfile and NumPy raise on damaged or pickled members
+            raise InputError(f"{path} is damaged, or holds no arrays of numbers: {error}") from error
+    raise InputError(f"{path} holds {', '.join(sorted(names))}: name the array of images `images`")
+
+
+# tf.data -----------------------------------------------------------------------------------------
+
+
+def _from_dataset(dataset: tf.data.Dataset, image_size: int | None, crop: int | None) -> _Sequential:
+    name = "dataset"
+
+    def image_of(*element: Any) -> Any:
+        first = element[0]
+        return first.get("image") if isinstance(first, dict) else first
+
+    spec = dataset.element_spec
+    spec = image_of(*spec) if isinstance(spec, tuple) else image_of(spec)
+    rank = None if not isinstance(spec, tf.TensorSpec) else spec.shape.rank
+    if rank not in (3, 4):
+        raise InputError("the dataset's elements are no images: give (height, width, channels), or dicts with `image`")
+    images = dataset.map(image_of)
+    if rank == 4:
+        images, spec = images.unbatch(), tf.TensorSpec(spec.shape[1:], spec.dtype)
+    count = int(images.cardinality())
+    if count == tf.data.INFINITE_CARDINALITY:
+        raise InputError("the dataset never ends: give it without .repeat()")
+    if count == tf.data.UNKNOWN_CARDINALITY:
+        with progress.bar(None, "counting images", "images") as bar:
+            count = sum(1 for _ in images if bar.update(1) or True)
+    if count < 2:
+        raise InputError(f"{name} of {count} images: give at least 2, one of them to hold out")
+    shape = _shape(name, tuple(spec.shape), image_size)
+
+    def prepare(image: tf.Tensor) -> dict[str, tf.Tensor]:
+        if image.dtype != tf.uint8:
+            tf.debugging.assert_less_equal(tf.reduce_max(image), tf.cast(1, image.dtype), "scale images to [0, 1]")
+            image = tf.cast(tf.round(tf.cast(image, tf.float32) * 255.0), tf.uint8)
+        return _prepared(image, tuple(spec.shape), shape, crop)
+
+    def part(held_out: bool) -> tf.data.Dataset:
+        numbered = images.enumerate().filter(lambda index, _: (index % 10 == 0) == held_out)
+        return numbered.map(lambda _, image: prepare(image), num_parallel_calls=pipelines.CORES)
+
+    test_size = -(-count // 10)
+    sizes = (count - test_size, test_size)
+    train, test = _cached((part(False), part(True)), count, shape)
+    return _Sequential(name, shape, train, test, *sizes, (), Skips(name, count))
+
+
+def _shape(name: str, shape: Sequence[int | None], image_size: int | None) -> tuple[int, int, int]:
+    """The size in which images of a shape, known or varying, are given."""
+    if len(shape) != 3 or shape[2] not in (1, 3):
+        raise InputError(f"the images of {name} are of shape {tuple(shape)}: give images of 1 or 3 channels")
+    if image_size is None and (shape[0] is None or shape[1] is None):
+        image_size = DEFAULT_SIZE
+    if image_size is not None:
+        return image_size, image_size, shape[2]
+    return shape[0], shape[1], shape[2]  # type: ignore[return-value]
+
+
+def _prepared(
+    image: tf.Tensor, own: Sequence[int | None], shape: tuple[int, int, int], crop: int | None
+) -> dict[str, tf.Tensor]:
+    if tuple(own) != shape or crop is not None:
+        image = _crop_and_resize(image, shape[0], shape[1], crop)
+    return {"image": tf.ensure_shape(image, shape), "attributes": tf.zeros((0,), tf.uint8)}
+
+
+def _crop_and_resize(image: tf.Tensor, height: int, width: int, limit: int | None) -> tf.Tensor:
+    """The largest centred part of the wanted proportions, up to a limit of its sides, without aliasing, as uint8."""
+    size = tf.cast(tf.shape(image)[:2], tf.float32)
+    if limit is not None:
+        size = tf.minimum(size, float(limit))
+    scale = tf.minimum(size[0] / height, size[1] / width)
+    crop = tf.maximum(1, tf.cast(tf.round(scale * tf.constant([height, width], tf.float32)), tf.int32))
+    offset = (tf.shape(image)[:2] - crop) // 2
+    image = tf.image.crop_to_bounding_box(image, offset[0], offset[1], crop[0], crop[1])
+    image = tf.image.resize(image, (height, width), antialias=True)
+    return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
+
+
+_CACHES: list[tempfile.TemporaryDirectory[str]] = []  # removed when the program ends
+
+
+def _cached(
+    parts: tuple[tf.data.Dataset, tf.data.Dataset], count: int, shape: tuple[int, int, int]
+) -> tuple[tf.data.Dataset, tf.data.Dataset]:
+    """Examples kept after the first epoch: in memory where all fit, else on disk, else not."""
+    size = count * int(np.prod(shape))
+    if fits_in_memory(size):
+        return parts[0].cache(), parts[1].cache()
+    if fits_on_disk(size):
+        _CACHES.append(tempfile.TemporaryDirectory(prefix="keras_vae"))
+        folder = Path(_CACHES[-1].name)
+        return parts[0].cache(str(folder / "train")), parts[1].cache(str(folder / "test"))
+    return parts
+
+
+# TFDS --------------------------------------------------------------------------------------------
 
 
 def _avatars_builder(size: int) -> Any:
@@ -201,206 +419,181 @@ def _avatars_builder(size: int) -> Any:
     drawn = next((candidate for candidate in sizes if candidate >= size), None)
     if drawn is None:
         raise InputError(f"avatars are drawn at up to {sizes[-1]} pixels a side: image size {size} is too large")
-    with _tidy():
-        return _described(Avatars(config=f"{drawn}x{drawn}"))
+    return tfds_sets.find(f"avatars/{drawn}x{drawn}")
 
 
-def _from_avatars(image_size: int | None, crop: int | None) -> ImageData:
-    import tensorflow_datasets as tfds
-
+def _from_avatars(image_size: int | None, crop: int | None) -> RandomAccess | _Sequential:
     size = image_size or DEFAULT_SIZE
     builder = _avatars_builder(size)
-    if not _is_prepared(builder):
-        print(f"drawing the avatars, once, into {builder.data_path}: a minute or so")
-        tfds.disable_progress_bar()  # the builder shows one that knows its end
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                builder.download_and_prepare()
-        except OSError as error:
-            raise InputError(
-                f"cannot write the avatars into {builder.data_path}: {error.strerror or error}; set TFDS_DATA_DIR to a "
-                "folder that can be written to"
-            ) from error
-        finally:
-            tfds.enable_progress_bar()
+    if not tfds_sets.is_prepared(builder):
+        print("the avatars are drawn: a minute or so")
+    tfds_sets.prepare(builder)
     return _from_builder("avatars", builder, size, crop)
 
 
-def _tfds_builder(name: str) -> Any:
-    import tensorflow_datasets as tfds
-
-    from keras_vae.data import avatars  # noqa: F401 (registers tfds:avatars)
-
-    if not name:
-        raise InputError("tfds: names no set: give tfds:NAME, as in tfds:mnist")
-    try:
-        with _tidy():
-            builder = _described(tfds.builder(name))
-    except tfds.core.DatasetNotFoundError as error:
-        near = difflib.get_close_matches(name.partition("/")[0], tfds.list_builders(with_community_datasets=False), 3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "`tfds.list_builders()` names those there are"
-        raise InputError(f"unknown TFDS set {name!r}: {hint}") from error
-    except (ValueError, AssertionError) as error:
-        raise InputError(f"tfds:{name}: {str(error).splitlines()[0]}") from error
-    if not _is_prepared(builder):
-        raise InputError(
-            f"tfds:{name} is not prepared under {builder.data_path.parent}: run `tfds build {name}` once, "
-            "where there is a network, or set TFDS_DATA_DIR to the folder that holds it"
-        )
-    return builder
+def _tfds_name(source: object) -> tfds_sets.Name:
+    return tfds_sets.Name.parse(str(source).removeprefix("tfds:"))
 
 
-@contextlib.contextmanager
-def _tidy() -> Iterator[None]:
-    """Takes away the empty temporary folder that TFDS leaves behind for each builder it describes."""
-    before = tempfile.tempdir
-    with tempfile.TemporaryDirectory() as folder:
-        tempfile.tempdir = folder
-        try:
-            yield
-        finally:
-            tempfile.tempdir = before
+def _is_prepared_set(folder: Path) -> bool:
+    return (folder / "dataset_info.json").is_file()
 
 
-def _described(builder: Any) -> Any:
-    builder.info  # noqa: B018 (made at the first look)
-    return builder
-
-
-def _is_prepared(builder: Any) -> bool:
-    # TFDS warns of a folder that does not exist as of a damaged one.
-    return builder.data_path.exists() and builder.is_prepared()
-
-
-def _from_tfds(name: str, image_size: int | None, crop: int | None) -> ImageData:
-    return _from_builder(f"tfds:{name}", _tfds_builder(name), image_size, crop)
-
-
-def _from_builder(name: str, builder: Any, image_size: int | None, crop: int | None) -> ImageData:
-    features = dict(getattr(builder.info.features, "items", tuple)())
-    shape: tuple[int | None, ...] = features["image"].shape if "image" in features else ()
-    if len(shape) != 3 or shape[2] not in (1, 3):
-        raise InputError(
-            f"{name} has no feature `image` of 1 or 3 channels: its features are {', '.join(features) or 'unnamed'}"
-        )
-    height, width, channels = (image_size, image_size, shape[2]) if image_size is not None else shape
-    if height is None or width is None:
-        raise InputError(f"the images of {name} vary in size: give an image size, such as 64")
-    image_shape = (height, width, int(channels or 0))
-    names = tuple(features.get("attributes", ()))
+def _from_builder(
+    name: str, builder: Any, image_size: int | None, crop: int | None, split: str | None = None
+) -> RandomAccess | _Sequential:
+    opened = tfds_sets.Opened.of(name, builder, split)
+    shape = _shape(name, opened.image_shape, image_size)
+    if opened.random_access:
+        return _from_records(name, opened, shape, crop)
+    attribute_names = opened.attribute_names
 
     def prepare(example: dict[str, Any]) -> dict[str, tf.Tensor]:
-        image = example["image"]
-        if shape != image_shape or crop is not None:
-            image = _crop_and_resize(image, height, width, crop)
-        prepared = {"image": tf.ensure_shape(image, image_shape)}
-        if names:
-            prepared["attributes"] = tf.stack([tf.cast(example["attributes"][key], tf.uint8) for key in names])
-        return prepared
+        prepared = _prepared(example["image"], opened.image_shape, shape, crop)
+        return prepared | {"attributes": opened.attributes(example)} if attribute_names else prepared
 
-    train_split, test_split = _splits(name, builder)
-    sizes = [builder.info.splits[split].num_examples for split in (train_split, test_split)]
-    in_memory = _fits_in_memory(sum(sizes), image_shape)
+    def part(examples: tf.data.Dataset) -> tf.data.Dataset:
+        return examples.map(prepare, num_parallel_calls=pipelines.CORES)
 
-    def pipeline(split: str) -> tf.data.Dataset:
-        examples = builder.as_dataset(split=split, shuffle_files=False)
-        examples = examples.map(prepare, num_parallel_calls=CORES)
-        return examples.cache() if in_memory else examples
-
-    train, test = pipeline(train_split), pipeline(test_split)
-    return ImageData(name, image_shape, train, test, sizes[0], sizes[1], names)
+    count = opened.train_size + opened.test_size
+    train, test = _cached((part(opened.train()), part(opened.test())), count, shape)
+    skips = Skips(name, count)
+    return _Sequential(name, shape, train, test, opened.train_size, opened.test_size, attribute_names, skips)
 
 
-def _splits(name: str, builder: Any) -> tuple[str, str]:
-    splits = builder.info.splits
-    if "train" not in splits:
-        raise InputError(f"{name} has no train split: it has {', '.join(splits) or 'none'}")
-    held_out = next((split for split in ("test", "validation") if split in splits), None)
-    if held_out is not None:
-        return "train", held_out
-    return f"train[:{100 - HELD_OUT_PERCENT}%]", f"train[{100 - HELD_OUT_PERCENT}%:]"
+def _from_records(name: str, opened: tfds_sets.Opened, shape: tuple[int, int, int], crop: int | None) -> RandomAccess:
+    records = opened.records()
+    names = opened.attribute_names
+    attributes = np.zeros((len(records), len(names)), np.uint8)
+    fits = opened.image_shape == shape and crop is None
+
+    def decode(indices: np.ndarray) -> Iterable[np.ndarray]:
+        for index, example in zip(indices, records[indices], strict=True):
+            attributes[index] = opened.attributes_of_record(example)
+            image = example["image"]
+            yield image if fits else decoding.fit(Image.fromarray(image.squeeze()), shape[0], crop).reshape(shape)
+
+    skips = Skips(name, len(records))
+    images = Images(len(records), shape, decode, str, skips, attributes)
+    order = np.arange(len(records))
+    return RandomAccess(name, images, order[: opened.train_size], order[opened.train_size :], names, skips)
 
 
-def _crop_and_resize(image: tf.Tensor, height: int, width: int, limit: int | None) -> tf.Tensor:
-    """The largest centred part of the wanted proportions, up to a limit of its sides, without aliasing, as uint8."""
-    size = tf.cast(tf.shape(image)[:2], tf.float32)
-    if limit is not None:
-        size = tf.minimum(size, float(limit))
-    scale = tf.minimum(size[0] / height, size[1] / width)
-    crop = tf.cast(tf.round(scale * tf.constant([height, width], tf.float32)), tf.int32)
-    offset = (tf.shape(image)[:2] - crop) // 2
-    image = tf.image.crop_to_bounding_box(image, offset[0], offset[1], crop[0], crop[1])
-    image = tf.image.resize(image, (height, width), antialias=True)
-    return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
+# Folders -----------------------------------------------------------------------------------------
 
 
-def _image_files(folder: Path) -> list[Path]:
-    if not folder.exists():
-        raise InputError(
-            f"unknown data source {str(folder)!r}: it is no folder here, and neither 'avatars' nor tfds:NAME"
-        )
-    if not folder.is_dir():
-        raise InputError(f"{folder} is a file: give the folder that holds the images")
-    extensions = Image.registered_extensions()
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    candidates = [path for path in files if path.suffix.lower() in extensions]
-    if not candidates:
-        found = f"{len(files)} files but no images" if files else "no files"
+def open_folder(
+    folder: Path, size: int, crop: int | None, attributes: bool, strict: bool, keep: bool = True
+) -> RandomAccess:
+    """A folder's images by index; with `keep=False` they are decoded each time they are asked for.
+
+    Raises:
+        InputError: as `load`.
+    """
+    faults: list[tuple[str, str]] = []
+
+    def sound() -> Iterable[str]:
+        for name, fault in scan(folder):
+            if fault is None:
+                yield name
+            else:
+                faults.append((name, fault))
+
+    listing = Listing(sound())
+    if not len(listing):
+        found = "no images that can be read" if faults else "no images"
         raise InputError(f"{folder} holds {found}: give a folder with JPEG or PNG images, in it or below it")
-    return candidates
+    skips = Skips(str(folder), len(listing) + len(faults), strict)
+    names, values = _folder_attributes(folder, listing, attributes, skips)
 
+    def decode(indices: np.ndarray) -> Iterable[np.ndarray | UnreadableError]:
+        for index in indices:
+            try:
+                yield decoding.decode(folder / listing[index], size, crop)
+            except UnreadableError as error:
+                yield error
 
-def _from_folder(folder: Path, image_size: int | None, crop: int | None) -> ImageData:
-    candidates = _image_files(folder)
-    size = image_size or DEFAULT_SIZE
-    if not _fits_in_memory(len(candidates), (size, size, 3)):
+    def name_of(index: int) -> str:
+        return shown(listing[index])
+
+    images = Images(len(listing), (size, size, 3), decode, name_of, skips, values, keep)
+    held_out = listing.held_out
+    usable = np.arange(len(listing)) if values is None else np.flatnonzero(_has_attributes(values))
+    train, test = usable[~held_out[usable]], usable[held_out[usable]]
+    sample = np.concatenate([test, train])[: None if strict else SAMPLE]
+    with skips.sampling(len(sample)):
+        for name, fault in faults:
+            skips.add(shown(name), fault)
+        _read_sample(folder, images, sample)
+    train, test = images.readable(train), images.readable(test)
+    if len(skips):
+        logger.warning(skips.summary())
+    if not len(train) or not len(test):
         raise InputError(
-            f"{folder} holds {len(candidates)} images, too many to keep in memory at {size}x{size}: "
-            "give a smaller image size, or make a TFDS set of them"
+            f"{folder} holds {len(train) + len(test)} readable images among {skips.total} candidates: give at least 2"
         )
-    progress = tqdm(candidates, unit=" images", desc=f"reading {folder.name}", disable=None)
-    decoded = joblib.Parallel(n_jobs=-1, prefer="threads")(
-        joblib.delayed(_decode)(path, size, crop) for path in progress
-    )
-    unreadable = [path for path, image in zip(candidates, decoded, strict=True) if image is None]
-    if unreadable:
-        head = ", ".join(str(path.relative_to(folder)) for path in unreadable[:3])
-        logger.warning("skipped %d of %d files that are no images: %s", len(unreadable), len(candidates), head)
-    images = {path: image for path, image in zip(candidates, decoded, strict=True) if image is not None}
-    if len(images) < 2:
-        raise InputError(
-            f"{folder} holds {len(images)} readable images among {len(candidates)} candidates: give at least 2"
-        )
-    held_out = _held_out([path.relative_to(folder).as_posix() for path in images])
-    pixels = np.stack(list(images.values()))
-    return _from_arrays(str(folder), pixels[~held_out], pixels[held_out])
+    return RandomAccess(str(folder), images, train, test, names, skips)
 
 
-def _decode(path: Path, size: int, crop: int | None = None) -> np.ndarray | None:
-    """The image in RGB, upright, cropped to a square and resized; None where it cannot be read."""
+def _has_attributes(values: np.ndarray) -> np.ndarray:
+    return (values != tables.ABSENT).all(axis=1)
+
+
+def _folder_attributes(
+    folder: Path, listing: Listing, wanted: bool, skips: Skips
+) -> tuple[tuple[str, ...], np.ndarray | None]:
+    """Names and values of a folder's attributes, the values only where they are wanted."""
     try:
-        with Image.open(path) as image:
-            return _fit(ImageOps.exif_transpose(image).convert("RGB"), size, crop)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
+        path = tables.find(folder)
+        table = None if path is None else tables.read(path)
+    except InputError as error:
+        if wanted:
+            raise
+        logger.warning("no attributes: %s", error)
+        return (), None
+    if table is None:
+        return _classes(folder, listing, wanted)
+    if not wanted:
+        return table.names, None
+    for column, value in table.ignored:
+        logger.warning("column %r of %s is no attribute: it holds %r", column, table.path, value)
+    matched = tables.match(table, listing)
+    if matched.unused:
+        head = ", ".join(matched.unused[:3])
+        logger.warning("%s names %d images that are not in %s: %s", table.path, len(matched.unused), folder, head)
+    for index, reason in matched.faults.items():
+        skips.add(shown(listing[index]), reason, unreadable=False)
+    if len(matched.faults) == len(listing):
+        raise InputError(f"{table.path} names none of the images in {folder}: its first column must hold their names")
+    return table.names, matched.values
 
 
-def _fit(image: Image.Image, size: int, crop: int | None) -> np.ndarray:
-    if crop is not None:
-        width, height = (min(side, crop) for side in image.size)
-        left, top = (image.width - width) // 2, (image.height - height) // 2
-        image = image.crop((left, top, left + width, top + height))
-    return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
+def _classes(folder: Path, listing: Listing, wanted: bool) -> tuple[tuple[str, ...], np.ndarray | None]:
+    """Subfolders as attributes, where there are several and every image lies in one of them."""
+    found: dict[str, None] = {}
+    for name in listing:
+        subfolder, slash, rest = name.partition("/")
+        found[subfolder] = None
+        if not slash or "/" in rest or len(found) > CLASSES_AT_MOST:
+            return (), None
+    if len(found) < 2:
+        return (), None
+    names = sorted(found)
+    if not wanted:
+        return tuple(map(shown, names)), None
+    values = np.zeros((len(listing), len(names)), np.uint8)
+    place = {name: index for index, name in enumerate(names)}
+    for index, name in enumerate(listing):
+        values[index, place[name.partition("/")[0]]] = 1
+    return tuple(map(shown, names)), values
 
 
-def _held_out(names: list[str]) -> np.ndarray:
-    """Which images are held out: by a hash of their names, so that adding files never moves one."""
-    hashes = np.array([int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) % 100 for name in names])
-    held_out = hashes < HELD_OUT_PERCENT
-    if held_out.all() or not held_out.any():  # a handful of images, where chance left one side empty
-        held_out = np.arange(len(names)) == np.argmin(hashes)
-    return held_out
-
-
-def _fits_in_memory(count: int, image_shape: tuple[int, int, int]) -> bool:
-    return count * int(np.prod(image_shape)) <= MEMORY_SHARE * psutil.virtual_memory().available
+def _read_sample(folder: Path, images: Images, order: np.ndarray) -> None:
+    """Reads some images in all cores."""
+    parcels = [order[start : start + PARCEL] for start in range(0, len(order), PARCEL)]
+    reading = joblib.Parallel(n_jobs=-1, prefer="threads", return_as="generator")(
+        joblib.delayed(images.read)(parcel) for parcel in parcels
+    )
+    with progress.bar(len(order), f"reading {folder.name}", "images") as bar:
+        for parcel, _ in zip(parcels, reading, strict=True):
+            bar.update(len(parcel))

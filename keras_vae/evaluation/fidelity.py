@@ -24,8 +24,12 @@ def laplacian_variance(images: np.ndarray) -> np.ndarray:
 
 
 def sharpness_ratio(originals: np.ndarray, reconstructions: np.ndarray) -> float:
-    """Mean Laplacian variance of the reconstructions over that of the originals; 1 is as sharp as they are."""
-    return float(laplacian_variance(reconstructions).mean() / laplacian_variance(originals).mean())
+    """Mean Laplacian variance of the reconstructions over that of the originals; 1 is as sharp as they are.
+
+    NaN where the originals have no edges at all.
+    """
+    own = float(laplacian_variance(originals).mean())
+    return float(laplacian_variance(reconstructions).mean()) / own if own else float("nan")
 
 
 def psnr(originals: np.ndarray, reconstructions: np.ndarray) -> float:

@@ -1,0 +1,142 @@
+"""A folder of images as a TFDS set of its own, decoded once and for all."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import tensorflow_datasets as tfds
+
+from keras_vae import progress
+from keras_vae.data import tfds_sets
+from keras_vae.data.sources import DEFAULT_SIZE, PARCEL, RandomAccess, open_folder
+from keras_vae.errors import InputError
+
+VERSION = "1.0.0"
+SHARDS_AT_LEAST = 8  # so that as many workers can share a set
+SHARD_BYTES = 2**27
+
+
+def build(
+    folder: Path | str,
+    name: str | None = None,
+    data_dir: Path | str | None = None,
+    image_size: int = DEFAULT_SIZE,
+    crop: int | None = None,
+    attributes: bool = True,
+    strict: bool = False,
+) -> dict[str, Any]:
+    """Writes a folder's images, cropped and resized, as a sharded TFDS set of ArrayRecord files.
+
+    Examples are `{"image": uint8 (size, size, 3), "name": the file's path, "attributes": {name: 0 or 1}}`; splits are
+    train and test, as `load` holds them out.
+
+    Args:
+        folder: as `keras_vae.data.load` takes it, with attributes where it has any.
+        name: of the set, lower-case letters, digits and underscores; by default the folder's.
+        data_dir: where sets are kept; by default where TFDS keeps them.
+        image_size, crop: as `keras_vae.data.load`.
+        attributes: keep the attributes where there are any; images without are left out.
+        strict: refuse a folder of which any image would be left out.
+
+    Returns:
+        `set` (the source to give to `load`), `folder`, `train`, `test`, `attributes` (how many), `skipped` and
+        `reasons`.
+
+    Raises:
+        InputError: as `load`, or the set is there already, or its place cannot be written to.
+    """
+    folder = Path(folder)
+    if image_size < 1 or (crop is not None and crop < 1):
+        raise InputError(f"image_size={image_size}, crop={crop}: give positive numbers of pixels")
+    name = name or re.sub(r"\W+", "_", folder.absolute().name.lower(), flags=re.ASCII).strip("_") or "images"
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise InputError(f"{name!r} cannot name a TFDS set: give one of lower-case letters, digits and underscores")
+    config = f"{image_size}x{image_size}"
+    data_dir = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    target = data_dir / name / config / VERSION
+    if target.exists():
+        raise InputError(f"{target} is there already: give another name, or remove it first")
+    opened = _open(folder, image_size, crop, attributes, strict)
+    size = opened.train_size * image_size * image_size * 3
+    shards = min(max(SHARDS_AT_LEAST, size // SHARD_BYTES), opened.train_size, opened.test_size)
+    names = opened.attribute_names
+    with progress.bar(opened.train_size + opened.test_size, "writing", "images") as bar:
+        try:
+            data_dir.mkdir(parents=True, exist_ok=True)
+            with tfds_sets.tidy():
+                builder = tfds.dataset_builders.AdhocBuilder(
+                    name=name,
+                    version=VERSION,
+                    config=config,
+                    data_dir=data_dir,
+                    description=f"Images of the folder {folder.absolute().name}, {config}.",
+                    features=_features(image_size, names),
+                    split_datasets={
+                        "train": _Examples(opened, opened.train, bar),
+                        "test": _Examples(opened, opened.test, bar),
+                    },
+                    file_format="array_record",
+                    disable_shuffling=True,  # a listing is in the order of hashes already
+                )
+                with tfds_sets.quiet(progress=False):
+                    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=shards))
+        except OSError as error:
+            raise InputError(f"cannot write {target}: {error.strerror or error}; give another --data-dir") from error
+        except Exception:
+            if opened.skips.error is not None:  # TFDS words errors anew
+                raise opened.skips.error from None
+            raise
+    splits = builder.info.splits
+    return {
+        "set": f"tfds:{name}/{config}",
+        "folder": str(target),
+        "train": splits["train"].num_examples,
+        "test": splits["test"].num_examples,
+        "attributes": len(names),
+        "skipped": len(opened.skips),
+        "reasons": dict(opened.skips.reasons),
+    }
+
+
+def _open(folder: Path, size: int, crop: int | None, attributes: bool, strict: bool) -> RandomAccess:
+    opened = open_folder(folder, size, crop, attributes=False, strict=strict, keep=False)
+    if attributes and opened.attribute_names:
+        opened = open_folder(folder, size, crop, attributes=True, strict=strict, keep=False)
+    return opened
+
+
+def _features(size: int, names: tuple[str, ...]) -> Any:
+    features: dict[str, Any] = {
+        # Bare bytes: they need no decoding, which costs more than reading.
+        "image": tfds.features.Tensor(shape=(size, size, 3), dtype=np.uint8, encoding="bytes"),
+        "name": tfds.features.Text(),
+    }
+    if names:
+        features["attributes"] = {name: tfds.features.Scalar(np.uint8) for name in names}
+    return tfds.features.FeaturesDict(features)
+
+
+class _Examples:
+    """Examples of some indices, decoded in all cores as they are asked for."""
+
+    def __init__(self, opened: RandomAccess, indices: np.ndarray, bar: Any) -> None:
+        self.opened = opened
+        self.indices = indices
+        self.bar = bar
+
+    def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        images, names = self.opened.images, self.opened.attribute_names
+        parcels = (self.indices[start : start + PARCEL] for start in range(0, len(self.indices), PARCEL))
+        read = joblib.Parallel(n_jobs=-1, prefer="threads", return_as="generator")
+        for pixels, good in read(joblib.delayed(images.read)(parcel) for parcel in parcels):
+            for image, index in zip(pixels, good.tolist(), strict=True):
+                example: dict[str, Any] = {"image": image, "name": images.name(index)}
+                if names and images.attributes is not None:
+                    example["attributes"] = dict(zip(names, images.attributes[index].tolist(), strict=True))
+                yield index, example
+            self.bar.update(len(pixels))

@@ -433,6 +433,8 @@ def _print_figures(figures: dict[str, Any]) -> None:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return "\n".join(f"{name}  {_shown(each)}" for name, each in value.items()) or "none"
     if not isinstance(value, float):
         return str(value)
     return f"{value:.2f}" if 100 <= abs(value) < 1e7 else f"{value:.4g}"  # nats count, of thousands too

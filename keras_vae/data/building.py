@@ -61,14 +61,14 @@ def build(
     target = data_dir / name / config / VERSION
     if target.exists():
         raise InputError(f"{target} is there already: give another name, or remove it first")
-    opened = _open(folder, image_size, crop, attributes, strict)
+    opened = open_folder(folder, image_size, crop, None if attributes else False, strict, keep=False)
     size = opened.train_size * image_size * image_size * 3
     shards = min(max(SHARDS_AT_LEAST, size // SHARD_BYTES), opened.train_size, opened.test_size)
-    names = opened.attribute_names
+    names = opened.attribute_names if attributes else ()
     with progress.bar(opened.train_size + opened.test_size, "writing", "images") as bar:
         try:
             data_dir.mkdir(parents=True, exist_ok=True)
-            with tfds_sets.tidy():
+            with tfds_sets.tidy(), tfds_sets.quiet(progress=False):
                 builder = tfds.dataset_builders.AdhocBuilder(
                     name=name,
                     version=VERSION,
@@ -83,8 +83,7 @@ def build(
                     file_format="array_record",
                     disable_shuffling=True,  # a listing is in the order of hashes already
                 )
-                with tfds_sets.quiet(progress=False):
-                    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=shards))
+                builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=shards))
         except OSError as error:
             raise InputError(f"cannot write {target}: {error.strerror or error}; give another --data-dir") from error
         except Exception:
@@ -101,13 +100,6 @@ def build(
         "skipped": len(opened.skips),
         "reasons": dict(opened.skips.reasons),
     }
-
-
-def _open(folder: Path, size: int, crop: int | None, attributes: bool, strict: bool) -> RandomAccess:
-    opened = open_folder(folder, size, crop, attributes=False, strict=strict, keep=False)
-    if attributes and opened.attribute_names:
-        opened = open_folder(folder, size, crop, attributes=True, strict=strict, keep=False)
-    return opened
 
 
 def _features(size: int, names: tuple[str, ...]) -> Any:
@@ -130,13 +122,15 @@ class _Examples:
         self.bar = bar
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        images, names = self.opened.images, self.opened.attribute_names
+        images = self.opened.images
         parcels = (self.indices[start : start + PARCEL] for start in range(0, len(self.indices), PARCEL))
         read = joblib.Parallel(n_jobs=-1, prefer="threads", return_as="generator")
         for pixels, good in read(joblib.delayed(images.read)(parcel) for parcel in parcels):
             for image, index in zip(pixels, good.tolist(), strict=True):
                 example: dict[str, Any] = {"image": image, "name": images.name(index)}
-                if names and images.attributes is not None:
-                    example["attributes"] = dict(zip(names, images.attributes[index].tolist(), strict=True))
+                if images.attributes is not None:
+                    example["attributes"] = dict(
+                        zip(self.opened.attribute_names, images.attributes[index].tolist(), strict=True)
+                    )
                 yield index, example
             self.bar.update(len(pixels))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from keras_vae import pictures
+from keras_vae import pictures, progress
 from keras_vae.data import tfds_sets
 from keras_vae.data.listing import scan
 from keras_vae.data.sources import ImageData, folder_of, load
@@ -37,18 +37,18 @@ def describe(
         InputError: as `load`, or the picture cannot be written.
     """
     check_output_file(out, pictures.ENDINGS)
-    images = load(source, image_size, batch_size=1, crop=crop)
-    if images.attribute_names:
-        images = load(source, image_size, batch_size=1, crop=crop, attributes=True)
+    images = load(source, image_size, batch_size=1, crop=crop, attributes=None)
     shown, total, read = list[np.ndarray](), np.zeros(len(images.attribute_names)), 0
-    for part in (images.test, images.train):
-        for batch in part.take(limit - read):
-            image, attributes = (batch["image"], batch["attributes"]) if images.attribute_names else (batch, None)
-            if len(shown) < PICTURED:
-                shown.append(image.numpy()[0])
-            if attributes is not None:
-                total += attributes.numpy()[0]
-            read += 1
+    with progress.bar(min(limit, images.test_size + images.train_size), "looking at images", "images") as bar:
+        for part in (images.test, images.train):
+            for batch in part.take(limit - read):
+                image, attributes = (batch["image"], batch["attributes"]) if images.attribute_names else (batch, None)
+                if len(shown) < PICTURED:
+                    shown.append(image.numpy()[0])
+                if attributes is not None:
+                    total += attributes.numpy()[0]
+                read += 1
+                bar.update(1)
     pictures.save(pictures.grid(np.stack(shown)), out)
     return {
         "source": source,

@@ -64,7 +64,7 @@ def load(
     image_size: int | None = None,
     batch_size: int = 64,
     seed: int = 0,
-    attributes: bool = False,
+    attributes: bool | None = False,
     crop: int | None = None,
     flip: bool = False,
     random_crop: int = 0,
@@ -89,7 +89,7 @@ def load(
             avatars, folders and sets of varying sizes, and the images' own size for all else.
         batch_size: images in a batch.
         seed: of the shuffling and augmentation.
-        attributes: yield dicts with the images' attributes too; images without are skipped.
+        attributes: yield dicts with the images' attributes too; images without are skipped. None: where it has any.
         crop: pixels a side of the centred square that is cut out before resizing; the largest there is by default,
             and where an image is smaller.
         flip: mirror half of the training images, drawn anew each epoch.
@@ -116,6 +116,7 @@ def load(
             f"batch size {batch_size} is larger than the {parts.train_size} training images of {parts.name}: "
             f"give at most {parts.train_size}"
         )
+    attributes = bool(parts.attribute_names) if attributes is None else attributes
     train, test = parts.pipelines(batch_size, seed, attributes, flip, random_crop)
     return ImageData(
         parts.name,
@@ -215,7 +216,7 @@ class _Sequential:
 
 
 def _open(
-    source: Source, image_size: int | None, crop: int | None, attributes: bool, strict: bool
+    source: Source, image_size: int | None, crop: int | None, attributes: bool | None, strict: bool
 ) -> RandomAccess | _Sequential:
     if crop is not None and image_size is None:
         image_size = DEFAULT_SIZE
@@ -483,7 +484,7 @@ def _from_records(name: str, opened: tfds_sets.Opened, shape: tuple[int, int, in
 
 
 def open_folder(
-    folder: Path, size: int, crop: int | None, attributes: bool, strict: bool, keep: bool = True
+    folder: Path, size: int, crop: int | None, attributes: bool | None, strict: bool, keep: bool = True
 ) -> RandomAccess:
     """A folder's images by index; with `keep=False` they are decoded each time they are asked for.
 
@@ -540,7 +541,7 @@ def _has_attributes(values: np.ndarray) -> np.ndarray:
 
 
 def _folder_attributes(
-    folder: Path, listing: Listing, wanted: bool, skips: Skips
+    folder: Path, listing: Listing, wanted: bool | None, skips: Skips
 ) -> tuple[tuple[str, ...], np.ndarray | None]:
     """Names and values of a folder's attributes, the values only where they are wanted."""
     try:
@@ -552,8 +553,8 @@ def _folder_attributes(
         logger.warning("no attributes: %s", error)
         return (), None
     if table is None:
-        return _classes(folder, listing, wanted)
-    if not wanted:
+        return _classes(listing, wanted is not False)
+    if wanted is False:
         return table.names, None
     for column, value in table.ignored:
         logger.warning("column %r of %s is no attribute: it holds %r", column, table.path, value)
@@ -568,7 +569,7 @@ def _folder_attributes(
     return table.names, matched.values
 
 
-def _classes(folder: Path, listing: Listing, wanted: bool) -> tuple[tuple[str, ...], np.ndarray | None]:
+def _classes(listing: Listing, wanted: bool) -> tuple[tuple[str, ...], np.ndarray | None]:
     """Subfolders as attributes, where there are several and every image lies in one of them."""
     found: dict[str, None] = {}
     for name in listing:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import absl.logging
 import numpy as np
 import tensorflow as tf
 
@@ -284,7 +285,7 @@ def _sizes(name: str, builder: Any, split: str | None) -> tuple[int, int]:
 
 def _silent_hosts(builder: Any) -> list[str]:
     """Hosts of the set's files that do not answer."""
-    by_host = {url.split("/")[2]: url for url in builder.url_infos if url.startswith("http")}
+    by_host = {url.split("/")[2]: url for url in builder.url_infos or () if url.startswith("http")}
     failures = hosts.silent(by_host.values())
     return sorted(host for host, url in by_host.items() if url in failures)
 
@@ -320,11 +321,14 @@ def quiet(progress: bool = True) -> Iterator[None]:
     import tensorflow_datasets as tfds
 
     tfds.display_progress_bar(progress and sys.stderr.isatty())
+    verbosity = absl.logging.get_verbosity()
+    absl.logging.set_verbosity(absl.logging.ERROR)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
         tfds.display_progress_bar(True)
+        absl.logging.set_verbosity(verbosity)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint figures objectives clean
+.PHONY: demo test test-slow lint figures objectives loading clean
 
 demo: $(VENV)/.demo  ## draw avatars, train a few minutes, export, verify; everything lands in runs/demo
 	$(BIN)/keras-vae demo
@@ -25,6 +25,9 @@ figures: $(VENV)/.dev  ## measure the README's sharpness table again: benchmarks
 
 objectives: $(VENV)/.bench  ## six objectives on a folder of faces, 15 minutes each: benchmarks/results/objectives.*
 	$(BIN)/python -m benchmarks.objectives $(if $(FACES),--faces $(FACES))
+
+loading: $(VENV)/.bench  ## how fast a folder of JPEG files comes in, beside PyTorch: benchmarks/results/loading.json
+	$(BIN)/python -m benchmarks.loading --folder $(FOLDER)
 
 clean:
 	rm -rf $(VENV) build dist

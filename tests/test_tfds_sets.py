@@ -232,13 +232,16 @@ def test_info_of_a_folder(photos: Path, command: Command, tmp_path: Path) -> Non
 # Many files -------------------------------------------------------------------------------------
 
 MEMORY = """
-import resource, sys, time
+import re, sys
+from pathlib import Path
 from keras_vae.data.listing import Listing
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():  # not getrusage's, which begins at what the calling process took
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+before = peak()
 count = int(sys.argv[1])
 listing = Listing(f"images/{index % 1000:03d}/{index:08d}.jpg" for index in range(count))
 assert len(listing) == count and listing[count // 2].endswith(".jpg")
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / count)
+print((peak() - before) / count)
 """
 
 
@@ -246,4 +249,4 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / cou
 def test_a_listing_takes_few_bytes_a_file(count: int) -> None:
     """At the peak, with the names that the system may write back to disk; a list of them would take a hundred."""
     result = subprocess.run([sys.executable, "-c", MEMORY, str(count)], capture_output=True, text=True, check=True)
-    assert float(result.stdout) < 60
+    assert 5 < float(result.stdout) < 60

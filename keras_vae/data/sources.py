@@ -507,10 +507,12 @@ def open_folder(
     skips = Skips(str(folder), len(listing) + len(faults), strict)
     names, values = _folder_attributes(folder, listing, attributes, skips)
 
+    root = str(folder)
+
     def decode(indices: np.ndarray) -> Iterable[np.ndarray | UnreadableError]:
         for index in indices:
             try:
-                yield decoding.decode(folder / listing[index], size, crop)
+                yield decoding.decode(os.path.join(root, listing[index]), size, crop)  # noqa: PTH118 (five times faster)
             except UnreadableError as error:
                 yield error
 

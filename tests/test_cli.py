@@ -422,7 +422,7 @@ TRAIN = ("train", "--data", "{folder}", "--out", "{here}/out")
         ((*TRAIN, "--beta", -1), "beta=-1.0"),
         ((*TRAIN, "--perceptual-weight", -1), "perceptual_weight=-1.0"),
         ((*TRAIN, "--perceptual", "none", "--batch-size", 1000), "batch size 1000 is larger than the"),
-        ((*TRAIN, "--batch-size", 0, "--perceptual", "none"), "at least 1 image"),
+        ((*TRAIN, "--batch-size", 0, "--perceptual", "none"), "whole number from 1 on"),
         ((*TRAIN, "--epochs", 0), "epochs=0"),
         ((*TRAIN, "--minutes", "nan"), "minutes=nan"),
         ((*TRAIN, "--learning-rate", 0), "learning_rate=0.0"),

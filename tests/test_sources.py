@@ -178,8 +178,12 @@ def test_unusable_sources_are_refused(tmp_path: Path, image_folder: Path, images
         assert "\n" not in str(refused.value)
     with pytest.raises(InputError, match="batch size 4096 is larger than the"):
         data.load(image_folder, 32, batch_size=4096)
-    with pytest.raises(InputError, match="at least 1"):
+    with pytest.raises(InputError, match="whole number from 1 on"):
         data.load(image_folder, 32, batch_size=0)
+    with pytest.raises(InputError, match=r"image_size=\(32, 48\): give a whole number"):
+        data.load(image_folder, (32, 48))
+    with pytest.raises(InputError, match="source 3: give a folder"):
+        data.load(3)
     with pytest.raises(InputError, match="no attributes"):
         data.load(image_folder, 32, 8, attributes=True)
 

@@ -43,7 +43,7 @@ class Skips:
         return self.reasons.total()
 
     def add(self, name: str, reason: str, unreadable: bool = True) -> None:
-        """Counts an image. UnreadableError ones are part of the tenth that is borne.
+        """Counts an image. Unreadable ones are part of the tenth that is borne.
 
         Raises:
             InputError: in strict sources, and where a tenth of all images has turned out unreadable.

@@ -21,7 +21,7 @@ from keras_vae.data.decoding import UnreadableError
 from keras_vae.data.images import Images, fits_in_memory, fits_on_disk
 from keras_vae.data.listing import HELD_OUT_PERCENT, Listing, scan, shown
 from keras_vae.data.skips import Skips
-from keras_vae.errors import InputError
+from keras_vae.errors import InputError, check_count
 
 logger = logging.getLogger(__name__)
 
@@ -101,8 +101,8 @@ def load(
             read, or there are fewer than a batch for training.
     """
     check(source, image_size, batch_size)
-    if crop is not None and crop < 1:
-        raise InputError(f"crop={crop}: give a positive number of pixels")
+    if crop is not None:
+        check_count("crop", crop)
     parts = _open(source, image_size, crop, attributes, strict)
     if attributes and not parts.attribute_names:
         raise InputError(f"{parts.name} has no attributes: load it without them")
@@ -136,12 +136,13 @@ def check(source: Source, image_size: int | None = None, batch_size: int = 64) -
     Raises:
         InputError: as `load`.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size={batch_size}: give at least 1 image a batch")
-    if image_size is not None and image_size < 1:
-        raise InputError(f"image_size={image_size}: give a positive number of pixels")
+    check_count("batch_size", batch_size)
+    if image_size is not None:
+        check_count("image_size", image_size)
     if isinstance(source, np.ndarray | tf.data.Dataset):
         return
+    if not isinstance(source, str | os.PathLike):
+        raise InputError(f"source {source!r}: give a folder, a name such as 'avatars', an array or a tf.data.Dataset")
     if str(source) == "avatars":
         _avatars_builder(image_size or DEFAULT_SIZE)
     elif str(source).startswith("tfds:"):

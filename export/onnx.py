@@ -11,6 +11,7 @@ import keras
 import onnx
 import tf2onnx
 
+from export.rewrite import rewrite
 from export.runtime import Decoder
 from export.saved_model import serving_function
 from export.verify import Runner
@@ -21,7 +22,7 @@ BATCH = "batch"
 
 def write(decoder: keras.Model, path: Path, metadata: Mapping[str, str]) -> None:
     """Writes a float32 decoder as ONNX, z to image, with its shapes and `metadata` in the file."""
-    function = serving_function(decoder)
+    function = serving_function(rewrite(decoder))
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
     model, _ = tf2onnx.convert.from_function(function, input_signature=function.input_signature, opset=OPSET)
     latent_dim, image_shape = decoder.input_shape[1], list(decoder.output_shape[1:])

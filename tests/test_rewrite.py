@@ -1,0 +1,164 @@
+"""Rewrites of decoders compute the same, at every border, and fewer multiplications."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import onnx
+import pytest
+from keras import layers, ops
+
+from export import export_decoder
+from export.rewrite import rewrite
+from keras_vae import VAE
+from keras_vae.networks import ReplicationPadding2D
+
+TOLERANCE = 2e-5
+
+
+def randomized(model: keras.Model) -> keras.Model:
+    rng = np.random.default_rng(7)
+    for weight in model.weights:
+        positive = "variance" in weight.path
+        weight.assign(rng.uniform(0.5, 2.0, weight.shape) if positive else rng.normal(0, 0.3, weight.shape))
+    return model
+
+
+def model(*stack: Any, shape: tuple[int, ...] = (5, 7, 3)) -> keras.Model:
+    x = image = keras.Input(shape)
+    for layer in stack:
+        x = layer(x)
+    return randomized(keras.Model(image, x))
+
+
+def kinds(model: keras.Model) -> list[str]:
+    return [type(layer).__name__ for layer in model.layers]
+
+
+def assert_same(one: keras.Model, other: keras.Model) -> None:
+    x = np.random.default_rng(1).standard_normal((3, *one.input_shape[1:])).astype(np.float32)
+    found, expected = (ops.convert_to_numpy(each(x, training=False)) for each in (other, one))
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, atol=TOLERANCE * np.abs(expected).max(), rtol=0)
+
+
+REWRITTEN: dict[str, Callable[[], keras.Model]] = {
+    "zero padding": lambda: model(layers.UpSampling2D(), layers.Conv2D(4, 3, padding="same")),
+    "a layer of zeros": lambda: model(layers.UpSampling2D(), layers.ZeroPadding2D(1), layers.Conv2D(4, 3)),
+    "replication": lambda: model(layers.UpSampling2D(), ReplicationPadding2D(), layers.Conv2D(4, 3, use_bias=False)),
+    "one row and column": lambda: model(layers.UpSampling2D(), layers.Conv2D(2, 3, padding="same"), shape=(1, 1, 2)),
+    "activation": lambda: model(layers.UpSampling2D(), layers.Conv2D(4, 3, padding="same", activation="tanh")),
+    "normalized": lambda: model(
+        layers.UpSampling2D(), ReplicationPadding2D(), layers.Conv2D(4, 3), layers.BatchNormalization()
+    ),
+    "normalized without scale and centre": lambda: model(
+        layers.UpSampling2D(), layers.Conv2D(4, 3, padding="same"), layers.BatchNormalization(scale=False, center=False)
+    ),
+    "scaled": lambda: model(
+        layers.UpSampling2D(), layers.Conv2D(3, 3, padding="same"), layers.Rescaling([0.1, 2.0, 3.0], -1.0)
+    ),
+    "odd, replication": lambda: model(
+        layers.UpSampling2D(), layers.Cropping2D(((0, 1), (0, 1))), ReplicationPadding2D(), layers.Conv2D(4, 3)
+    ),
+    "twice": lambda: model(
+        layers.UpSampling2D(),
+        layers.Conv2D(4, 3, padding="same"),
+        layers.BatchNormalization(),
+        layers.LeakyReLU(),
+        layers.UpSampling2D(),
+        ReplicationPadding2D(),
+        layers.Conv2D(2, 3),
+    ),
+}
+
+LEFT_ALONE: dict[str, Callable[[], keras.Model]] = {
+    "bilinear": lambda: model(layers.UpSampling2D(interpolation="bilinear"), layers.Conv2D(4, 3, padding="same")),
+    "x3": lambda: model(layers.UpSampling2D(3), layers.Conv2D(4, 3, padding="same")),
+    "5x5": lambda: model(layers.UpSampling2D(), layers.Conv2D(4, 5, padding="same")),
+    "strides": lambda: model(layers.UpSampling2D(), layers.Conv2D(4, 3, 2, padding="same")),
+    "dilated": lambda: model(layers.UpSampling2D(), layers.Conv2D(4, 3, dilation_rate=2, padding="same")),
+    "no padding": lambda: model(layers.UpSampling2D(), layers.Conv2D(4, 3)),
+    "grouped": lambda: model(layers.UpSampling2D(), layers.Conv2D(3, 3, padding="same", groups=3)),
+    "odd, zeros": lambda: model(
+        layers.UpSampling2D(), layers.Cropping2D(((0, 1), (0, 0))), layers.Conv2D(4, 3, padding="same")
+    ),
+    "wide padding": lambda: model(layers.UpSampling2D(), layers.ZeroPadding2D(2), layers.Conv2D(4, 3)),
+}
+
+
+@pytest.mark.parametrize("case", REWRITTEN)
+def test_upsampling_and_convolution_become_one_at_low_resolution(case: str) -> None:
+    original = REWRITTEN[case]()
+    before = original.get_weights()
+    rewritten = rewrite(original)
+    assert "UpSampling2D" not in kinds(rewritten)
+    assert "BatchNormalization" not in kinds(rewritten)
+    assert "Rescaling" not in kinds(rewritten)
+    assert_same(original, rewritten)
+    for one, other in zip(before, original.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("case", LEFT_ALONE)
+def test_what_is_something_else_is_left_alone(case: str) -> None:
+    original = LEFT_ALONE[case]()
+    rewritten = rewrite(original)
+    assert kinds(rewritten) == kinds(original)
+    assert_same(original, rewritten)
+
+
+def test_a_layer_that_only_looks_like_padding_is_left_alone() -> None:
+    class Almost(layers.Layer):
+        def call(self, x: Any) -> Any:
+            return ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=1.0)
+
+    original = model(layers.UpSampling2D(), Almost(), layers.Conv2D(4, 3))
+    rewritten = rewrite(original)
+    assert "UpSampling2D" in kinds(rewritten)
+    assert_same(original, rewritten)
+
+
+def test_outputs_that_are_needed_twice_stay() -> None:
+    image = keras.Input((4, 4, 3))
+    wide = layers.UpSampling2D()(image)
+    conv = layers.Conv2D(3, 3, padding="same")(wide)
+    normalized = layers.BatchNormalization()(conv)
+    original = randomized(keras.Model(image, layers.Add()([normalized, layers.Add()([conv, wide])])))
+    assert_same(original, rewrite(original))
+
+
+@pytest.mark.parametrize("network", ["dfc", "resnet"])
+@pytest.mark.parametrize("shape", [(64, 64, 3), (33, 47, 1), (28, 28, 1)])
+def test_decoders(network: str, shape: tuple[int, int, int]) -> None:
+    decoder = randomized(VAE(shape, 6, network=network, network_options={"width": 8}, perceptual=None).decoder)
+    rewritten = rewrite(decoder)
+    assert_same(decoder, rewritten)
+    if network == "dfc":
+        assert not {"UpSampling2D", "BatchNormalization", "ReplicationPadding2D"} & set(kinds(rewritten))
+
+
+def test_dense_layers_are_folded_and_subclassed_models_returned() -> None:
+    original = model(layers.Dense(5), layers.BatchNormalization(), shape=(4,))
+    assert kinds(rewrite(original)) == ["InputLayer", "Dense"]
+    assert_same(original, rewrite(original))
+
+    class Own(keras.Model):
+        def call(self, x: Any) -> Any:
+            return x
+
+    own = Own()
+    assert rewrite(own) is own
+
+
+def test_the_exported_file_holds_no_upsampling(tmp_path: Path) -> None:
+    decoder = randomized(VAE((32, 32, 3), 6, network_options={"width": 8}, perceptual=None).decoder)
+    report = export_decoder(decoder, tmp_path / "d.onnx", "onnx")
+    assert report.passed
+    graph = onnx.load(tmp_path / "d.onnx").graph
+    found = {node.op_type for node in graph.node}
+    assert not found & {"Resize", "Tile", "BatchNormalization"}
+    assert sum(node.op_type == "Conv" for node in graph.node) == 4

@@ -11,6 +11,7 @@ import keras
 import onnx
 import tf2onnx
 
+from export import graph
 from export.rewrite import rewrite
 from export.runtime import Decoder
 from export.saved_model import serving_function
@@ -34,6 +35,7 @@ def write(decoder: keras.Model, path: Path, metadata: Mapping[str, str]) -> None
             raise AssertionError(f"tf2onnx named {value.name!r} what we call {name!r}")
         dims = [BATCH, *shape]
         value.CopyFrom(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, dims))
+    graph.clean(model)
     onnx.helper.set_model_props(
         model, {"latent_dim": str(latent_dim), "image_shape": json.dumps(image_shape), **metadata}
     )

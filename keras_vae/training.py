@@ -164,7 +164,8 @@ def train(config: TrainingConfig) -> dict[str, Any]:
         raise
     except KeyboardInterrupt:
         kept = sorted((out / CHECKPOINT_FOLDER).glob("*.keras"))
-        print(f"stopped at step {progress.steps}; kept is {kept[-1] if kept else 'no checkpoint yet'}", file=sys.stderr)
+        left = f"{kept[-1]} is kept" if kept else f"no checkpoint was made yet; remove {out} to begin again"
+        print(f"stopped at step {progress.steps}: {left}", file=sys.stderr)
         raise
     _save(vae, out / MODEL_FILE)
     _report_skips(images, out)
@@ -208,7 +209,7 @@ def _report_skips(images: data.ImageData, out: Path) -> None:
     if len(images.skips):
         with write_aside(out / SKIPPED_FILE) as aside:
             images.skips.write(aside)
-        print(f"{images.skips.summary()}; {out / SKIPPED_FILE} names them", file=sys.stderr)
+        print(f"{images.skips.summary()} ({out / SKIPPED_FILE})", file=sys.stderr)
 
 
 def _learning_rate(config: TrainingConfig, steps_per_epoch: int) -> Any:

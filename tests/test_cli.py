@@ -388,9 +388,9 @@ TRAIN = ("train", "--data", "{folder}", "--out", "{here}/out")
     [
         (("train", "--data", "nowhere", "--out", "{here}/out"), "unknown data source 'nowhere'"),
         (("train", "--data", "tfds:celeba", "--out", "{here}/out"), "did you mean celeb_a"),
-        (("train", "--data", "tfds:celeb_a", "--out", "{here}/out"), "run `tfds build celeb_a` once"),
-        (("train", "--data", "{here}/empty", "--out", "{here}/out"), "holds no files"),
-        (("train", "--data", "{here}/texts", "--out", "{here}/out"), "1 files but no images"),
+        (("train", "--data", "tfds:celeb_a", "--out", "{here}/out"), "run `tfds build celeb_a`"),
+        (("train", "--data", "{here}/empty", "--out", "{here}/out"), "holds no images"),
+        (("train", "--data", "{here}/texts", "--out", "{here}/out"), "holds no images"),
         ((*TRAIN, "--network", "unet"), "choose one of dfc"),
         ((*TRAIN, "--perceptual", "alexnet"), "vgg16, vgg19, hed-vgg16"),
         ((*TRAIN, "--perceptual", "hed-vgg16", "--perceptual-layers", "relu9_1"), "unknown layer 'relu9_1'"),

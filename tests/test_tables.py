@@ -72,10 +72,16 @@ def test_where_tables_lie(folder: Path, place: str) -> None:
         "in": folder / "attributes.csv",
         "beside": folder.parent / "list_attr_celeba.csv",
         "by the folder's name": folder.parent / "photos.csv",
-        "any csv in it": folder / "labels.csv",
+        "any csv in it": folder / "LABELS.CSV",
     }[place]
     path.write_text(rows(("0", "1")))
     assert found(folder)[1] == RIGHT
+
+
+def test_a_table_beside_under_another_name_is_pointed_at(folder: Path) -> None:
+    (folder.parent / "labels.csv").write_text(rows(("0", "1")))
+    with pytest.raises(InputError, match=r"if they are in .*labels.csv, name it photos.csv or attributes.csv"):
+        data.load(folder, 8, 1, attributes=True)
 
 
 def test_several_tables_in_a_folder_are_refused_where_attributes_are_wanted(folder: Path) -> None:
@@ -160,7 +166,9 @@ def test_other_columns_are_passed_over_and_said(folder: Path, caplog: pytest.Log
         ("image,Even\n000.png,1\n000.png,0\n", "row 3: 000.png is there twice"),
         ("image,Even,Even\n000.png,1,1\n", "two columns 'Even'"),
         ("image,Even\nother.png,1\n", "names none of the images"),
-        (b"\xff\xfe\x00\x01", "cannot read the attributes"),
+        ("000.png,1\n001.png,0\n", "begins with the image '000.png': give its columns a heading"),
+        ("image,Even,\n000.png,1,1\n", "column 3 has no name"),
+        (b"\xff\xfe\x00\x01", "save it as UTF-8"),
     ],
 )
 def test_unusable_tables_are_refused_in_a_line(folder: Path, text: str | bytes, message: str) -> None:

@@ -190,7 +190,7 @@ def test_a_folder_becomes_a_set_of_the_same_images(photos: Path, command: Comman
             np.testing.assert_array_equal(one["attributes"], other["attributes"])
         assert len(list(loaded.train)) == loaded.train_size // 5
     assert data.load(figures["set"], 16, 5).image_shape == (16, 16, 3)
-    examples = tfds.as_numpy(tfds.builder("my_photos/24x24").as_data_source("train"))
+    examples = tfds.builder("my_photos/24x24").as_data_source("train")
     assert examples[0]["name"].decode().endswith(".png")
     result = command("data", "build", photos, "--image-size", 24)
     assert result.status == 2
@@ -202,7 +202,7 @@ def test_what_cannot_be_built_is_refused_and_leaves_nothing(photos: Path, comman
     for options, message in [
         (("--strict",), "is skipped"),
         (("--name", "Ünï code"), "cannot name a TFDS set"),
-        (("--image-size", 0), "positive numbers of pixels"),
+        (("--image-size", 0), "whole number from 1 on"),
         (("--data-dir", "/proc/none"), "cannot write /proc/none"),
     ]:
         result = command("data", "build", photos, *(() if "--data-dir" in options else ("--data-dir", sets)), *options)
@@ -227,6 +227,9 @@ def test_info_of_a_folder(photos: Path, command: Command, tmp_path: Path) -> Non
     assert "Odd" in shown
     assert command("data", "info", tmp_path / "nowhere", "--out", tmp_path / "a.png").status == 2
     assert command("data", "info", photos, "--out", tmp_path / "a.xyz").status == 2
+    inside = command("data", "info", photos, "--out", photos / "001.png")
+    assert inside.status == 2
+    assert "give --out elsewhere" in inside.err
 
 
 # Many files -------------------------------------------------------------------------------------

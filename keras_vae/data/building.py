@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from keras_vae import progress
-from keras_vae.data import tfds_sets
+from keras_vae.data import tables, tfds_sets
 from keras_vae.data.sources import DEFAULT_SIZE, PARCEL, RandomAccess, open_folder
-from keras_vae.errors import InputError
+from keras_vae.errors import InputError, check_count
 
 VERSION = "1.0.0"
 SHARDS_AT_LEAST = 8  # so that as many workers can share a set
@@ -51,8 +52,9 @@ def build(
         InputError: as `load`, or the set is there already, or its place cannot be written to.
     """
     folder = Path(folder)
-    if image_size < 1 or (crop is not None and crop < 1):
-        raise InputError(f"image_size={image_size}, crop={crop}: give positive numbers of pixels")
+    check_count("image_size", image_size)
+    if crop is not None:
+        check_count("crop", crop)
     name = name or re.sub(r"\W+", "_", folder.absolute().name.lower(), flags=re.ASCII).strip("_") or "images"
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise InputError(f"{name!r} cannot name a TFDS set: give one of lower-case letters, digits and underscores")
@@ -61,6 +63,9 @@ def build(
     target = data_dir / name / config / VERSION
     if target.exists():
         raise InputError(f"{target} is there already: give another name, or remove it first")
+    table = tables.find(folder) if attributes and folder.is_dir() else None
+    if table is not None:
+        tables.read(table)  # a damaged one is refused rather than left out
     opened = open_folder(folder, image_size, crop, None if attributes else False, strict, keep=False)
     size = opened.train_size * image_size * image_size * 3
     shards = min(max(SHARDS_AT_LEAST, size // SHARD_BYTES), opened.train_size, opened.test_size)
@@ -68,7 +73,8 @@ def build(
     with progress.bar(opened.train_size + opened.test_size, "writing", "images") as bar:
         try:
             data_dir.mkdir(parents=True, exist_ok=True)
-            with tfds_sets.tidy(), tfds_sets.quiet(progress=False):
+            with warnings.catch_warnings(), tfds_sets.tidy(), tfds_sets.quiet(progress=False):
+                warnings.filterwarnings("ignore", message=".*tasks have been successfully executed")  # when interrupted
                 builder = tfds.dataset_builders.AdhocBuilder(
                     name=name,
                     version=VERSION,

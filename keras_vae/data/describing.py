@@ -12,6 +12,7 @@ from keras_vae import pictures, progress
 from keras_vae.data import tfds_sets
 from keras_vae.data.listing import scan
 from keras_vae.data.sources import ImageData, folder_of, load
+from keras_vae.errors import InputError
 from keras_vae.files import check_output_file
 
 PICTURED = 64
@@ -37,6 +38,9 @@ def describe(
         InputError: as `load`, or the picture cannot be written.
     """
     check_output_file(out, pictures.ENDINGS)
+    folder = folder_of(source)
+    if folder is not None and folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{out} lies in {folder}, whose images it would join: give --out elsewhere")
     images = load(source, image_size, batch_size=1, crop=crop, attributes=None)
     shown, total, read = list[np.ndarray](), np.zeros(len(images.attribute_names)), 0
     with progress.bar(min(limit, images.test_size + images.train_size), "looking at images", "images") as bar:

@@ -6,6 +6,7 @@ import hashlib
 import heapq
 import mmap
 import os
+import re
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -68,11 +69,12 @@ def scan(folder: Path) -> Iterator[tuple[str, str | None]]:
     Raises:
         InputError: the folder is none.
     """
-    if not folder.exists():
+    if not os.path.lexists(folder):
+        also = f"; for a TFDS set give tfds:{folder}" if re.fullmatch(r"[a-z][a-z0-9_/]*", str(folder)) else ""
         raise InputError(
-            f"unknown data source {str(folder)!r}: it is no folder here, and neither 'avatars' nor tfds:NAME"
+            f"unknown data source {str(folder)!r}: it is no folder here, and neither 'avatars' nor tfds:NAME{also}"
         )
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112 (Path's raises where the parent cannot be read)
         raise InputError(f"{folder} is a file: give the folder that holds the images, or an .npy or .npz file")
     folders, links, seen = [""], list[str](), set[tuple[int, int]]()
     while folders or links:
@@ -98,7 +100,7 @@ def scan(folder: Path) -> Iterator[tuple[str, str | None]]:
         except OSError as error:
             if not below:
                 raise InputError(f"cannot read the folder {folder}: {error.strerror}") from error
-            yield below, f"folder cannot be read ({error.strerror})"
+            yield below, f"whole folder that cannot be read ({error.strerror})"
 
 
 def _is_dir(entry: os.DirEntry[str]) -> bool:

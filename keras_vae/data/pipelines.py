@@ -79,6 +79,7 @@ def from_examples(
 
     With a seed they are shuffled, in a buffer of at most 256 MiB, and only full batches are made.
     """
+    examples = examples.take(count)
     if seed is None:
         return _finish(examples.batch(batch_size), attributes, None, False, 0, -(-count // batch_size))
     buffer = min(count, SHUFFLE_EXAMPLES, max(batch_size, SHUFFLE_BYTES // int(np.prod(shape))))

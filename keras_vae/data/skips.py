@@ -39,6 +39,9 @@ class Skips:
         self.error: InputError | None = None
         self._lock = threading.Lock()
 
+    def __repr__(self) -> str:
+        return f"<{self.summary()}>"
+
     def __len__(self) -> int:
         return self.reasons.total()
 
@@ -75,6 +78,8 @@ class Skips:
 
     def summary(self) -> str:
         """A line such as "skipped 3 of 100 images of faces: 2 truncated (a.jpg, b.jpg), 1 empty file (c.jpg)"."""
+        if not len(self):
+            return f"nothing skipped of {self.total} images of {self.source}"
         parts = []
         for reason, count in self.reasons.most_common():
             named = [name for name, why in self.files if why == reason][:HEAD]

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import joblib
 import numpy as np
+import psutil
 import tensorflow as tf
 from PIL import Image
 
@@ -43,7 +44,8 @@ class ImageData:
         train: batches float32 (batch_size, height, width, channels) in [0, 1], shuffled anew each epoch;
             the images left over from full batches take their turn in another epoch.
         test: the held-out images in a fixed order, the last batch smaller where it must be.
-        train_size, test_size: number of images, less those found unreadable when the source was loaded.
+        train_size, test_size: number of images, less those found unreadable when the source was loaded: of a folder
+            that reads the first 4,096. Others are found in the first epoch, and their places taken by other images.
         attribute_names: names of the 0/1 attributes; with `attributes=True` a batch is
             `{"image": ..., "attributes": uint8 (batch, len(attribute_names))}`.
         skips: images of the source that are not used, and why; it fills as they are read.
@@ -77,14 +79,14 @@ def load(
             "avatars", drawn at the first use;
             "tfds:NAME[/CONFIG][:SPLIT]", a TensorFlow Datasets set with an `image` feature, downloaded at the first
             use; its test or validation split is held out, else the last tenth;
-            a folder of images, nested or flat, a tenth of them held out by a hash of their names. Their attributes
+            a folder of images, nested or flat, a tenth of them held out by a hash of their paths in it. Attributes
             come from a CSV file or CelebA's list_attr_celeba.txt in the folder or beside it, or, where there is none
             and all images lie in subfolders, are their subfolders;
             the folder of a prepared TFDS set, such as `keras_vae.data.build` makes;
             an .npy file, or an .npz file with an array `images`, or x_train and x_test;
             an array (count, height, width[, channels]) of uint8, or of floats in [0, 1], the last tenth held out;
             a `tf.data.Dataset` of such images, one by one or in batches, alone, with labels, or as dicts with the key
-            `image`, every tenth held out.
+            `image`; it is read once, and a tenth is held out by a hash of the pixels.
         image_size: pixels a side; images are cropped to a square about their centre and resized. By default 64 for
             avatars, folders and sets of varying sizes, and the images' own size for all else.
         batch_size: images in a batch.
@@ -103,9 +105,14 @@ def load(
     check(source, image_size, batch_size)
     if crop is not None:
         check_count("crop", crop)
+    if random_crop:
+        check_count("random_crop", random_crop)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise InputError(f"seed={seed!r}: give a whole number of at least 0")
     parts = _open(source, image_size, crop, attributes, strict)
     if attributes and not parts.attribute_names:
-        raise InputError(f"{parts.name} has no attributes: load it without them")
+        hint = tables.hint(Path(parts.name)) if Path(parts.name).is_dir() else ""
+        raise InputError(f"{parts.name} has no attributes: {hint or 'load it without them'}")
     height, width, _ = parts.image_shape
     if not 0 <= random_crop < min(height, width):
         raise InputError(
@@ -139,18 +146,26 @@ def check(source: Source, image_size: int | None = None, batch_size: int = 64) -
     check_count("batch_size", batch_size)
     if image_size is not None:
         check_count("image_size", image_size)
+        batch = 4 * 3 * batch_size * image_size**2
+        if 4 * batch > psutil.virtual_memory().available:  # some batches are in the making at a time
+            raise InputError(
+                f"image_size={image_size}: a batch of {batch_size} takes {batch / 1e9:.3g} GB, too much for the free "
+                "memory: give a smaller one, or smaller batches"
+            )
     if isinstance(source, np.ndarray | tf.data.Dataset):
         return
     if not isinstance(source, str | os.PathLike):
         raise InputError(f"source {source!r}: give a folder, a name such as 'avatars', an array or a tf.data.Dataset")
+    if not str(source):
+        raise InputError("the source is empty: give a folder, 'avatars' or tfds:NAME")
     if str(source) == "avatars":
         _avatars_builder(image_size or DEFAULT_SIZE)
     elif str(source).startswith("tfds:"):
         tfds_sets.check(tfds_sets.find(_tfds_name(source).builder))
     elif _is_array_file(Path(source)):
         _open_array_file(Path(source))
-    elif not _is_prepared_set(Path(source)):
-        next(scan(Path(source)), None)
+    elif not _is_prepared_set(Path(source)) and next(scan(Path(source)), None) is None:
+        raise _no_images(Path(source))
 
 
 def folder_of(source: str) -> Path | None:
@@ -258,6 +273,10 @@ def _of_arrays(
         raise InputError(f"{name} of shape {images.shape}: give (count, height, width) or (..., 1 or 3 channels)")
     if len(images) < 2:
         raise InputError(f"{name} of {len(images)} images: give at least 2, one of them to hold out")
+    if not 0 < train_size < len(images):
+        raise InputError(
+            f"{name} has {train_size} images to train on and {len(images) - train_size} held out: give both"
+        )
     if images.dtype != np.uint8:
         if not (np.issubdtype(images.dtype, np.number) and images.min() >= 0 and images.max() <= 1):
             raise InputError(f"{name} with values {_range(images)}: scale it to [0, 1], or give uint8")
@@ -306,6 +325,8 @@ def _from_array_file(path: Path, image_size: int | None, crop: int | None) -> Ra
         try:
             if {"x_train", "x_test"} <= names:  # as Keras's own sets are stored
                 train, test = opened["x_train"], opened["x_test"]
+                if train.shape[1:] != test.shape[1:]:
+                    raise InputError(f"{path}: x_train is {train.shape}, x_test {test.shape}: give images of one size")
                 return _of_arrays(str(path), np.concatenate([train, test]), len(train), image_size, crop)
             if "images" in names or len(names) == 1:
                 images = opened["images" if "images" in names else names.pop()]
@@ -321,7 +342,8 @@ def _from_array_file(path: Path, image_size: int | None, crop: int | None) -> Ra
 # tf.data -----------------------------------------------------------------------------------------
 
 
-def _from_dataset(dataset: tf.data.Dataset, image_size: int | None, crop: int | None) -> _Sequential:
+def _from_dataset(dataset: tf.data.Dataset, image_size: int | None, crop: int | None) -> RandomAccess | _Sequential:
+    """A dataset, read once: its images are held out by a hash of their pixels, for it may shuffle them each time."""
     name = "dataset"
 
     def image_of(*element: Any) -> Any:
@@ -336,30 +358,51 @@ def _from_dataset(dataset: tf.data.Dataset, image_size: int | None, crop: int | 
     images = dataset.map(image_of)
     if rank == 4:
         images, spec = images.unbatch(), tf.TensorSpec(spec.shape[1:], spec.dtype)
-    count = int(images.cardinality())
-    if count == tf.data.INFINITE_CARDINALITY:
+    known = int(images.cardinality())
+    if known == tf.data.INFINITE_CARDINALITY:
         raise InputError("the dataset never ends: give it without .repeat()")
-    if count == tf.data.UNKNOWN_CARDINALITY:
-        with progress.bar(None, "counting images", "images") as bar:
-            count = sum(1 for _ in images if bar.update(1) or True)
-    if count < 2:
-        raise InputError(f"{name} of {count} images: give at least 2, one of them to hold out")
     shape = _shape(name, tuple(spec.shape), image_size)
 
-    def prepare(image: tf.Tensor) -> dict[str, tf.Tensor]:
+    def prepare(image: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor, tf.Tensor]:
+        low, high = tf.cast(tf.reduce_min(image), tf.float32), tf.cast(tf.reduce_max(image), tf.float32)
         if image.dtype != tf.uint8:
-            tf.debugging.assert_less_equal(tf.reduce_max(image), tf.cast(1, image.dtype), "scale images to [0, 1]")
             image = tf.cast(tf.round(tf.cast(image, tf.float32) * 255.0), tf.uint8)
-        return _prepared(image, tuple(spec.shape), shape, crop)
+            low, high = 255.0 * low, 255.0 * high
+        prepared = _prepared(image, tuple(spec.shape), shape, crop)
+        bucket = tf.strings.to_hash_bucket_fast(tf.io.serialize_tensor(prepared["image"]), 100)
+        return prepared, low, high, bucket
 
-    def part(held_out: bool) -> tf.data.Dataset:
-        numbered = images.enumerate().filter(lambda index, _: (index % 10 == 0) == held_out)
-        return numbered.map(lambda _, image: prepare(image), num_parallel_calls=pipelines.CORES)
+    prepared = images.map(prepare, num_parallel_calls=pipelines.CORES)
+    kept: list[np.ndarray] = []
+    buckets: list[int] = []
+    with progress.bar(known if known >= 0 else None, "reading the dataset", "images") as bar:
+        try:
+            for example, low, high, bucket in prepared.as_numpy_iterator():
+                if not (low >= -0.5 and high <= 255.5):
+                    raise InputError(f"{name} with values from {low / 255:g} to {high / 255:g}: scale it to [0, 1]")
+                if fits_in_memory((len(kept) + 1) * example["image"].size):
+                    kept.append(example["image"])
+                buckets.append(bucket)
+                bar.update(1)
+        except tf.errors.OpError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{name} fails after {len(buckets)} images: {reason}") from error
+    if len(buckets) < 2:
+        raise InputError(f"{name} of {len(buckets)} images: give at least 2, one of them to hold out")
+    held_out = np.array(buckets) < HELD_OUT_PERCENT
+    skips = Skips(name, len(buckets))
+    if len(kept) == len(buckets):
+        if held_out.all() or not held_out.any():  # a handful, where chance left one side empty
+            held_out = np.arange(len(buckets)) == int(np.argmin(buckets))
+        pixels = Images.of_array(np.stack(kept))
+        return RandomAccess(name, pixels, np.flatnonzero(~held_out), np.flatnonzero(held_out), (), skips)
 
-    test_size = -(-count // 10)
-    sizes = (count - test_size, test_size)
-    train, test = _cached((part(False), part(True)), count, shape)
-    return _Sequential(name, shape, train, test, *sizes, (), Skips(name, count))
+    def part(test: bool) -> tf.data.Dataset:
+        return prepared.filter(lambda *each: (each[3] < HELD_OUT_PERCENT) == test).map(lambda *each: each[0])
+
+    sizes = (int((~held_out).sum()), int(held_out.sum()))
+    train, test = _cached((part(False), part(True)), len(buckets), shape)
+    return _Sequential(name, shape, train, test, *sizes, (), skips)
 
 
 def _shape(name: str, shape: Sequence[int | None], image_size: int | None) -> tuple[int, int, int]:
@@ -438,7 +481,10 @@ def _tfds_name(source: object) -> tfds_sets.Name:
 
 
 def _is_prepared_set(folder: Path) -> bool:
-    return (folder / "dataset_info.json").is_file()
+    try:
+        return (folder / "dataset_info.json").is_file()
+    except OSError:  # a folder that cannot be read, of which listing it says more
+        return False
 
 
 def _from_builder(
@@ -503,8 +549,7 @@ def open_folder(
 
     listing = Listing(sound())
     if not len(listing):
-        found = "no images that can be read" if faults else "no images"
-        raise InputError(f"{folder} holds {found}: give a folder with JPEG or PNG images, in it or below it")
+        raise _no_images(folder)
     skips = Skips(str(folder), len(listing) + len(faults), strict)
     names, values = _folder_attributes(folder, listing, attributes, skips)
 
@@ -539,6 +584,10 @@ def open_folder(
     return RandomAccess(str(folder), images, train, test, names, skips)
 
 
+def _no_images(folder: Path) -> InputError:
+    return InputError(f"{folder} holds no images: give a folder with JPEG or PNG images, in it or below it")
+
+
 def _has_attributes(values: np.ndarray) -> np.ndarray:
     return (values != tables.ABSENT).all(axis=1)
 
@@ -568,7 +617,10 @@ def _folder_attributes(
     for index, reason in matched.faults.items():
         skips.add(shown(listing[index]), reason, unreadable=False)
     if len(matched.faults) == len(listing):
-        raise InputError(f"{table.path} names none of the images in {folder}: its first column must hold their names")
+        raise InputError(
+            f"{table.path} names none of the images in {folder}: its first column has {next(iter(table.rows))!r}, an "
+            f"image is called {shown(listing[0])!r}"
+        )
     return table.names, matched.values
 
 

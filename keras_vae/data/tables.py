@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_vae.data.decoding import EXTENSIONS
 from keras_vae.data.listing import Listing
 from keras_vae.errors import InputError
 
@@ -47,11 +48,13 @@ def find(folder: Path) -> Path | None:
         InputError: several could be meant.
     """
     for place in (folder, folder.absolute().parent):
-        for name in NAMES if place == folder else (*NAMES, f"{folder.absolute().name}.csv"):
-            if (place / name).is_file():
-                return place / name
+        names = NAMES if place == folder else (*NAMES, f"{folder.absolute().name.lower()}.csv")
+        found = _tables(place)
+        for name in names:
+            if name in found:
+                return found[name]
         if place == folder:
-            tables = sorted(path for path in folder.glob("*.csv") if path.is_file())
+            tables = sorted(found.values())
             if len(tables) > 1:
                 raise InputError(
                     f"{folder} holds {len(tables)} CSV files, {tables[0].name} and {tables[1].name} among them: "
@@ -60,6 +63,26 @@ def find(folder: Path) -> Path | None:
             if tables:
                 return tables[0]
     return None
+
+
+def hint(folder: Path) -> str:
+    """What to do about tables that lie beside a folder under other names; nothing where there are none."""
+    others = sorted(_tables(folder.absolute().parent).values())
+    if not others:
+        return ""
+    return f"if they are in {others[0]}, name it {folder.absolute().name}.csv or attributes.csv"
+
+
+def _tables(folder: Path) -> dict[str, Path]:
+    """Tables in a folder, by their names in lower case."""
+    try:
+        return {
+            path.name.lower(): path
+            for path in sorted(folder.iterdir())
+            if (path.suffix.lower() in (".csv", ".tsv") or path.name.lower() in NAMES) and path.is_file()
+        }
+    except OSError:
+        return {}
 
 
 def read(path: Path) -> Table:
@@ -73,11 +96,17 @@ def read(path: Path) -> Table:
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the attributes in {path}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"cannot read the attributes in {path}: save it as UTF-8") from error
+    except OSError as error:
+        raise InputError(f"cannot read the attributes in {path}: {error.strerror}") from error
     rows = _cells(path, lines)
     header = next(rows, [])
     names = header[1:]
+    if header and header[0].rpartition(".")[2].lower() in EXTENSIONS:
+        raise InputError(f"{path} begins with the image {header[0]!r}: give its columns a heading")
+    if "" in names:
+        raise InputError(f"{path}: column {names.index('') + 2} has no name: give it one")
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:
         raise InputError(f"{path} has two columns {min(repeated)!r}: rename one")

@@ -75,7 +75,7 @@ def find(name: str) -> Any:
         hint = f"did you mean {' or '.join(near)}?" if near else "`tfds.list_builders()` names those there are"
         raise InputError(f"unknown TFDS set {name!r}: {hint}") from error
     except (ValueError, AssertionError, RuntimeError) as error:
-        raise InputError(f"tfds:{name}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"tfds:{name}: {' '.join(str(error).split())[:300]}") from error
 
 
 def from_folder(folder: Path) -> Any:
@@ -182,7 +182,8 @@ class Opened:
             raise InputError(
                 f"{name} has no feature `image` of 1 or 3 channels: its features are {', '.join(features) or 'unnamed'}"
             )
-        names = tuple(features["attributes"]) if "attributes" in features else _classes(features.get("label"))
+        # Sorted, for TFDS writes them into a file in no order.
+        names = tuple(sorted(features["attributes"])) if "attributes" in features else _classes(features.get("label"))
         sizes = _sizes(name, builder, split)
         return cls(builder, split, shape, names, *sizes)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,10 +16,11 @@ import numpy as np
 import onnx
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 import export
 from export import artifact
-from export.runtime import Decoder
+from export.runtime import Decoder, to_png
 from export.verify import latents, verify
 from keras_vae import VAE, __version__
 
@@ -47,6 +51,69 @@ def test_saved_model_signature(exported: Path) -> None:
     assert (z.name, z.shape.as_list(), z.dtype) == ("z", [None, 8], tf.float32)
     ((name, image),) = signature.structured_outputs.items()
     assert (name, image.shape.as_list(), image.dtype) == ("image", [None, 32, 32, 3], tf.float32)
+
+
+def test_saved_model_gives_png_files_and_samples(exported: Path) -> None:
+    signatures = tf.saved_model.load(str(exported / "1")).signatures
+    z = tf.constant(np.random.default_rng(0).standard_normal((3, 8), np.float32))
+    images = signatures["serving_default"](z=z)["image"].numpy()
+    for file, image in zip(signatures["png"](z=z)["png"].numpy(), images, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(file))), np.round(image * 255))
+
+    def sample(count: int, seed: int) -> dict[str, np.ndarray]:
+        found = signatures["sample"](count=tf.constant(count, tf.int64), seed=tf.constant(seed, tf.int64))
+        return {name: value.numpy() for name, value in found.items()}
+
+    first, again, other, more = sample(4, 1), sample(4, 1), sample(4, 2), sample(9, 1)
+    np.testing.assert_array_equal(first["image"], again["image"])
+    np.testing.assert_array_equal(first["z"], more["z"][:4])
+    assert abs(first["z"] - other["z"]).min() > 0
+    np.testing.assert_allclose(
+        signatures["serving_default"](z=tf.constant(first["z"]))["image"], first["image"], atol=1e-6
+    )
+    many = sample(500, 3)["z"]
+    assert abs(many.mean()) < 0.05
+    assert abs(many.std() - 1) < 0.05
+
+
+def test_the_runtime_refuses_what_is_no_latent(exported: Path) -> None:
+    decoder = Decoder(exported / "decoder.onnx")
+    good = np.zeros((2, 8))
+    assert decoder.decode(good.tolist()).shape == (2, 32, 32, 3)
+    assert decoder.decode(good[:0]).shape == (0, 32, 32, 3)
+    assert np.isfinite(decoder.decode(good + 50)).all()
+    for wrong, message in [
+        (good[:, :7], "takes (batch, 8)"),
+        (good[0], "takes (batch, 8)"),
+        (good + np.nan, "NaN or infinity"),
+        (good + 1e300, "more than float32"),
+        (good.astype(str), "real numbers"),
+        (good.astype(complex), "real numbers"),
+        ([[0.0] * 8, [0.0] * 7], "no array"),
+        (None, "real numbers"),
+    ]:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            decoder.decode(wrong)
+    with pytest.raises(ValueError, match="count=0"):
+        decoder.sample(0)
+
+
+def test_the_runtime_serves_many_threads(exported: Path) -> None:
+    decoder = Decoder(exported / "decoder.onnx")
+    batches = [np.random.default_rng(seed).standard_normal((4, 8)) for seed in range(40)]
+    expected = [decoder.decode(z) for z in batches]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for found, wanted in zip(pool.map(decoder.decode, batches), expected, strict=True):
+            np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 3), (4, 9, 1)])
+def test_the_runtime_writes_png_files(shape: tuple[int, int, int]) -> None:
+    image = np.random.default_rng(0).uniform(-0.2, 1.2, shape)
+    read = np.asarray(Image.open(io.BytesIO(to_png(image))))
+    np.testing.assert_array_equal(read.reshape(shape), np.round(255 * np.clip(image, 0, 1)))
+    with pytest.raises(ValueError, match="height, width"):
+        to_png(image[0])
 
 
 def test_saved_model_holds_each_weight_once(exported: Path, trained: VAE) -> None:
@@ -224,7 +291,7 @@ def test_the_runtime_needs_neither_tensorflow_nor_keras(exported: Path) -> None:
 import sys
 for name in ("tensorflow", "keras", "onnx", "tf2onnx", "PIL"):
     sys.modules[name] = None  # importing it fails
-from export.runtime import Decoder
+from export.runtime import Decoder, to_png
 images = Decoder({str(exported / "decoder.onnx")!r}).sample(2, seed=0)
 print(images.shape, images.dtype)
 """

@@ -10,6 +10,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 KEPT = ("z", "image")
+ELEMENTWISE = frozenset({"LeakyRelu", "Relu", "Sigmoid", "Tanh", "Elu", "Softplus", "Clip"})
 
 
 def clean(model: onnx.ModelProto) -> None:
@@ -18,6 +19,7 @@ def clean(model: onnx.ModelProto) -> None:
     _gathers_to_pads(graph)
     _drop_unused(graph)
     _pads_past_transposes(graph)
+    _activations_first(graph)
     _drop_unused(graph)
     _rename(graph)
 
@@ -84,6 +86,31 @@ def _pads_past_transposes(graph: onnx.GraphProto) -> None:
             output = last.output[0]
             pad.CopyFrom(helper.make_node("Transpose", [source], [turned], perm=forth))
             last.CopyFrom(helper.make_node("Pad", [turned, pads], [output], mode="edge"))
+
+
+def _activations_first(graph: onnx.GraphProto) -> None:
+    """Puts a convolution's activation right after it, before its results are laid out as pixels: the two run as one."""
+    uses = _uses(graph)
+    makers = {node.output[0]: node for node in graph.node}
+    for activation in list(graph.node):
+        if activation.op_type not in ELEMENTWISE:
+            continue
+        crop = makers.get(activation.input[0])
+        layout = makers.get(crop.input[0]) if crop is not None and crop.op_type == "Slice" else None
+        conv = makers.get(layout.input[0]) if layout is not None and layout.op_type == "DepthToSpace" else None
+        if crop is None or layout is None or conv is None or conv.op_type != "Conv":
+            continue
+        if any(uses[node.output[0]] != 1 for node in (crop, layout, conv)):
+            continue
+        # The three in the order activation, layout, crop; the last keeps the name of what comes out.
+        inner, middle = f"{conv.output[0]}_active", f"{conv.output[0]}_pixels"
+        moved, laid, cut = (_copied(node) for node in (activation, layout, crop))
+        moved.input[0], moved.output[0] = conv.output[0], inner
+        laid.input[0], laid.output[0] = inner, middle
+        cut.input[0], cut.output[0] = middle, activation.output[0]
+        layout.CopyFrom(moved)
+        crop.CopyFrom(laid)
+        activation.CopyFrom(cut)
 
 
 def _constant(graph: onnx.GraphProto, name: str, value: np.ndarray) -> str:

@@ -38,6 +38,10 @@ def _attribute(node: onnx.NodeProto, name: str, default: int = 0) -> int:
     return next((each.i for each in node.attribute if each.name == name), default)
 
 
+def _pads_edges(node: onnx.NodeProto) -> bool:
+    return node.op_type == "Pad" and any(each.name == "mode" and each.s == b"edge" for each in node.attribute)
+
+
 def _permutation(node: onnx.NodeProto) -> list[int]:
     return list(next(each.ints for each in node.attribute if each.name == "perm"))
 
@@ -69,7 +73,7 @@ def _pads_past_transposes(graph: onnx.GraphProto) -> None:
     makers = {node.output[0]: node for node in graph.node}
     for last in list(graph.node):
         pad = makers.get(last.input[0]) if last.op_type == "Transpose" else None
-        if pad is None or pad.op_type != "Pad" or uses[pad.output[0]] != 1:
+        if pad is None or not _pads_edges(pad) or uses[pad.output[0]] != 1:
             continue
         first = makers.get(pad.input[0])
         forth = _permutation(last)

@@ -10,10 +10,11 @@ from typing import Any
 import keras
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from keras import layers, ops
 
-from export import export_decoder
+from export import export_decoder, graph
 from export.rewrite import rewrite
 from keras_vae import VAE
 from keras_vae.networks import ReplicationPadding2D
@@ -159,8 +160,8 @@ def test_the_exported_file_holds_no_upsampling(tmp_path: Path) -> None:
     decoder = randomized(VAE((32, 32, 3), 6, network_options={"width": 8}, perceptual=None).decoder)
     report = export_decoder(decoder, tmp_path / "d.onnx", "onnx")
     assert report.passed
-    graph = onnx.load(tmp_path / "d.onnx").graph
-    found = collections.Counter(node.op_type for node in graph.node)
+    nodes = onnx.load(tmp_path / "d.onnx").graph.node
+    found = collections.Counter(node.op_type for node in nodes)
     assert not {"Resize", "Tile", "BatchNormalization", "Gather", "Concat"} & set(found)
     assert (found["Conv"], found["Pad"], found["DepthToSpace"], found["Transpose"]) == (4, 4, 4, 2)
 
@@ -176,3 +177,25 @@ def test_the_same_weights_give_the_same_bytes(tmp_path: Path, network: str) -> N
         export_decoder(decoder, tmp_path / f"{number}.onnx", "onnx")
         files.append((tmp_path / f"{number}.onnx").read_bytes())
     assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("mode", ["constant", "edge"])
+def test_padding_keeps_its_mode_past_transposes(mode: str) -> None:
+    helper = onnx.helper
+    value = helper.make_tensor_value_info
+    nodes = [
+        helper.make_node("Pad", ["z", "pads"], ["padded"], mode=mode),
+        helper.make_node("Transpose", ["padded"], ["turned"], perm=[0, 3, 1, 2]),
+        helper.make_node("Neg", ["turned"], ["image"]),
+    ]
+    pads = onnx.numpy_helper.from_array(np.array([0, 1, 1, 0, 0, 1, 1, 0], np.int64), "pads")
+    inputs, outputs = [value("z", 1, ["batch", 3, 4, 2])], [value("image", 1, ["batch", 2, 5, 6])]
+    opsets = [helper.make_opsetid("", 18)]
+    made = helper.make_model(helper.make_graph(nodes, "g", inputs, outputs, [pads]), opset_imports=opsets, ir_version=8)
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 2)).astype(np.float32)
+    found = []
+    for _ in range(2):
+        session = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+        found.append(session.run(None, {"z": x})[0])
+        graph.clean(made)
+    np.testing.assert_array_equal(*found)

@@ -38,14 +38,14 @@ def rewrite(decoder: keras.Model) -> keras.Model:
     """
     try:
         uses = _uses(decoder)
-        seen: dict[int, _Made] = {}
-        return keras.models.clone_model(
-            decoder,
-            clone_function=lambda layer: layer,
-            call_function=lambda layer, *args, **kwargs: _call(layer, args, kwargs, seen, uses),
-        )
     except ValueError:  # what Keras raises of a subclassed model
         return decoder
+    seen: dict[int, _Made] = {}
+    return keras.models.clone_model(
+        decoder,
+        clone_function=lambda layer: layer,
+        call_function=lambda layer, *args, **kwargs: _call(layer, args, kwargs, seen, uses),
+    )
 
 
 @dataclass

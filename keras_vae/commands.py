@@ -135,7 +135,9 @@ def export(path: Path, out: Path | None, format: str) -> dict[str, Any]:
         InputError, ExportError, VerificationError: as `VAE.export`.
     """
     model = open_model(path)
-    vae = model.whole("exporting")
+    if model.vae is None:
+        raise InputError(f"{path} is exported already: copy it, or give a run or .keras file")
+    vae = model.vae
     folder = out or _export_folder(model)
     if folder is None:
         raise InputError(f"{path} is no run with a place of its own for exports: give --out")

@@ -34,8 +34,14 @@ def check_output_file(path: Path, endings: tuple[str, ...]) -> None:
         raise InputError(f"{path} is a folder: name a file in it")
     if not path.absolute().parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
+    if not is_writable(path.absolute().parent):
+        raise InputError(f"{path}: the folder {path.parent} cannot be written to")
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether files and folders can be made in a folder."""
     try:  # permissions alone do not tell: some file systems refuse even their owner
-        with tempfile.TemporaryFile(dir=path.absolute().parent):
-            pass
-    except OSError as error:
-        raise InputError(f"{path}: the folder {path.parent} cannot be written to") from error
+        with tempfile.TemporaryDirectory(dir=folder):
+            return True
+    except OSError:
+        return False

@@ -55,8 +55,6 @@ class Model:
             InputError: this is an exported decoder.
         """
         if self.vae is None:
-            if purpose == "exporting":
-                raise InputError(f"{self.path} is exported already: copy it, or give a run or .keras file")
             raise InputError(
                 f"{self.path} is a decoder alone: {purpose} needs the encoder too, of a run or .keras file"
             )
@@ -66,6 +64,11 @@ class Model:
 def is_run(path: Path) -> bool:
     """Whether the folder is a run: it has the configuration that training writes first of all."""
     return (path / CONFIG_FILE).is_file()
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """A run's checkpoints, the last one last."""
+    return sorted((run / CHECKPOINT_FOLDER).glob("*.keras"))
 
 
 def open_model(path: str | os.PathLike[str]) -> Model:
@@ -90,8 +93,8 @@ def open_model(path: str | os.PathLike[str]) -> Model:
     if path.is_dir() and is_run(path):
         file = path / MODEL_FILE
         if not file.is_file():
-            checkpoints = sorted((path / CHECKPOINT_FOLDER).glob("*.keras"))
-            instead = f"use its last checkpoint, {checkpoints[-1]}" if checkpoints else "train it again"
+            kept = checkpoints(path)
+            instead = f"use its last checkpoint, {kept[-1]}" if kept else "train it again"
             raise InputError(f"{path} is a run without {MODEL_FILE}, whose training did not end: {instead}")
         return _open_keras(file, "run", path, read_config(path))
     if path.is_file() and path.suffix == ".keras":

@@ -6,7 +6,6 @@ import json
 import math
 import platform
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Mapping
@@ -25,10 +24,11 @@ from keras_vae.data import sources
 from keras_vae.distributions import check_likelihood
 from keras_vae.errors import InputError, check_weight
 from keras_vae.evaluation.fidelity import psnr, sharpness_ratio
-from keras_vae.files import write_aside
-from keras_vae.models import CHECKPOINT_FOLDER, CONFIG_FILE, MODEL_FILE, is_run
+from keras_vae.files import is_writable, write_aside
+from keras_vae.models import CHECKPOINT_FOLDER, CONFIG_FILE, MODEL_FILE, checkpoints, is_run
 from keras_vae.objectives import DEFAULT_LAYERS, DEFAULT_PERCEPTUAL_WEIGHT
 from keras_vae.perceptual import PerceptualLoss, check_perceptual_weight
+from keras_vae.progress import SECONDS_BETWEEN_LINES
 from keras_vae.vae import LEARNING_RATE, VAE
 
 DEFAULT_EPOCHS = 5
@@ -42,7 +42,6 @@ KL_SCHEDULES = {
     "cyclical": schedules.CyclicalAnnealing,
 }
 STEPS_BETWEEN_CHECKS = 50  # of the loss, each of which waits for the device
-SECONDS_BETWEEN_LINES = 10  # of progress, where standard output is no terminal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +162,7 @@ def train(config: TrainingConfig) -> dict[str, Any]:
             raise images.skips.error from None
         raise
     except KeyboardInterrupt:
-        kept = sorted((out / CHECKPOINT_FOLDER).glob("*.keras"))
+        kept = checkpoints(out)
         left = f"{kept[-1]} is kept" if kept else f"no checkpoint was made yet; remove {out} to begin again"
         print(f"stopped at step {progress.steps}: {left}", file=sys.stderr)
         raise
@@ -264,9 +263,7 @@ def _check(config: TrainingConfig, out: Path, perceptual: PerceptualLoss | None)
     precision.check(config.precision)
     check_likelihood(config.likelihood)
     check_folder(out)
-    folder = sources.folder_of(config.data)
-    if folder is not None and out.resolve().is_relative_to(folder.resolve()):
-        raise InputError(f"{out} lies in the data folder {folder}, whose images it would join: give a folder elsewhere")
+    sources.check_outside(out, config.data)
     sources.check(config.data, config.image_size, config.batch_size)
 
 
@@ -281,11 +278,8 @@ def check_folder(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not a run: give a new or an empty folder")
     parent = next(folder for folder in out.absolute().parents if folder.exists())
-    try:  # permissions alone do not tell: some file systems refuse even their owner
-        with tempfile.TemporaryDirectory(dir=parent):
-            pass
-    except OSError as error:
-        raise InputError(f"cannot make {out}: {parent} is not a folder that can be written to") from error
+    if not is_writable(parent):
+        raise InputError(f"cannot make {out}: {parent} is not a folder that can be written to")
 
 
 def _make_folder(out: Path, config: TrainingConfig, policy: str) -> None:
@@ -432,7 +426,7 @@ class _Progress(keras.callbacks.ProgbarLogger):
         """Stops a run whose loss is no number: it does not recover, and must not be kept as a result."""
         loss = float((logs or {}).get("loss", 0.0))
         if not math.isfinite(loss):
-            kept = sorted((Path(self.config.out) / CHECKPOINT_FOLDER).glob("*.keras"))
+            kept = checkpoints(Path(self.config.out))
             instead = f"; {kept[-1]} is from before" if kept else ""
             raise InputError(
                 f"the loss became {loss} within {self.steps} steps: give a lower learning rate than "

@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 import tensorflow_datasets as tfds
 
 from keras_vae import progress
 from keras_vae.data import tables, tfds_sets
-from keras_vae.data.sources import DEFAULT_SIZE, PARCEL, RandomAccess, open_folder
+from keras_vae.data.sources import DEFAULT_SIZE, RandomAccess, open_folder
 from keras_vae.errors import InputError, check_count
 
 VERSION = "1.0.0"
@@ -63,10 +62,9 @@ def build(
     target = data_dir / name / config / VERSION
     if target.exists():
         raise InputError(f"{target} is there already: give another name, or remove it first")
-    table = tables.find(folder) if attributes and folder.is_dir() else None
-    if table is not None:
-        tables.read(table)  # a damaged one is refused rather than left out
-    opened = open_folder(folder, image_size, crop, None if attributes else False, strict, keep=False)
+    # A table that is damaged is refused rather than left out.
+    wanted = (True if folder.is_dir() and tables.find(folder) else None) if attributes else False
+    opened = open_folder(folder, image_size, crop, wanted, strict, keep=False)
     size = opened.train_size * image_size * image_size * 3
     shards = min(max(SHARDS_AT_LEAST, size // SHARD_BYTES), opened.train_size, opened.test_size)
     names = opened.attribute_names if attributes else ()
@@ -129,9 +127,7 @@ class _Examples:
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
         images = self.opened.images
-        parcels = (self.indices[start : start + PARCEL] for start in range(0, len(self.indices), PARCEL))
-        read = joblib.Parallel(n_jobs=-1, prefer="threads", return_as="generator")
-        for pixels, good in read(joblib.delayed(images.read)(parcel) for parcel in parcels):
+        for _, (pixels, good) in images.in_parcels(self.indices):
             for image, index in zip(pixels, good.tolist(), strict=True):
                 example: dict[str, Any] = {"image": image, "name": images.name(index)}
                 if images.attributes is not None:

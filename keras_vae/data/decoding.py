@@ -75,6 +75,12 @@ def fit(image: Image.Image, size: int, crop: int | None = None) -> np.ndarray:
     return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS, box, reducing_gap=3.0))
 
 
+def fit_array(image: np.ndarray, size: int, crop: int | None = None) -> np.ndarray:
+    """`fit` of an array, uint8 (height, width, 1 or 3): uint8 (size, size, channels)."""
+    fitted = fit(Image.fromarray(image[..., 0] if image.shape[2] == 1 else image), size, crop)
+    return fitted.reshape(size, size, image.shape[2])
+
+
 def _rgb(image: Image.Image) -> Image.Image:
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I;16"):

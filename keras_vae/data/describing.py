@@ -11,8 +11,7 @@ from PIL import Image
 from keras_vae import pictures, progress
 from keras_vae.data import tfds_sets
 from keras_vae.data.listing import scan
-from keras_vae.data.sources import ImageData, folder_of, load
-from keras_vae.errors import InputError
+from keras_vae.data.sources import check_outside, folder_of, is_prepared_set, load
 from keras_vae.files import check_output_file
 
 PICTURED = 64
@@ -38,9 +37,7 @@ def describe(
         InputError: as `load`, or the picture cannot be written.
     """
     check_output_file(out, pictures.ENDINGS)
-    folder = folder_of(source)
-    if folder is not None and folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
-        raise InputError(f"{out} lies in {folder}, whose images it would join: give --out elsewhere")
+    check_outside(out, source)
     images = load(source, image_size, batch_size=1, crop=crop, attributes=None)
     shown, total, read = list[np.ndarray](), np.zeros(len(images.attribute_names)), 0
     with progress.bar(min(limit, images.test_size + images.train_size), "looking at images", "images") as bar:
@@ -59,7 +56,7 @@ def describe(
         "train": images.train_size,
         "test": images.test_size,
         "image_shape": "x".join(map(str, images.image_shape)),
-        **_sizes(images, source),
+        **_sizes(source),
         "attributes": {
             name: round(float(count) / read, 3) for name, count in zip(images.attribute_names, total, strict=True)
         },
@@ -93,9 +90,9 @@ def prepare(name: str) -> dict[str, Any]:
     }
 
 
-def _sizes(images: ImageData, source: str) -> dict[str, str]:
+def _sizes(source: str) -> dict[str, str]:
     folder = folder_of(source)
-    if folder is None or not folder.is_dir() or (folder / "dataset_info.json").is_file():
+    if folder is None or not folder.is_dir() or is_prepared_set(folder):
         return {}
     sizes: list[tuple[int, int]] = []
     for name, fault in scan(folder):

@@ -119,6 +119,11 @@ def _fault(entry: os.DirEntry[str]) -> str | None:
     return "broken link" if entry.is_symlink() else "not a regular file"  # opening a pipe would wait for ever
 
 
+def held_out_of(count: int) -> int:
+    """How many of a number of images in a fixed order are held out: the last tenth, and one at least."""
+    return max(1, count * HELD_OUT_PERCENT // 100)
+
+
 def shown(name: str) -> str:
     """A file's name as any terminal can print it."""
     return os.fsencode(name).decode("utf-8", "replace")

@@ -10,26 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import joblib
 import numpy as np
 import psutil
 import tensorflow as tf
-from PIL import Image
 
 from keras_vae import progress
 from keras_vae.data import decoding, pipelines, tables, tfds_sets
 from keras_vae.data.decoding import UnreadableError
 from keras_vae.data.images import Images, fits_in_memory, fits_on_disk
-from keras_vae.data.listing import HELD_OUT_PERCENT, Listing, scan, shown
+from keras_vae.data.listing import HELD_OUT_PERCENT, Listing, held_out_of, scan, shown
 from keras_vae.data.skips import Skips
 from keras_vae.errors import InputError, check_count
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_SIZE = 64
-CLASSES_AT_MOST = 1000  # more subfolders or labels than that are names, not attributes
 SAMPLE = 4096  # images read at once, so that a folder of something else is refused before work begins
-PARCEL = 64
 
 Source: TypeAlias = str | os.PathLike[str] | np.ndarray | tf.data.Dataset
 
@@ -102,7 +98,7 @@ def load(
         InputError: the source is unknown, cannot be had, is empty, holds no images, more than a tenth of it cannot be
             read, or there are fewer than a batch for training.
     """
-    check(source, image_size, batch_size)
+    _check_arguments(source, image_size, batch_size)
     if crop is not None:
         check_count("crop", crop)
     if random_crop:
@@ -125,16 +121,8 @@ def load(
         )
     attributes = bool(parts.attribute_names) if attributes is None else attributes
     train, test = parts.pipelines(batch_size, seed, attributes, flip, random_crop)
-    return ImageData(
-        parts.name,
-        parts.image_shape,
-        train,
-        test,
-        parts.train_size,
-        parts.test_size,
-        parts.attribute_names,
-        parts.skips,
-    )
+    sizes = (parts.train_size, parts.test_size)
+    return ImageData(parts.name, parts.image_shape, train, test, *sizes, parts.attribute_names, parts.skips)
 
 
 def check(source: Source, image_size: int | None = None, batch_size: int = 64) -> None:
@@ -143,6 +131,20 @@ def check(source: Source, image_size: int | None = None, batch_size: int = 64) -
     Raises:
         InputError: as `load`.
     """
+    _check_arguments(source, image_size, batch_size)
+    if isinstance(source, np.ndarray | tf.data.Dataset):
+        return
+    if str(source) == "avatars":
+        _avatars_builder(image_size or DEFAULT_SIZE)
+    elif str(source).startswith("tfds:"):
+        tfds_sets.check(tfds_sets.find(_tfds_name(source).builder))
+    elif _is_array_file(Path(source)):
+        _open_array_file(Path(source))
+    elif not is_prepared_set(Path(source)) and next(scan(Path(source)), None) is None:
+        raise _no_images(Path(source))
+
+
+def _check_arguments(source: Source, image_size: int | None, batch_size: int) -> None:
     check_count("batch_size", batch_size)
     if image_size is not None:
         check_count("image_size", image_size)
@@ -158,14 +160,17 @@ def check(source: Source, image_size: int | None = None, batch_size: int = 64) -
         raise InputError(f"source {source!r}: give a folder, a name such as 'avatars', an array or a tf.data.Dataset")
     if not str(source):
         raise InputError("the source is empty: give a folder, 'avatars' or tfds:NAME")
-    if str(source) == "avatars":
-        _avatars_builder(image_size or DEFAULT_SIZE)
-    elif str(source).startswith("tfds:"):
-        tfds_sets.check(tfds_sets.find(_tfds_name(source).builder))
-    elif _is_array_file(Path(source)):
-        _open_array_file(Path(source))
-    elif not _is_prepared_set(Path(source)) and next(scan(Path(source)), None) is None:
-        raise _no_images(Path(source))
+
+
+def check_outside(out: Path, source: str) -> None:
+    """Refuses an output that lies in the folder a source names.
+
+    Raises:
+        InputError: it does.
+    """
+    folder = folder_of(source)
+    if folder is not None and out.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{out} lies in the data folder {folder}, whose images it would join: give --out elsewhere")
 
 
 def folder_of(source: str) -> Path | None:
@@ -208,18 +213,8 @@ class RandomAccess:
         )
 
 
-@dataclass(frozen=True)
-class _Sequential:
-    """Examples {"image": uint8, "attributes": uint8} that come one after the other."""
-
-    name: str
-    image_shape: tuple[int, int, int]
-    train: tf.data.Dataset
-    test: tf.data.Dataset
-    train_size: int
-    test_size: int
-    attribute_names: tuple[str, ...]
-    skips: Skips
+class _Sequential(ImageData):
+    """Images that come one after the other, its pipelines of single examples {"image": uint8, "attributes": uint8}."""
 
     def pipelines(
         self, batch_size: int, seed: int, attributes: bool, flip: bool, random_crop: int
@@ -237,7 +232,7 @@ def _open(
     if crop is not None and image_size is None:
         image_size = DEFAULT_SIZE
     if isinstance(source, np.ndarray):
-        return _from_array(source, image_size, crop)
+        return _from_array("array", source, image_size, crop)
     if isinstance(source, tf.data.Dataset):
         return _from_dataset(source, image_size, crop)
     if str(source) == "avatars":
@@ -250,7 +245,7 @@ def _open(
     path = Path(source)
     if _is_array_file(path):
         return _from_array_file(path, image_size, crop)
-    if _is_prepared_set(path):
+    if is_prepared_set(path):
         return _from_builder(str(path), tfds_sets.from_folder(path), image_size, crop)
     return open_folder(path, image_size or DEFAULT_SIZE, crop, attributes, strict)
 
@@ -258,21 +253,17 @@ def _open(
 # Arrays ------------------------------------------------------------------------------------------
 
 
-def _from_array(images: np.ndarray, image_size: int | None, crop: int | None) -> RandomAccess:
-    held_out = max(1, len(images) * HELD_OUT_PERCENT // 100)
-    return _of_arrays("array", images, len(images) - held_out, image_size, crop)
-
-
-def _of_arrays(
-    name: str, images: np.ndarray, train_size: int, image_size: int | None, crop: int | None
+def _from_array(
+    name: str, images: np.ndarray, image_size: int | None, crop: int | None, train_size: int | None = None
 ) -> RandomAccess:
-    """Images in an array, the first ones for training."""
+    """Images in an array, the first ones for training: by default all but the last tenth."""
     if images.ndim == 3:
         images = images[..., np.newaxis]
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise InputError(f"{name} of shape {images.shape}: give (count, height, width) or (..., 1 or 3 channels)")
     if len(images) < 2:
         raise InputError(f"{name} of {len(images)} images: give at least 2, one of them to hold out")
+    train_size = len(images) - held_out_of(len(images)) if train_size is None else train_size
     if not 0 < train_size < len(images):
         raise InputError(
             f"{name} has {train_size} images to train on and {len(images) - train_size} held out: give both"
@@ -288,8 +279,7 @@ def _of_arrays(
 
         def decode(indices: np.ndarray) -> Iterable[np.ndarray]:
             for index in indices:
-                fitted = decoding.fit(Image.fromarray(images[index].squeeze()), image_size, crop)
-                yield fitted.reshape(image_size, image_size, -1)
+                yield decoding.fit_array(images[index], image_size, crop)
 
         opened = Images(len(images), (image_size, image_size, images.shape[-1]), decode, str, skips)
     order = np.arange(len(images))
@@ -318,8 +308,7 @@ def _open_array_file(path: Path) -> Any:
 def _from_array_file(path: Path, image_size: int | None, crop: int | None) -> RandomAccess:
     opened = _open_array_file(path)
     if isinstance(opened, np.ndarray):
-        held_out = max(1, len(opened) * HELD_OUT_PERCENT // 100) if opened.ndim else 0
-        return _of_arrays(str(path), opened, len(opened) - held_out if opened.ndim else 0, image_size, crop)
+        return _from_array(str(path), opened, image_size, crop)
     with opened:
         names = set(opened.files)
         try:
@@ -327,11 +316,9 @@ def _from_array_file(path: Path, image_size: int | None, crop: int | None) -> Ra
                 train, test = opened["x_train"], opened["x_test"]
                 if train.shape[1:] != test.shape[1:]:
                     raise InputError(f"{path}: x_train is {train.shape}, x_test {test.shape}: give images of one size")
-                return _of_arrays(str(path), np.concatenate([train, test]), len(train), image_size, crop)
+                return _from_array(str(path), np.concatenate([train, test]), image_size, crop, len(train))
             if "images" in names or len(names) == 1:
-                images = opened["images" if "images" in names else names.pop()]
-                held_out = max(1, len(images) * HELD_OUT_PERCENT // 100)
-                return _of_arrays(str(path), images, len(images) - held_out, image_size, crop)
+                return _from_array(str(path), opened["images" if "images" in names else names.pop()], image_size, crop)
         except InputError:
             raise
         except Exception as error:  # what zipfile and NumPy raise on damaged or pickled members
@@ -373,14 +360,17 @@ def _from_dataset(dataset: tf.data.Dataset, image_size: int | None, crop: int | 
         return prepared, low, high, bucket
 
     prepared = images.map(prepare, num_parallel_calls=pipelines.CORES)
-    kept: list[np.ndarray] = []
+    kept: list[np.ndarray] | None = []
     buckets: list[int] = []
     with progress.bar(known if known >= 0 else None, "reading the dataset", "images") as bar:
         try:
             for example, low, high, bucket in prepared.as_numpy_iterator():
                 if not (low >= -0.5 and high <= 255.5):
                     raise InputError(f"{name} with values from {low / 255:g} to {high / 255:g}: scale it to [0, 1]")
-                if fits_in_memory((len(kept) + 1) * example["image"].size):
+                # What is kept is copied in the end: as much again has to fit.
+                if kept is not None and len(kept) % 1024 == 0 and not fits_in_memory(len(kept) * example["image"].size):
+                    kept = None
+                if kept is not None:
                     kept.append(example["image"])
                 buckets.append(bucket)
                 bar.update(1)
@@ -391,7 +381,7 @@ def _from_dataset(dataset: tf.data.Dataset, image_size: int | None, crop: int | 
         raise InputError(f"{name} of {len(buckets)} images: give at least 2, one of them to hold out")
     held_out = np.array(buckets) < HELD_OUT_PERCENT
     skips = Skips(name, len(buckets))
-    if len(kept) == len(buckets):
+    if kept is not None:
         if held_out.all() or not held_out.any():  # a handful, where chance left one side empty
             held_out = np.arange(len(buckets)) == int(np.argmin(buckets))
         pixels = Images.of_array(np.stack(kept))
@@ -480,7 +470,8 @@ def _tfds_name(source: object) -> tfds_sets.Name:
     return tfds_sets.Name.parse(str(source).removeprefix("tfds:"))
 
 
-def _is_prepared_set(folder: Path) -> bool:
+def is_prepared_set(folder: Path) -> bool:
+    """Whether a folder holds a prepared TFDS set."""
     try:
         return (folder / "dataset_info.json").is_file()
     except OSError:  # a folder that cannot be read, of which listing it says more
@@ -519,7 +510,7 @@ def _from_records(name: str, opened: tfds_sets.Opened, shape: tuple[int, int, in
         for index, example in zip(indices, records[indices], strict=True):
             attributes[index] = opened.attributes_of_record(example)
             image = example["image"]
-            yield image if fits else decoding.fit(Image.fromarray(image.squeeze()), shape[0], crop).reshape(shape)
+            yield image if fits else decoding.fit_array(image, shape[0], crop)
 
     skips = Skips(name, len(records))
     images = Images(len(records), shape, decode, str, skips, attributes)
@@ -573,7 +564,9 @@ def open_folder(
     with skips.sampling(len(sample)):
         for name, fault in faults:
             skips.add(shown(name), fault)
-        _read_sample(folder, images, sample)
+        with progress.bar(len(sample), f"reading {folder.name}", "images") as bar:
+            for parcel, _ in images.in_parcels(sample):
+                bar.update(len(parcel))
     train, test = images.readable(train), images.readable(test)
     if len(skips):
         logger.warning(skips.summary())
@@ -630,7 +623,7 @@ def _classes(listing: Listing, wanted: bool) -> tuple[tuple[str, ...], np.ndarra
     for name in listing:
         subfolder, slash, rest = name.partition("/")
         found[subfolder] = None
-        if not slash or "/" in rest or len(found) > CLASSES_AT_MOST:
+        if not slash or "/" in rest or len(found) > tfds_sets.CLASSES_AT_MOST:
             return (), None
     if len(found) < 2:
         return (), None
@@ -642,14 +635,3 @@ def _classes(listing: Listing, wanted: bool) -> tuple[tuple[str, ...], np.ndarra
     for index, name in enumerate(listing):
         values[index, place[name.partition("/")[0]]] = 1
     return tuple(map(shown, names)), values
-
-
-def _read_sample(folder: Path, images: Images, order: np.ndarray) -> None:
-    """Reads some images in all cores."""
-    parcels = [order[start : start + PARCEL] for start in range(0, len(order), PARCEL)]
-    reading = joblib.Parallel(n_jobs=-1, prefer="threads", return_as="generator")(
-        joblib.delayed(images.read)(parcel) for parcel in parcels
-    )
-    with progress.bar(len(order), f"reading {folder.name}", "images") as bar:
-        for parcel, _ in zip(parcels, reading, strict=True):
-            bar.update(len(parcel))

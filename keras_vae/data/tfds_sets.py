@@ -19,10 +19,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_vae import hosts
-from keras_vae.data.listing import HELD_OUT_PERCENT
+from keras_vae.data.listing import held_out_of
 from keras_vae.errors import InputError
 
-CLASSES_AT_MOST = 1000  # labels of more classes are names, not attributes
+CLASSES_AT_MOST = 1000  # labels or subfolders of more classes are names, not attributes
 # Debian's package dataset-fashion-mnist holds the files that TFDS downloads, without the name and time in their heads.
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 FASHION_MNIST_TIMES = {
@@ -280,7 +280,7 @@ def _sizes(name: str, builder: Any, split: str | None) -> tuple[int, int]:
         ) from error
     if count < 2:
         raise InputError(f"{name} holds {count} images: give at least 2, one of them to hold out")
-    test_size = max(1, count * HELD_OUT_PERCENT // 100)
+    test_size = held_out_of(count)
     return count - test_size, test_size
 
 

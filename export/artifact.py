@@ -80,24 +80,25 @@ def check_target(path: Path, format: str) -> None:
 
 
 def float32_copy(decoder: keras.Model) -> keras.Model:
-    """The same decoder with the same weights, every layer computing in float32.
+    """The same model with the same weights, every layer computing in float32: itself where all do.
 
     Raises:
-        ExportError: a subclassed model of mixed precision, whose layers Keras cannot make again.
+        ExportError: a model of mixed precision whose layers Keras cannot make again: a subclassed one, or one with
+            functions that are not registered.
     """
+    if all(layer.compute_dtype == "float32" for layer in decoder._flatten_layers()):
+        return decoder
 
     def in_float32(layer: keras.layers.Layer) -> keras.layers.Layer:
         return type(layer).from_config({**layer.get_config(), "dtype": "float32"})
 
     try:
         copy = keras.models.clone_model(decoder, clone_function=in_float32, recursive=True)
-    except ValueError as error:  # a subclassed model, which Keras cannot take apart: fine if it is float32 already
-        if any(layer.compute_dtype != "float32" for layer in decoder._flatten_layers()):
-            raise ExportError(
-                f"decoder {decoder.name!r} is a subclassed model of mixed precision: export a functional one, "
-                "or build it in float32"
-            ) from error
-        return decoder
+    except (ValueError, TypeError) as error:
+        raise ExportError(
+            f"{decoder.name!r} computes in mixed precision, and Keras cannot make it again in float32: export a "
+            "functional model of registered layers and functions, or build it in float32"
+        ) from error
     copy.set_weights(decoder.get_weights())
     return copy
 

@@ -11,6 +11,8 @@ from onnx import helper, numpy_helper
 
 KEPT = ("z", "image")
 ELEMENTWISE = frozenset({"LeakyRelu", "Relu", "Sigmoid", "Tanh", "Elu", "Softplus", "Clip"})
+FORTH, BACK = [0, 2, 3, 1], [0, 3, 1, 2]  # channels last, and first again
+LAYOUT = frozenset({"DepthToSpace", "Slice"})
 
 
 def clean(model: onnx.ModelProto) -> None:
@@ -20,6 +22,10 @@ def clean(model: onnx.ModelProto) -> None:
     _drop_unused(graph)
     _pads_past_transposes(graph)
     _activations_first(graph)
+    _drop_unused(graph)
+    _dense_in_layout(graph)
+    _drop_unused(graph)
+    _pixels_in_blocks(model)
     _drop_unused(graph)
     _rename(graph)
 
@@ -92,6 +98,43 @@ def _pads_past_transposes(graph: onnx.GraphProto) -> None:
             last.CopyFrom(helper.make_node("Pad", [turned, pads], [output], mode="edge"))
 
 
+def _dense_in_layout(graph: onnx.GraphProto) -> None:
+    """The columns of the dense layer at the start come in the order of the layout that is wanted: no transpose."""
+    constants, uses = _constants(graph), _uses(graph)
+    makers = {node.output[0]: node for node in graph.node}
+    for transpose in list(graph.node):
+        reshape = makers.get(transpose.input[0]) if transpose.op_type == "Transpose" else None
+        if reshape is None or reshape.op_type != "Reshape" or _permutation(transpose)[0] != 0:
+            continue
+        shape = constants.get(reshape.input[1])
+        if shape is None or len(shape) < 2 or (shape[1:] < 1).any():
+            continue
+        weights: list[tuple[onnx.NodeProto, int]] = []
+        node, is_dense = makers.get(reshape.input[0]), False
+        uses_once = uses[reshape.output[0]] == 1
+        while node is not None and uses[node.output[0]] == 1:
+            if node.op_type in ("Add", "MatMul"):
+                weights.append((node, 1))
+                is_dense = node.op_type == "MatMul"
+            elif node.op_type not in ELEMENTWISE:
+                break
+            if is_dense:
+                break
+            node = makers.get(node.input[0])
+        found = [constants.get(each.input[place]) for each, place in weights]
+        columns = int(np.prod(shape[1:]))
+        if not (is_dense and uses_once) or any(each is None or each.shape[-1:] != (columns,) for each in found):
+            continue
+        forth = [axis - 1 for axis in _permutation(transpose)[1:]]
+        order = np.arange(columns).reshape(shape[1:]).transpose(forth).reshape(-1)
+        for (each, place), weight in zip(weights, found, strict=True):
+            assert weight is not None
+            each.input[place] = _constant(graph, f"{each.output[0]}_in_layout", weight[..., order])
+        turned = np.array([shape[0], *shape[1:][forth]], np.int64)
+        reshaped = [reshape.input[0], _constant(graph, f"{reshape.output[0]}_in_layout", turned)]
+        transpose.CopyFrom(helper.make_node("Reshape", reshaped, [transpose.output[0]]))
+
+
 def _activations_first(graph: onnx.GraphProto) -> None:
     """Puts a convolution's activation right after it, before its results are laid out as pixels: the two run as one."""
     uses = _uses(graph)
@@ -99,22 +142,69 @@ def _activations_first(graph: onnx.GraphProto) -> None:
     for activation in list(graph.node):
         if activation.op_type not in ELEMENTWISE:
             continue
-        crop = makers.get(activation.input[0])
-        layout = makers.get(crop.input[0]) if crop is not None and crop.op_type == "Slice" else None
-        conv = makers.get(layout.input[0]) if layout is not None and layout.op_type == "DepthToSpace" else None
-        if crop is None or layout is None or conv is None or conv.op_type != "Conv":
+        layout: list[onnx.NodeProto] = []
+        before = makers.get(activation.input[0])
+        while before is not None and before.op_type in LAYOUT and uses[before.output[0]] == 1:
+            layout.insert(0, before)
+            before = makers.get(before.input[0])
+        if not layout or before is None or before.op_type != "Conv" or uses[before.output[0]] != 1:
             continue
-        if any(uses[node.output[0]] != 1 for node in (crop, layout, conv)):
+        # The same nodes in another order; the last keeps the name of what comes out.
+        moved = [_copied(node) for node in (activation, *layout)]
+        given, result = before.output[0], activation.output[0]
+        for number, (place, node) in enumerate(zip((*layout, activation), moved, strict=True)):
+            node.input[0] = given
+            node.output[0] = given = result if number == len(layout) else f"{before.output[0]}_{number}"
+            place.CopyFrom(node)
+
+
+def _pixels_in_blocks(model: onnx.ModelProto) -> None:
+    """DepthToSpace as a transpose of whole rows of channels: runtimes move values of their own one by one.
+
+    A convolution's 4C results a place are 2 rows of 2 pixels of C channels. With channels last, the 2 pixels of a row
+    lie side by side already, and only rows change places.
+    """
+    graph = model.graph
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+    shapes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in inferred.value_info}
+    constants, uses = _constants(graph), _uses(graph)
+    takers = {name: node for node in graph.node for name in node.input}
+    for layout in list(graph.node):
+        if layout.op_type != "DepthToSpace" or _attribute(layout, "blocksize") != 2:
             continue
-        # The three in the order activation, layout, crop; the last keeps the name of what comes out.
-        inner, middle = f"{conv.output[0]}_active", f"{conv.output[0]}_pixels"
-        moved, laid, cut = (_copied(node) for node in (activation, layout, crop))
-        moved.input[0], moved.output[0] = conv.output[0], inner
-        laid.input[0], laid.output[0] = inner, middle
-        cut.input[0], cut.output[0] = middle, activation.output[0]
-        layout.CopyFrom(moved)
-        crop.CopyFrom(laid)
-        activation.CopyFrom(cut)
+        if any(each.name == "mode" and each.s != b"DCR" for each in layout.attribute):
+            continue
+        _, channels, height, width = shapes[layout.input[0]]
+        crops: list[onnx.NodeProto] = []
+        last = layout
+        while uses[last.output[0]] == 1 and (taker := takers.get(last.output[0])) is not None:
+            if taker.op_type != "Slice" or len(taker.input) < 4:
+                break
+            crops.append(taker)
+            last = taker
+        back = takers.get(last.output[0]) if uses[last.output[0]] == 1 else None
+        ends_channels_last = back is not None and back.op_type == "Transpose" and _permutation(back) == FORTH
+        name, result = layout.output[0], back.output[0] if back is not None and ends_channels_last else last.output[0]
+        nodes: list[onnx.NodeProto] = []
+
+        def add(kind: str, *inputs: str, nodes: list[onnx.NodeProto] = nodes, name: str = name, **settings: Any) -> str:
+            output = f"{name}_{kind}_{len(nodes)}"
+            nodes.append(helper.make_node(kind, list(inputs), [output], **settings))
+            return output
+
+        rows = _constant(graph, f"{name}_rows", np.array([0, height, width, 2, channels // 2], np.int64))
+        pixels = _constant(graph, f"{name}_pixels", np.array([0, 2 * height, 2 * width, channels // 4], np.int64))
+        x = add("Reshape", add("Transpose", layout.input[0], perm=FORTH), rows)
+        x = add("Reshape", add("Transpose", x, perm=[0, 1, 3, 2, 4]), pixels)
+        for crop in crops:
+            axes = np.array([FORTH.index(axis) for axis in constants[crop.input[3]]], np.int64)
+            x = add("Slice", x, *crop.input[1:3], _constant(graph, f"{crop.output[0]}_axes", axes), *crop.input[4:])
+        if not ends_channels_last:
+            add("Transpose", x, perm=BACK)
+        nodes[-1].output[0] = result
+        for node in (layout, *crops, *([back] if back is not None and ends_channels_last else [])):
+            graph.node.remove(node)
+        graph.node.extend(nodes)
 
 
 def _constant(graph: onnx.GraphProto, name: str, value: np.ndarray) -> str:

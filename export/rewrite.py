@@ -9,7 +9,7 @@ multiplications. Its kernels together hold 16 numbers where there were 9.
 from __future__ import annotations
 
 import collections
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -54,10 +54,12 @@ class _Made:
 
     tensor: Any  # held, so that its id stays its own
     source: Any
-    kind: str  # "upsampled", "padded", "linear"
+    kind: str  # "upsampled", "padded", "linear", "active"
     padding: str = ""  # "edge" or "zero"
     crop: tuple[int, int] = (0, 0)  # rows and columns less than twice the source's
     layer: Any = None
+    edged: Any = None  # the tensor with its first and last rows and columns repeated, where that comes for nothing
+    source_edged: Any = None
     name: str = ""
 
 
@@ -83,16 +85,19 @@ def _call(layer: Any, args: Any, kwargs: Any, seen: dict[int, _Made], uses: coll
     """Calls a layer, or what takes its place; what is then no longer needed falls out of the new model."""
     x = args[0] if args else None
     before = seen.get(id(x))
+    edged = None if before is None else before.edged
     made: _Made | None = None
     if before is not None and uses[before.name] > 1:
         before = None  # its output is needed elsewhere too: as it is
     if _doubles(layer):
-        made = _Made(layer(x), x, "upsampled")
+        made = _Made(layer(x), x, "upsampled", source_edged=edged)
+    elif edged is not None and _takes_pixels(layer):
+        made = _Made(layer(x), x, "active", edged=layer(edged))
     elif before is not None and before.kind == "upsampled" and (crop := _end_crop(layer)) is not None:
-        made = _Made(layer(x), before.source, "upsampled", crop=crop)
+        made = replace(before, tensor=layer(x), crop=crop)
     elif before is not None and before.kind == "upsampled" and (padding := _padding(layer, x)):
         if not (padding == "zero" and any(before.crop)):
-            made = _Made(layer(x), before.source, "padded", padding, before.crop)
+            made = replace(before, tensor=layer(x), kind="padded", padding=padding)
     elif before is not None and before.kind in ("upsampled", "padded") and (padding := _convolves(layer, before)):
         made = _subpixel(layer, before, padding)
     elif (
@@ -108,6 +113,18 @@ def _call(layer: Any, args: Any, kwargs: Any, seen: dict[int, _Made], uses: coll
     made.name = layer.name
     seen[id(made.tensor)] = made
     return made.tensor
+
+
+def _takes_pixels(layer: Any) -> bool:
+    """Whether a layer takes each pixel by itself, all pixels in the same way."""
+    if type(layer) is layers.Activation:
+        return _known(layer.activation)
+    return type(layer) in (layers.LeakyReLU, layers.ReLU, layers.ELU)
+
+
+def _known(activation: Any) -> bool:
+    """Whether it is one of Keras's own, none of which looks at other pixels."""
+    return getattr(keras.activations, getattr(activation, "__name__", ""), None) is activation
 
 
 def _doubles(layer: Any) -> bool:
@@ -157,17 +174,21 @@ def _subpixel(layer: Any, before: _Made, padding: str) -> _Made:
     height, width, channels = before.source.shape[1:]
     filters = kernel.shape[-1]
     folded = np.einsum("apk,bql,klio->pqiabo", TAPS, TAPS, kernel.astype(np.float64))
-    source = _padded(before.source, padding)
+    edges_known = padding == "edge" and before.source_edged is not None
+    source = before.source_edged if edges_known else _padded(before.source, padding)
     conv = layers.Conv2D(4 * filters, 2, name=f"{layer.name}_subpixel")
     conv.build((None, height + 2, width + 2, channels))
     conv.set_weights([folded.reshape(2, 2, channels, 4 * filters).astype(np.float32), np.tile(bias, 4)])
-    result = DepthToSpace(name=f"{layer.name}_pixels")(conv(source))
+    pixels = DepthToSpace(name=f"{layer.name}_pixels")(conv(source))
     ends = tuple(1 + crop for crop in before.crop)
-    result = layers.Cropping2D(((1, ends[0]), (1, ends[1])), name=f"{layer.name}_crop")(result)
-    made = _Made(result, before.source, "linear", layer=_Subpixel(layer, before, padding))
+    result = layers.Cropping2D(((1, ends[0]), (1, ends[1])), name=f"{layer.name}_crop")(pixels)
+    # Before it is cropped, the result is itself with its edges repeated: where the source repeats its last row, the
+    # kernel sees nothing but that row, in the last row of the result as in the one beyond it.
+    edged = pixels if padding == "edge" and not any(before.crop) else None
     if layer.activation is not keras.activations.linear:
-        return _Made(layer.activation(result), before.source, "activated")
-    return made
+        edged = None if edged is None or not _known(layer.activation) else layer.activation(edged)
+        return _Made(layer.activation(result), before.source, "active", edged=edged)
+    return _Made(result, before.source, "linear", layer=_Subpixel(layer, before, padding), edged=edged)
 
 
 @dataclass

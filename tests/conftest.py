@@ -95,6 +95,33 @@ def make_vae() -> Callable[..., keras_vae.VAE]:
     return make
 
 
+class Deployed(NamedTuple):
+    """A decoder of 8 latents and 32x32x3 images, exported, and what Keras makes of some latents."""
+
+    saved_model: Path  # .../faces/1
+    onnx: Path
+    z: np.ndarray  # float32 (5, 8)
+    images: np.ndarray  # float32 (5, 32, 32, 3)
+
+
+@pytest.fixture(scope="session")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Deployed:
+    """What the kits of other apps run: not to be changed."""
+    keras.utils.set_random_seed(3)
+    vae = keras_vae.VAE((32, 32, 3), 8, perceptual=None, seed=3)
+    rng = np.random.default_rng(3)
+    for weight in vae.decoder.weights:  # an untrained one makes images of one grey
+        if any(part in weight.path for part in ("moving", "gamma", "beta")):
+            weight.assign(rng.uniform(0.5, 1.5, weight.shape))
+    folder = tmp_path_factory.mktemp("deployed")
+    vae.export(folder / "faces" / "1")
+    vae.export(folder / "decoder.onnx", format="onnx", run_id="abc")
+    z = rng.standard_normal((5, 8)).astype(np.float32)
+    images = keras.ops.convert_to_numpy(vae.decode(z))
+    assert images.std() > 0.05
+    return Deployed(folder / "faces" / "1", folder / "decoder.onnx", z, images)
+
+
 class Outcome(NamedTuple):
     """What a command did: exit status, standard output, standard error."""
 

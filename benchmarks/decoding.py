@@ -1,10 +1,14 @@
-"""How fast decoders run: our ONNX file beside the one Keras itself exports, and beside PyTorch, on the CPU.
+"""How fast decoders run: ours beside the file Keras itself exports, and beside PyTorch.
 
     python -m benchmarks.decoding
 
-The paper's decoder, 64x64, 100 latents, random weights, float32, batches of 1 and 64: all are run in turn, many rounds,
-in one process with as many threads as cores; the medians, and the medians of the rounds' ratios, are written to
-benchmarks/results/decoding.json.
+The paper's decoder, 64x64, 100 latents, random weights. Each runner has a process of its own, so that nobody's idle
+threads spin beside another's work, and in each of many rounds all decode in turn. Written to
+benchmarks/results/decoding.json: medians, the medians and quartiles of the rounds' ratios to ours, sizes of files, peak
+memory. What must be exported first is, so that a machine without TensorFlow can run it too:
+
+    python -m benchmarks.decoding --prepare FOLDER
+    python -m benchmarks.decoding --models FOLDER --device cuda
 """
 
 from __future__ import annotations
@@ -13,134 +17,320 @@ import argparse
 import json
 import os
 import platform
+import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
-import keras
 import numpy as np
-import onnxruntime
-import torch
-
-from export import export_decoder
-from keras_vae import VAE, __version__
 
 RESULTS = Path(__file__).parent / "results"
 LATENTS = 100
 OURS = "ours, onnxruntime"
-
-
-class TorchDecoder(torch.nn.Module):
-    """The same network as torch users write it, with the weights of the Keras one."""
-
-    def __init__(self, decoder: keras.Model) -> None:
-        super().__init__()
-
-        def of(name: str) -> list[torch.Tensor]:
-            return [torch.from_numpy(np.array(weight)) for weight in decoder.get_layer(name).get_weights()]
-
-        kernel, bias = of("project")
-        self.project = torch.nn.Linear(*kernel.shape)
-        # Keras lays the 4x4x256 out channels last, torch channels first.
-        self.project.weight.data = (
-            kernel.T.reshape(4, 4, -1, LATENTS).permute(2, 0, 1, 3).reshape(-1, LATENTS).contiguous()
-        )
-        self.project.bias.data = bias.reshape(4, 4, -1).permute(2, 0, 1).reshape(-1).contiguous()
-        layers: list[torch.nn.Module] = []
-        for index in range(1, 5):
-            weights = of(f"conv{index}")
-            filters, channels = weights[0].shape[3], weights[0].shape[2]
-            conv = torch.nn.Conv2d(channels, filters, 3, bias=len(weights) > 1)
-            conv.weight.data = weights[0].permute(3, 2, 0, 1).contiguous()
-            layers += [torch.nn.Upsample(scale_factor=2), torch.nn.ReplicationPad2d(1), conv]
-            if index == 4:
-                assert conv.bias is not None
-                conv.bias.data = weights[1]
-                layers.append(torch.nn.Sigmoid())
-            else:
-                gamma, beta, mean, variance = of(f"conv{index}_norm")
-                norm = torch.nn.BatchNorm2d(filters, eps=decoder.get_layer(f"conv{index}_norm").epsilon)
-                norm.weight.data, norm.bias.data = gamma, beta
-                norm.running_mean, norm.running_var = mean, variance
-                layers += [norm, torch.nn.LeakyReLU(0.2)]
-        self.layers = torch.nn.Sequential(*layers)
-
-    def forward(self, z: torch.Tensor) -> torch.Tensor:
-        return self.layers(self.project(z).reshape(len(z), -1, 4, 4))
+# By name: kind of runner, precision, file below the folder of models.
+CPU = {
+    OURS: ("onnxruntime", "float32", "ours.onnx"),
+    "ours, onnxruntime, int8": ("onnxruntime", "int8", "ours.int8.onnx"),
+    "ours, onnxruntime, float16": ("onnxruntime", "float16", "ours.float16.onnx"),
+    "ours, OpenVINO": ("openvino", "f32", "ours.xml"),
+    "ours, OpenVINO, bfloat16": ("openvino", "bf16", "ours.xml"),
+    "ours, LiteRT": ("litert", "float32", "ours.tflite"),
+    "ours, SavedModel in TensorFlow": ("tensorflow", "float32", "ours"),
+    "Keras's export, onnxruntime": ("onnxruntime", "float32", "keras.onnx"),
+    "PyTorch, eager": ("torch", "float32", "weights.npz"),
+    "PyTorch, compiled": ("torch-compiled", "float32", "weights.npz"),
+    "PyTorch, bfloat16, eager": ("torch", "bfloat16", "weights.npz"),
+    "PyTorch, bfloat16, compiled": ("torch-compiled", "bfloat16", "weights.npz"),
+}
+CUDA = {
+    OURS: ("onnxruntime", "float32", "ours.onnx"),
+    "ours, onnxruntime, float16": ("onnxruntime", "float16", "ours.float16.onnx"),
+    "Keras's export, onnxruntime": ("onnxruntime", "float32", "keras.onnx"),
+    "PyTorch, eager": ("torch", "float32", "weights.npz"),
+    "PyTorch, compiled": ("torch-compiled", "float32", "weights.npz"),
+    "PyTorch, float16, compiled": ("torch-compiled", "float16", "weights.npz"),
+}
+BATCHES = {"cpu": (1, 64), "cuda": (1, 256)}
+# Largest difference of a pixel from ours in float32 that a runner of this precision may have.
+ALLOWED = {"float32": 1e-4, "f32": 1e-4, "float16": 0.02, "bfloat16": 0.1, "bf16": 0.1, "int8": 0.2}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--prepare", type=Path, metavar="FOLDER", help="export the models there, and measure nothing")
+    parser.add_argument("--models", type=Path, metavar="FOLDER", help="what --prepare wrote; else it is made anew")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for decoding.json")
+    parser.add_argument(
+        "--work", nargs=4, help=argparse.SUPPRESS
+    )  # kind, precision, file, device: one runner's process
     arguments = parser.parse_args()
+    if arguments.work:
+        work(*arguments.work)
+        return
+    if arguments.prepare:
+        prepare(arguments.prepare)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        models = arguments.models or Path(folder)
+        if arguments.models is None:
+            # In a process of its own: TensorFlow is not to hold threads and memory beside the runners.
+            subprocess.run([sys.executable, "-m", "benchmarks.decoding", "--prepare", folder], check=True)
+        record = measure(models, arguments.device, arguments.rounds)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    name = "decoding.json" if arguments.device == "cpu" else "decoding-cuda.json"
+    (arguments.out / name).write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps(record, indent=2))
+
+
+def prepare(folder: Path) -> None:
+    """Exports the decoder in every way, and its weights for PyTorch."""
+    import keras
+
+    from export import export_decoder
+    from keras_vae import VAE
+
+    folder.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(0)
     decoder = VAE((64, 64, 3), LATENTS, perceptual=None).decoder
     rng = np.random.default_rng(0)
     for weight in decoder.weights:
         if any(part in weight.path for part in ("moving", "gamma", "beta")):
             weight.assign(rng.uniform(0.5, 1.5, weight.shape))
-    peer = TorchDecoder(decoder).eval()
-    runners: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        export_decoder(decoder, Path(folder) / "ours.onnx", "onnx")
-        decoder(np.zeros((1, LATENTS), np.float32))  # Keras exports what was called once
-        decoder.export(f"{folder}/keras.onnx", format="onnx", verbose=False)
-        sizes = {}
-        for name, file in ((OURS, "ours.onnx"), ("Keras's export, onnxruntime", "keras.onnx")):
-            sizes[name] = (Path(folder) / file).stat().st_size
-            session = onnxruntime.InferenceSession(f"{folder}/{file}", providers=["CPUExecutionProvider"])
-            feed = session.get_inputs()[0].name
-            runners[name] = lambda z, session=session, feed=feed: session.run(None, {feed: z})[0]  # type: ignore[misc]
+    latents = rng.standard_normal((512, LATENTS)).astype(np.float32)
+    for precision, name in (("float32", "ours"), ("float16", "ours.float16"), ("int8", "ours.int8")):
+        export_decoder(decoder, folder / f"{name}.onnx", "onnx", precision=precision, calibration=latents)
+    export_decoder(decoder, folder / "ours.tflite", "litert")
+    export_decoder(decoder, folder / "ours.xml", "openvino")
+    export_decoder(decoder, folder / "ours", "tf_saved_model")
+    decoder(np.zeros((1, LATENTS), np.float32))  # Keras exports what was called once
+    decoder.export(str(folder / "keras.onnx"), format="onnx", verbose=False)
+    arrays: dict[str, Any] = {"epsilon": decoder.get_layer("conv1_norm").epsilon}
+    arrays |= {
+        f"{layer.name}/{place}": np.array(weight)
+        for layer in decoder.layers
+        for place, weight in enumerate(layer.get_weights())
+    }
+    np.savez(folder / "weights.npz", **arrays)
 
-        def torch_runner(model: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[np.ndarray], np.ndarray]:
-            def run(z: np.ndarray) -> np.ndarray:
-                with torch.inference_mode():
-                    return model(torch.from_numpy(z)).permute(0, 2, 3, 1).numpy()
 
-            return run
-
-        torch.set_num_threads(os.cpu_count() or 1)
-        runners["PyTorch, eager"] = torch_runner(peer)
-        runners["PyTorch, compiled"] = torch_runner(torch.compile(peer))
-        record: dict[str, object] = {
-            "cores": os.cpu_count(),
-            "versions": {
-                "keras_vae": __version__,
-                "python": platform.python_version(),
-                **{name: version(name) for name in ("keras", "tf2onnx", "onnxruntime-gpu", "torch")},
-            },
-            "bytes": sizes,
-        }
-        for batch in (1, 64):
-            z = rng.standard_normal((batch, LATENTS)).astype(np.float32)
-            expected = runners[OURS](z)
-            for name, run in runners.items():
-                for _ in range(3):
-                    difference = float(np.abs(run(z) - expected).max())
-                assert difference < 1e-4, f"{name} differs by {difference}"
-            seconds: dict[str, list[float]] = {name: [] for name in runners}
-            for _ in range(arguments.rounds * (8 if batch == 1 else 1)):
-                for name, run in runners.items():
-                    start = time.perf_counter()
-                    run(z)
-                    seconds[name].append(time.perf_counter() - start)
-            record[f"batch_{batch}"] = {
-                name: {
-                    "median_ms": 1e3 * statistics.median(found),
-                    "times_ours": statistics.median(one / ours for one, ours in zip(found, seconds[OURS], strict=True)),
-                    "quartiles": statistics.quantiles(
-                        (one / ours for one, ours in zip(found, seconds[OURS], strict=True)), n=4
-                    )[::2],
-                }
-                for name, found in seconds.items()
+def measure(models: Path, device: str, rounds: int) -> dict[str, Any]:
+    """Runs all in turn, and returns what is written."""
+    workers: dict[str, subprocess.Popen[str]] = {}
+    runners = CPU if device == "cpu" else CUDA
+    for name, (kind, precision, file) in runners.items():
+        command = [sys.executable, "-m", "benchmarks.decoding", "--work", kind, precision, str(models / file), device]
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        workers[name] = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        _ask(workers[name], {"batch": 1, "runs": 1})  # one after the other: starting takes all cores
+        print(f"{name} is ready", file=sys.stderr)
+    record: dict[str, Any] = {"device": _device(device), "cores": os.cpu_count(), "versions": _versions()}
+    for batch in BATCHES[device]:
+        record[f"batch_{batch}"] = {}
+        expected = None
+        for name, (_, precision, _) in runners.items():
+            image = np.array(_ask(workers[name], {"batch": batch, "runs": 5})["pixels"])
+            expected = image if expected is None else expected
+            difference = float(np.abs(image - expected).max())
+            if difference > ALLOWED[precision]:
+                raise SystemExit(f"{name} differs from {OURS} by {difference}: these are not the same decoder")
+        seconds: dict[str, list[float]] = {name: [] for name in runners}
+        for number in range(rounds):
+            print(f"batch {batch}, round {number + 1} of {rounds}", file=sys.stderr)
+            for name in runners:
+                time.sleep(0.25)  # threads of the one before stop spinning
+                found = _ask(workers[name], {"batch": batch, "runs": 30 if batch == 1 else 6})["seconds"]
+                seconds[name].append(statistics.median(found))
+        for name, found in seconds.items():
+            ratios = [one / ours for one, ours in zip(found, seconds[OURS], strict=True)]
+            record[f"batch_{batch}"][name] = {
+                "median_ms": 1e3 * statistics.median(found),
+                "times_ours": statistics.median(ratios),
+                "quartiles": statistics.quantiles(ratios, n=4)[::2],
             }
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "decoding.json").write_text(json.dumps(record, indent=2) + "\n")
-    print(json.dumps(record, indent=2))
+    record["peak_memory_mib"] = {name: _ask(worker, {"end": True})["peak_mib"] for name, worker in workers.items()}
+    record["bytes"] = {name: _size(models / file) for name, (_, _, file) in runners.items()}
+    return record
+
+
+def _ask(worker: subprocess.Popen[str], request: dict[str, Any]) -> dict[str, Any]:
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    print(json.dumps(request), file=worker.stdin, flush=True)
+    answer = worker.stdout.readline()
+    if not answer:
+        raise SystemExit(f"a runner ended: {' '.join(map(str, worker.args))}")  # type: ignore[arg-type]
+    return json.loads(answer)
+
+
+def _size(path: Path) -> int:
+    if path.suffix == ".xml":
+        return path.stat().st_size + path.with_suffix(".bin").stat().st_size
+    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in (
+        "keras-vae",
+        "keras",
+        "tensorflow",
+        "tf2onnx",
+        "onnxruntime-gpu",
+        "openvino",
+        "ai-edge-litert",
+        "torch",
+    ):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _device(device: str) -> str:
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+# One runner's process ------------------------------------------------------------------------------
+
+
+def work(kind: str, precision: str, file: str, device: str) -> None:
+    """Decodes what it is asked to on standard input, and answers on standard output."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # libraries print
+    run = RUNNERS[kind](file, precision, device)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request.get("end"):
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            print(json.dumps({"peak_mib": peak}), file=answers, flush=True)
+            return
+        z = np.random.default_rng(request["batch"]).standard_normal((request["batch"], LATENTS)).astype(np.float32)
+        run(z)  # caches and threads are warm for all alike
+        seconds = []
+        for _ in range(request["runs"]):
+            start = time.perf_counter()
+            images = run(z)
+            seconds.append(time.perf_counter() - start)
+        pixels = images[:, ::16, ::16].astype(float).round(6).tolist()
+        print(json.dumps({"seconds": seconds, "pixels": pixels}), file=answers, flush=True)
+
+
+Runner = Callable[[np.ndarray], np.ndarray]
+
+
+def _onnxruntime(file: str, precision: str, device: str) -> Runner:
+    import onnxruntime
+
+    providers = ["CPUExecutionProvider"] if device == "cpu" else ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    if device == "cuda":
+        onnxruntime.preload_dlls()  # CUDA's libraries from their pip packages
+    session = onnxruntime.InferenceSession(file, providers=providers)
+    if session.get_providers()[0] != providers[0]:
+        raise SystemExit(f"onnxruntime does not run on {device} here")
+    name = session.get_inputs()[0].name
+    return lambda z: session.run(None, {name: z})[0]
+
+
+def _openvino(file: str, precision: str, device: str) -> Runner:
+    from export.openvino import open_decoder
+
+    return open_decoder(Path(file), precision).decode
+
+
+def _litert(file: str, precision: str, device: str) -> Runner:
+    from ai_edge_litert.interpreter import Interpreter
+
+    run = Interpreter(file, num_threads=os.cpu_count()).get_signature_runner()
+    return lambda z: run(z=z)["image"]
+
+
+def _tensorflow(file: str, precision: str, device: str) -> Runner:
+    from export.saved_model import open_decoder
+
+    return open_decoder(Path(file)).decode
+
+
+def _torch(file: str, precision: str, device: str) -> Runner:
+    import torch
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    dtype = getattr(torch, precision)
+    model: Any = torch_decoder(dict(np.load(file))).eval().to(device, dtype)
+
+    def run(z: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return run.model(torch.from_numpy(z).to(device, dtype)).permute(0, 2, 3, 1).float().cpu().numpy()  # type: ignore[attr-defined]
+
+    run.model = model  # type: ignore[attr-defined]
+    return run
+
+
+def _torch_compiled(file: str, precision: str, device: str) -> Runner:
+    import torch
+
+    run = _torch(file, precision, device)
+    run.model = torch.compile(run.model)  # type: ignore[attr-defined]
+    return run
+
+
+def torch_decoder(weights: dict[str, np.ndarray]) -> Any:
+    """The same network as torch users write it, with the weights of the Keras one."""
+    import torch
+
+    def of(name: str) -> list[torch.Tensor]:
+        found = sorted(key for key in weights if key.startswith(f"{name}/"))
+        return [torch.from_numpy(weights[key]) for key in found]
+
+    kernel, bias = of("project")
+    project = torch.nn.Linear(*kernel.shape)
+    # Keras lays the 4x4x256 out channels last, torch channels first.
+    project.weight.data = kernel.T.reshape(4, 4, -1, LATENTS).permute(2, 0, 1, 3).reshape(-1, LATENTS).contiguous()
+    project.bias.data = bias.reshape(4, 4, -1).permute(2, 0, 1).reshape(-1).contiguous()
+    layers: list[torch.nn.Module] = [project, torch.nn.Unflatten(1, (-1, 4, 4))]
+    for index in range(1, 5):
+        conv_weights = of(f"conv{index}")
+        filters, channels = conv_weights[0].shape[3], conv_weights[0].shape[2]
+        conv = torch.nn.Conv2d(channels, filters, 3, bias=len(conv_weights) > 1)
+        conv.weight.data = conv_weights[0].permute(3, 2, 0, 1).contiguous()
+        layers += [torch.nn.Upsample(scale_factor=2), torch.nn.ReplicationPad2d(1), conv]
+        if index == 4:
+            assert conv.bias is not None
+            conv.bias.data = conv_weights[1]
+            layers.append(torch.nn.Sigmoid())
+        else:
+            gamma, beta, mean, variance = of(f"conv{index}_norm")
+            norm = torch.nn.BatchNorm2d(filters, eps=float(weights["epsilon"]))
+            norm.weight.data, norm.bias.data = gamma, beta
+            norm.running_mean, norm.running_var = mean, variance
+            layers += [norm, torch.nn.LeakyReLU(0.2)]
+    return torch.nn.Sequential(*layers)
+
+
+RUNNERS: dict[str, Callable[[str, str, str], Runner]] = {
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+    "litert": _litert,
+    "tensorflow": _tensorflow,
+    "torch": _torch,
+    "torch-compiled": _torch_compiled,
+}
 
 
 if __name__ == "__main__":

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from export.errors import ExportError, VerificationError
 
 if TYPE_CHECKING:
-    from export.artifact import FORMATS, export_decoder
+    from export.artifact import export_decoder
+    from export.formats import FORMATS
     from export.runtime import Decoder
     from export.verify import Report
 
 _HOMES = {
-    "FORMATS": "export.artifact",
+    "FORMATS": "export.formats",
     "export_decoder": "export.artifact",
     "Decoder": "export.runtime",
     "Report": "export.verify",

@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 
-from export import onnx, saved_model
+from export import litert, onnx, openvino, saved_model, seal
 from export.errors import ExportError, VerificationError
-from export.verify import Report, Runner, verify
+from export.files import aside, replace
+from export.formats import FORMATS, PRECISIONS, Runner, format_of, open_artifact
+from export.rewrite import rewrite
+from export.verify import Report, verify
 
-Writer = Callable[[keras.Model, Path, Mapping[str, str]], None]
-WRITERS: dict[str, Writer] = {"tf_saved_model": saved_model.write, "onnx": onnx.write}
-RUNNERS: dict[str, Callable[[Path], Runner]] = {"tf_saved_model": saved_model.runner, "onnx": onnx.runner}
-FORMATS = tuple(WRITERS)
+Writer = Callable[..., None]
+WRITERS: dict[str, Writer] = {
+    "tf_saved_model": saved_model.write,
+    "onnx": onnx.write,
+    "litert": litert.write,
+    "openvino": openvino.write,
+}
 
 
 def export_decoder(
-    decoder: keras.Model, path: str | os.PathLike[str], format: str, metadata: Mapping[str, str] | None = None
+    decoder: keras.Model,
+    path: str | os.PathLike[str],
+    format: str,
+    metadata: Mapping[str, str] | None = None,
+    *,
+    precision: str = "float32",
+    calibration: np.ndarray | None = None,
+    encoder: keras.Model | None = None,
 ) -> Report:
     """Writes a decoder so that it can run without this project.
 
@@ -32,10 +43,14 @@ def export_decoder(
 
     Args:
         decoder: Keras model, functional or sequential, of one input and one output. Left as it is.
-        path: a folder for "tf_saved_model", a file ending in .onnx for "onnx". What is there already is replaced, if it
-            is an artifact of the same kind, once the new one has proven equal to the decoder.
-        format: one of `FORMATS`.
-        metadata: further entries for the ONNX file's metadata.
+        path: a folder for "tf_saved_model", a file ending in .onnx, .tflite ("litert") or .xml ("openvino", which puts
+            its weights beside it, in .bin). What is there already is replaced, if it is an artifact of the same kind,
+            once the new one has proven equal to the decoder.
+        format: a key of `export.formats.FORMATS`.
+        metadata: further entries for the artifact's metadata.
+        precision: of "onnx" alone, "float16" or "int8": smaller files whose images differ by so much (`Pair.psnr`).
+        calibration: for int8, latents of real images, (count, latent_dim): some hundreds.
+        encoder: for "tf_saved_model", a Keras model from images to mean and log-variance, for a signature `encode`.
 
     Returns:
         The differences that were measured.
@@ -46,32 +61,75 @@ def export_decoder(
         VerificationError: the artifact is not equal to the decoder; what was at `path` is still there.
     """
     path = Path(path)
-    check_target(path, format)
+    check_target(path, format, precision)
+    options = _options(format, precision, calibration, encoder)
     reference = float32_copy(decoder)
-    with _aside(path) as new:
-        WRITERS[format](reference, new, metadata or {})
-        report = verify({"keras": keras_runner(reference), format: RUNNERS[format](new)}, reference.input_shape[1])
-        if not report.passed:
+    latent_dim, image_shape = reference.input_shape[1], reference.output_shape[1:]
+    entries = {"format_version": str(seal.FORMAT_VERSION), "precision": precision, **(metadata or {})}
+    with aside(path) as new:
+        WRITERS[format](rewrite(reference), new, entries, **options)
+        opened = open_artifact(new)
+        name = format if precision == "float32" else f"{format} {precision}"
+        decoders = {"keras": keras_runner(reference), name: opened.decode}
+        report = verify(decoders, latent_dim, precisions={name: precision})
+        if not report.passed or opened.latent_dim != latent_dim or opened.image_shape != image_shape:
             raise VerificationError(f"{path} was not written: the new artifact differs from Keras: {report.summary()}")
-        _replace(new, path)
+        if "encoder" in options:
+            _verify_encoder(options["encoder"], opened.encode, path)
+        del opened, decoders  # what is open cannot be renamed on every system
+        replace(new, path)
     return report
 
 
-def check_target(path: Path, format: str) -> None:
+def _options(
+    format: str, precision: str, calibration: np.ndarray | None, encoder: keras.Model | None
+) -> dict[str, Any]:
+    """What the writer of a format takes beside decoder, path and metadata.
+
+    Raises:
+        ExportError: an option that the format does not have, or calibration that is missing or no use.
+    """
+    if encoder is not None:
+        if format != "tf_saved_model":
+            raise ExportError(f"only a SavedModel holds an encoder, and the format is {format}: leave the encoder out")
+        return {"encoder": float32_copy(encoder)}
+    if precision == "float32":
+        return {}
+    if precision == "int8":
+        found = np.asarray([] if calibration is None else calibration)
+        if found.ndim != 2 or not len(found) or found.dtype.kind != "f" or not np.isfinite(found).all():
+            raise ExportError("int8 is calibrated on latents of real images: give finite numbers, (count, latent_dim)")
+        return {"precision": precision, "calibration": found}
+    return {"precision": precision}
+
+
+def check_target(path: Path, format: str, precision: str = "float32") -> None:
     """Refuses, before any work, an unknown format or a path that holds something other than such an artifact.
 
     Raises:
         ExportError: it is refused.
     """
-    if format not in WRITERS:
+    if format not in FORMATS:
         raise ExportError(f"unknown export format {format!r}: choose one of {', '.join(FORMATS)}")
-    if format == "onnx":
-        if path.suffix != ".onnx":
-            raise ExportError(f"{path}: name the ONNX file with the ending .onnx")
+    if precision not in PRECISIONS:
+        raise ExportError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
+    if precision != "float32" and format != "onnx":
+        raise ExportError(f"{precision} is for format 'onnx', and the format is {format}: export this one in float32")
+    if format == "openvino":
+        openvino.library()
+    elif format == "litert":
+        litert.library()
+    ending = FORMATS[format].ending
+    weights = path.with_suffix(".bin")
+    if format == "openvino" and weights.exists() and not path.exists():
+        raise ExportError(f"{weights} is there without {path.name}, whose weights would take its place: move it away")
+    if ending:
+        if path.suffix != ending:
+            raise ExportError(f"{path}: name the file for {format} with the ending {ending}")
         if path.is_dir():
-            raise ExportError(f"{path} is a folder: name a file for the ONNX decoder")
-    elif path.suffix == ".onnx":
-        raise ExportError(f"{path} names an ONNX file, and the format is {format}, a folder: give format='onnx'")
+            raise ExportError(f"{path} is a folder: name a file for {format}")
+    elif (named := format_of(path)) is not None and named != format:
+        raise ExportError(f"{path} names a file, and the format is {format}, a folder: give format={named!r}")
     elif path.exists() and not saved_model.is_saved_model(path) and (path.is_file() or any(path.iterdir())):
         raise ExportError(f"{path} exists and is no SavedModel: name a new folder, or remove it first")
     parent = next(folder for folder in path.absolute().parents if folder.exists())
@@ -104,29 +162,29 @@ def float32_copy(decoder: keras.Model) -> keras.Model:
 
 
 def keras_runner(decoder: keras.Model) -> Runner:
-    """Runs a Keras decoder on arrays."""
-    return lambda z: np.asarray(keras.ops.convert_to_numpy(decoder(z, training=False)))
+    """Runs a Keras decoder on arrays, empty ones too, which Keras's convolutions do not take."""
+
+    def run(z: np.ndarray) -> np.ndarray:
+        if not len(z):
+            return np.zeros((0, *decoder.output_shape[1:]), np.float32)
+        return np.asarray(keras.ops.convert_to_numpy(decoder(z, training=False)))
+
+    return run
 
 
-@contextmanager
-def _aside(path: Path) -> Iterator[Path]:
-    """A place for the new artifact beside its target, on the same disk, gone afterwards if it was not moved."""
-    path.absolute().parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent))
-    try:
-        yield folder / path.name
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def _verify_encoder(encoder: keras.Model, encode: Runner | None, path: Path) -> None:
+    """Compares the exported encoder with Keras's on images of noise, in batches of 1 and 7.
 
-
-def _replace(new: Path, path: Path) -> None:
-    if path.is_dir():  # a folder cannot be renamed over another: the old one steps aside first
-        old = new.with_name("old")
-        path.rename(old)
-        try:
-            new.rename(path)
-        except OSError:
-            old.rename(path)
-            raise
-    else:
-        new.replace(path)
+    Raises:
+        VerificationError: they differ.
+    """
+    assert encode is not None
+    rng = np.random.default_rng(0)
+    for batch in (1, 7):
+        images = rng.uniform(size=(batch, *encoder.input_shape[1:])).astype(np.float32)
+        expected = np.stack(
+            [keras.ops.convert_to_numpy(each) for each in saved_model.mean_and_log_var(encoder, images)], axis=1
+        )
+        if not np.allclose(encode(images), expected, rtol=1e-4, atol=1e-4):
+            difference = np.abs(encode(images) - expected).max()
+            raise VerificationError(f"{path} was not written: its encoder differs from Keras by {difference:.2g}")

@@ -10,6 +10,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 KEPT = ("z", "image")
+BATCH = "batch"
 ELEMENTWISE = frozenset({"LeakyRelu", "Relu", "Sigmoid", "Tanh", "Elu", "Softplus", "Clip"})
 FORTH, BACK = [0, 2, 3, 1], [0, 3, 1, 2]  # channels last, and first again
 LAYOUT = frozenset({"DepthToSpace", "Slice"})
@@ -19,6 +20,7 @@ def clean(model: onnx.ModelProto) -> None:
     """Makes replication padding one operation, in the layout of the convolution after it; drops what is not used."""
     graph = model.graph
     _gathers_to_pads(graph)
+    _narrow_slices(graph)
     _drop_unused(graph)
     _pads_past_transposes(graph)
     _activations_first(graph)
@@ -26,6 +28,14 @@ def clean(model: onnx.ModelProto) -> None:
     _dense_in_layout(graph)
     _drop_unused(graph)
     _pixels_in_blocks(model)
+    _drop_unused(graph)
+    _constant_shapes(model)
+    _take_empty_batches(graph)
+    tidy(graph)
+
+
+def tidy(graph: onnx.GraphProto) -> None:
+    """Drops what is not used, orders nodes so that each comes after those it takes from, and names all by place."""
     _drop_unused(graph)
     _rename(graph)
 
@@ -71,6 +81,19 @@ def _gathers_to_pads(graph: onnx.GraphProto) -> None:
             pads = _constant(graph, f"{columns.output[0]}_pads", np.array([0, 1, 1, 0, 0, 1, 1, 0], np.int64))
             pad = helper.make_node("Pad", [rows.input[0], pads], [columns.output[0]], mode="edge")
             columns.CopyFrom(pad)
+
+
+def _narrow_slices(graph: onnx.GraphProto) -> None:
+    """Slices name the axes that they cut, and no others: shape inference loses the batch otherwise."""
+    constants = _constants(graph)
+    for node in graph.node:
+        if node.op_type != "Slice" or len(node.input) != 4 or any(name not in constants for name in node.input[1:]):
+            continue
+        starts, ends, axes = (constants[name] for name in node.input[1:])
+        cuts = (starts != 0) | (ends < np.iinfo(np.int32).max)
+        if not cuts.all() and cuts.any():
+            for place, values in enumerate((starts, ends, axes), start=1):
+                node.input[place] = _constant(graph, f"{node.output[0]}_{place}", values[cuts].astype(np.int64))
 
 
 def _pads_past_transposes(graph: onnx.GraphProto) -> None:
@@ -156,6 +179,63 @@ def _activations_first(graph: onnx.GraphProto) -> None:
             node.input[0] = given
             node.output[0] = given = result if number == len(layout) else f"{before.output[0]}_{number}"
             place.CopyFrom(node)
+
+
+def _constant_shapes(model: onnx.ModelProto) -> None:
+    """Shapes to reshape to as constants: the batch as it comes, which may be empty (-1 may not), and numbers.
+
+    tf2onnx computes them from the shapes of others, operation by operation, where a network asked for its input's.
+    """
+    graph = model.graph
+    changed = True
+    while changed:  # a constant shape lets those of later values be inferred
+        changed = False
+        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
+        dims = {
+            value.name: list(value.type.tensor_type.shape.dim)
+            for value in (*inferred.input, *inferred.value_info, *inferred.output)
+            if value.type.tensor_type.HasField("shape")
+        }
+        constants = _constants(graph)
+        for node in graph.node:
+            if node.op_type != "Reshape" or any(each not in dims for each in (node.input[0], node.output[0])):
+                continue
+            (given_batch, *given), (_, *wanted) = (
+                [dim.dim_value or dim.dim_param for dim in dims[each]] for each in (node.input[0], node.output[0])
+            )
+            if given_batch != BATCH or any(not isinstance(each, int) for each in (*given, *wanted)):
+                continue
+            if np.prod(given) != np.prod(wanted):
+                continue  # the batch does not stay what it is
+            shape = [0, *wanted]
+            if not np.array_equal(constants.get(node.input[1], []), shape):
+                node.input[1] = _constant(graph, f"{node.output[0]}_shape", np.array(shape, np.int64))
+                changed = True
+
+
+def _take_empty_batches(graph: onnx.GraphProto) -> None:
+    """Where reshaping fails on an empty batch, such as einsum's of attention, runs on one row instead and drops it."""
+    constants = _constants(graph)
+    shapes = [constants.get(node.input[1]) for node in graph.node if node.op_type == "Reshape"]
+    if all(shape is not None and shape[0] == 0 for shape in shapes):
+        return
+    for node in graph.node:
+        for field in (node.input, node.output):
+            renamed = [{"z": "z_rows", "image": "image_rows"}.get(name, name) for name in field]
+            del field[:]
+            field.extend(renamed)
+    zero = _constant(graph, "zero", np.array([0], np.int64))
+    make = helper.make_node
+    graph.node.extend(
+        [
+            make("Shape", ["z"], ["z_count"], start=0, end=1),
+            make("Equal", ["z_count", zero], ["is_empty"]),
+            make("Cast", ["is_empty"], ["added"], to=onnx.TensorProto.INT64),
+            make("Concat", [zero, zero, "added", zero], ["z_pads"], axis=0),
+            make("Pad", ["z", "z_pads"], ["z_rows"]),
+            make("Slice", ["image_rows", zero, "z_count", zero], ["image"]),
+        ]
+    )
 
 
 def _pixels_in_blocks(model: onnx.ModelProto) -> None:

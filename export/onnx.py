@@ -8,22 +8,33 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import keras
+import numpy as np
 import onnx
 import tf2onnx
 
-from export import graph
-from export.rewrite import rewrite
-from export.runtime import Decoder
+from export import graph, quantization, seal
 from export.saved_model import serving_function
-from export.verify import Runner
 
 OPSET = 18
-BATCH = "batch"
 
 
-def write(decoder: keras.Model, path: Path, metadata: Mapping[str, str]) -> None:
-    """Writes a float32 decoder as ONNX, z to image, with its shapes and `metadata` in the file."""
-    function = serving_function(rewrite(decoder))
+def write(
+    decoder: keras.Model,
+    path: Path,
+    metadata: Mapping[str, str],
+    precision: str = "float32",
+    calibration: np.ndarray | None = None,
+) -> None:
+    """Writes a float32 decoder as ONNX, z to image, with its shapes, `metadata` and checksum in the file.
+
+    Args:
+        decoder: Keras model.
+        path: the .onnx file.
+        metadata: further entries.
+        precision: what the file computes in; its input and output are float32 in any case.
+        calibration: latents (count, latent_dim) to find ranges of values with, for int8.
+    """
+    function = serving_function(decoder)
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
     model, _ = tf2onnx.convert.from_function(function, input_signature=function.input_signature, opset=OPSET)
     latent_dim, image_shape = decoder.input_shape[1], list(decoder.output_shape[1:])
@@ -33,16 +44,17 @@ def write(decoder: keras.Model, path: Path, metadata: Mapping[str, str]) -> None
     ):
         if value.name != name:
             raise AssertionError(f"tf2onnx named {value.name!r} what we call {name!r}")
-        dims = [BATCH, *shape]
+        dims = [graph.BATCH, *shape]
         value.CopyFrom(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, dims))
     graph.clean(model)
+    if precision == "float16":
+        model = quantization.to_float16(model)
+    elif precision == "int8":
+        assert calibration is not None
+        model = quantization.to_int8(model, calibration)
+    graph.tidy(model.graph)
     onnx.helper.set_model_props(
         model, {"latent_dim": str(latent_dim), "image_shape": json.dumps(image_shape), **metadata}
     )
     onnx.checker.check_model(model, full_check=True)
-    path.write_bytes(model.SerializeToString(deterministic=True))
-
-
-def runner(path: Path) -> Runner:
-    """Runs an ONNX decoder with onnxruntime, on the CPU: the one every machine has."""
-    return Decoder(path, providers=["CPUExecutionProvider"]).decode
+    path.write_bytes(seal.seal_onnx(model.SerializeToString(deterministic=True)))

@@ -10,14 +10,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from export import seal, warmup
 from export.errors import ExportError
-from export.verify import Runner
+from export.formats import Opened
 
 SIGNATURE = "serving_default"
+EXTRA = "assets.extra"  # TF Serving's folder for what is no part of the graph
+MANIFEST = f"{EXTRA}/keras_vae.json"
+WARMUP_BATCHES = (1, 8, 64)
 
 
 def serving_function(decoder: keras.Model) -> Any:
-    """The decoder as a function from `z` to `{"image"}`: what both formats are made from."""
+    """The decoder as a function from `z` to `{"image"}`: what SavedModel and ONNX are made from."""
     spec = tf.TensorSpec((None, decoder.input_shape[1]), tf.float32, name="z")
 
     def serve(z: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -26,46 +30,64 @@ def serving_function(decoder: keras.Model) -> Any:
     return tf.function(serve, input_signature=[spec], autograph=False)
 
 
-def write(decoder: keras.Model, path: Path, metadata: Mapping[str, str]) -> None:
+def write(decoder: keras.Model, path: Path, metadata: Mapping[str, str], encoder: keras.Model | None = None) -> None:
     """Writes a float32 decoder as a SavedModel.
 
     Its signatures, each with a free batch and no state:
         serving_default: z float32 (batch, latent_dim) to image float32 (batch, height, width, channels) in [0, 1].
-        png: z to png, string (batch,): each image as a PNG file, which a REST client gets in base64.
+        png: z to png_bytes, string (batch,): each image as a PNG file; by its name's ending TF Serving knows to send
+            it in base64 by REST.
         sample: count and seed, int64 scalars, to image and its z, drawn from the standard normal prior; the same seed
             gives the same images, as many as count, the first ones alike whatever the count.
+        encode: image to mean and log_var, float32 (batch, latent_dim): with an encoder.
+
+    In assets.extra are requests that TF Serving warms up with, and the metadata with the sums of all files.
     """
-    del metadata  # a SavedModel has no place for it
+
+    def decode(z: tf.Tensor) -> tf.Tensor:
+        return _with_empty_batches(lambda z: decoder(z, training=False), z)
+
     # Not Keras's ExportArchive, which writes each weight twice (3.15): its variables' two faces count as two.
     module = tf.Module()
-    module.weights = [variable.value for variable in decoder.variables]
-    module.serve = serving_function(decoder)
-    module.png = _png_function(decoder)
-    module.sample = _sample_function(decoder)
-    signatures = {SIGNATURE: module.serve, "sample": module.sample}
-    if module.png is not None:
-        signatures["png"] = module.png
+    module.weights = [
+        variable.value for model in (decoder, encoder) if model is not None for variable in model.variables
+    ]
+    latent_dim = decoder.input_shape[1]
+    signatures = {SIGNATURE: _decode_function(decode, latent_dim), "sample": _sample_function(decode, latent_dim)}
+    if decoder.output_shape[-1] in (1, 3):  # PNG files have no other channels
+        signatures["png"] = _png_function(decode, latent_dim)
+    if encoder is not None:
+        signatures["encode"] = _encode_function(encoder)
     tf.saved_model.save(module, str(path), signatures=signatures)
+    warmup.write(path / EXTRA / warmup.FILE, _warmup_requests(decoder, encoder, list(signatures)))
+    (path / MANIFEST).write_text(seal.manifest(metadata, _sums(path)))
 
 
-def _png_function(decoder: keras.Model) -> Any:
-    if decoder.output_shape[-1] not in (1, 3):
-        return None  # PNG files have no such channels
-    spec = tf.TensorSpec((None, decoder.input_shape[1]), tf.float32, name="z")
+def _with_empty_batches(run: Any, x: tf.Tensor) -> Any:
+    """Runs a network on one more row where there are none: oneDNN's convolutions fail on empty batches (2.21)."""
+    count = tf.shape(x)[0]
+    rest = [[0, 0]] * (len(x.shape) - 1)
+    outputs = run(tf.pad(x, [[0, tf.cast(tf.equal(count, 0), tf.int32)], *rest]))
+    return tf.nest.map_structure(lambda output: output[:count], outputs)
+
+
+def _decode_function(decode: Any, latent_dim: int) -> Any:
+    spec = tf.TensorSpec((None, latent_dim), tf.float32, name="z")
+    return tf.function(lambda z: {"image": decode(z)}, input_signature=[spec], autograph=False)
+
+
+def _png_function(decode: Any, latent_dim: int) -> Any:
+    spec = tf.TensorSpec((None, latent_dim), tf.float32, name="z")
 
     def png(z: tf.Tensor) -> dict[str, tf.Tensor]:
-        pixels = tf.cast(tf.round(255.0 * tf.clip_by_value(decoder(z, training=False), 0.0, 1.0)), tf.uint8)
-        return {"png": tf.map_fn(tf.io.encode_png, pixels, fn_output_signature=tf.string)}
+        pixels = tf.cast(tf.round(255.0 * tf.clip_by_value(decode(z), 0.0, 1.0)), tf.uint8)
+        return {"png_bytes": tf.map_fn(tf.io.encode_png, pixels, fn_output_signature=tf.string)}
 
     return tf.function(png, input_signature=[spec], autograph=False)
 
 
-def _sample_function(decoder: keras.Model) -> Any:
-    latent_dim = decoder.input_shape[1]
+def _sample_function(decode: Any, latent_dim: int) -> Any:
     scalars = [tf.TensorSpec((), tf.int64, name=name) for name in ("count", "seed")]
-
-    def row_of_normals(seeds: tf.Tensor) -> tf.Tensor:
-        return tf.random.stateless_normal((latent_dim,), seeds, alg="philox")
 
     def sample(count: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
         # One seed a row: a generator asked for more numbers at once would give others.
@@ -75,9 +97,47 @@ def _sample_function(decoder: keras.Model) -> Any:
             rows,
             fn_output_signature=tf.float32,
         )
-        return {"image": decoder(z, training=False), "z": z}
+        return {"image": decode(z), "z": z}
 
     return tf.function(sample, input_signature=scalars, autograph=False)
+
+
+def _encode_function(encoder: keras.Model) -> Any:
+    spec = tf.TensorSpec((None, *encoder.input_shape[1:]), tf.float32, name="image")
+
+    def encode(image: tf.Tensor) -> dict[str, tf.Tensor]:
+        mean, log_var = _with_empty_batches(lambda image: mean_and_log_var(encoder, image), image)
+        return {"mean": mean, "log_var": log_var}
+
+    return tf.function(encode, input_signature=[spec], autograph=False)
+
+
+def mean_and_log_var(encoder: keras.Model, image: Any) -> tuple[Any, Any]:
+    """What an encoder returns, as a pair or by these names."""
+    outputs = encoder(image, training=False)
+    return (outputs["mean"], outputs["log_var"]) if isinstance(outputs, dict) else tuple(outputs)
+
+
+def _warmup_requests(
+    decoder: keras.Model, encoder: keras.Model | None, signatures: list[str]
+) -> list[tuple[str, Mapping[str, tf.Tensor]]]:
+    # Not sample: a server that batches refuses its scalars, and a model whose warm-up fails is not served.
+    latents = [tf.zeros((batch, decoder.input_shape[1])) for batch in WARMUP_BATCHES]
+    requests: list[tuple[str, Mapping[str, tf.Tensor]]] = [
+        (name, {"z": z}) for name in (SIGNATURE, "png") if name in signatures for z in latents
+    ]
+    if encoder is not None:
+        requests.append(("encode", {"image": tf.zeros((1, *encoder.input_shape[1:]))}))
+    return requests
+
+
+def _sums(path: Path) -> dict[str, str]:
+    """The sums of a SavedModel's files, by name, without the manifest."""
+    return {
+        str(file.relative_to(path).as_posix()): seal.digest(file)
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and file != path / MANIFEST
+    }
 
 
 def is_saved_model(path: Path) -> bool:
@@ -85,12 +145,16 @@ def is_saved_model(path: Path) -> bool:
     return (path / "saved_model.pb").is_file()
 
 
-def runner(path: Path) -> Runner:
+def open_decoder(path: Path) -> Opened:
     """Loads a SavedModel's decoder.
 
     Raises:
-        ExportError: it cannot be read, or has another signature.
+        ExportError: it cannot be read, is not what was exported, or has another signature.
     """
+    metadata: dict[str, str] = {}
+    if (path / MANIFEST).is_file():
+        metadata = seal.check_manifest((path / MANIFEST).read_bytes(), _sums(path), path)
+        seal.check_version(metadata, path)
     try:
         loaded = tf.saved_model.load(str(path))
     except Exception as error:  # a damaged SavedModel raises whatever its damage leads to
@@ -99,11 +163,21 @@ def runner(path: Path) -> Runner:
     arguments = signature.structured_input_signature[1] if signature is not None else {}
     if signature is None or list(arguments) != ["z"] or list(signature.structured_outputs) != ["image"]:
         raise ExportError(f"{path} is no decoder: its signature {SIGNATURE!r} does not take z and return image")
+    signatures = loaded.signatures
 
-    def run(z: np.ndarray) -> np.ndarray:
-        return signature(z=tf.constant(z, tf.float32))["image"].numpy()
+    def decode(z: np.ndarray) -> np.ndarray:
+        return loaded.signatures[SIGNATURE](z=tf.constant(z, tf.float32))["image"].numpy()
 
-    # The signature lives only as long as the object it was loaded from.
-    run.model = loaded  # type: ignore[attr-defined]
-    run.latent_dim = arguments["z"].shape[1]  # type: ignore[attr-defined]
-    return run
+    def encode(image: np.ndarray) -> np.ndarray:
+        found = loaded.signatures["encode"](image=tf.constant(image, tf.float32))
+        return np.stack([found["mean"].numpy(), found["log_var"].numpy()], axis=1)
+
+    image_shape = tuple(signature.structured_outputs["image"].shape[1:])
+    return Opened(
+        "tf_saved_model",
+        decode,
+        arguments["z"].shape[1],
+        image_shape,
+        metadata,
+        encode if "encode" in signatures else None,
+    )

@@ -3,29 +3,48 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-Runner = Callable[[np.ndarray], np.ndarray]
+from export.formats import Runner
 
 TOLERANCE = 1e-4
+# The least PSNR, in dB, that a decoder of lower precision must keep: at 30 eyes begin to see a difference.
+LEAST_PSNR = {"float16": 50.0, "int8": 30.0}
 DRAWS = 1_000
 BATCH_SIZES = (1, 7, 64)
-EXTREME = 5.0
+EXTREME, FAR = 5.0, 50.0
+# Rounding errors grow with the values they are of, and latents of 50 make values some fifty times as large.
+FAR_FACTOR = 10
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The differences between two decoders' images, over all latents that were tried."""
+    """The differences between two decoders' images.
+
+    Attributes:
+        first, second: their names.
+        max_difference, mean_difference: of pixel values, absolute, over all latents but those of +-50.
+        far_difference: the largest over those of +-50.
+        psnr: dB, over the draws from the prior; infinite where there is no difference.
+        passed: whether they count as equal.
+        demanded: what was asked for.
+        error: what the second one raised, on one line, where it did not decode all latents.
+    """
 
     first: str
     second: str
     max_difference: float
     mean_difference: float
+    far_difference: float
+    psnr: float
     passed: bool
+    demanded: str
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -33,8 +52,8 @@ class Report:
     """What `verify` found.
 
     Attributes:
-        pairs: one entry for each two decoders.
-        tolerance: the largest absolute difference that passes.
+        pairs: one entry for each decoder but the first, which it is compared with.
+        tolerance: the largest absolute difference that passes between decoders in float32; at +-50, ten times as much.
         latents: how many latents were decoded.
     """
 
@@ -48,60 +67,123 @@ class Report:
 
     def summary(self) -> str:
         """One line: the largest difference of each pair."""
-        differences = (f"{pair.first} and {pair.second} {pair.max_difference:.2g}" for pair in self.pairs)
-        return f"largest difference {', '.join(differences)} (at most {self.tolerance:g} allowed)"
+        found = (
+            f"{pair.first} and {pair.second} {pair.max_difference:.2g}, {pair.psnr:.0f} dB "
+            f"({pair.error or pair.demanded})"
+            for pair in self.pairs
+        )
+        return f"largest difference of {'; '.join(found)}"
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "passed": self.passed}
+        """The report as JSON takes it: an infinite PSNR is None."""
+        report = {**asdict(self), "passed": self.passed}
+        for pair in report["pairs"]:
+            for name in ("psnr", "max_difference", "mean_difference", "far_difference"):
+                pair[name] = pair[name] if math.isfinite(pair[name]) else None
+        return report
 
 
-def latents(latent_dim: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """The latents that decoders are compared on, in batches of 1, 7 and 64.
-
-    A thousand draws from the prior, zeros, and the ends of what a user would try: all 5, all -5, and
-    each latent at one of the two.
-    """
-    rng = np.random.default_rng(seed)
-    draws = rng.standard_normal((DRAWS, latent_dim), np.float32)
-    sizes = itertools.cycle(BATCH_SIZES)
+def draws(latent_dim: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """A thousand draws from the prior, float32 (batch, latent_dim), in batches of 1, 7 and 64."""
+    z = np.random.default_rng(seed).standard_normal((DRAWS, latent_dim), np.float32)
     start = 0
-    while start < DRAWS:
-        batch = draws[start : start + next(sizes)]
-        start += len(batch)
-        yield batch
-    signs = np.sign(rng.standard_normal((4, latent_dim), np.float32))
+    for size in itertools.cycle(BATCH_SIZES):
+        if start >= DRAWS:
+            return
+        yield z[start : start + size]
+        start += size
+
+
+def extremes(latent_dim: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """No latents at all, zeros, and the ends of what a user would try, float32 (batch, latent_dim).
+
+    These are, for 5 and last for 50, all latents at it, all at its negative, and each at one of the two.
+    """
+    signs = np.sign(np.random.default_rng(seed).standard_normal((4, latent_dim), np.float32))
+    yield np.zeros((0, latent_dim), np.float32)
     yield np.zeros((1, latent_dim), np.float32)
-    yield EXTREME * np.concatenate([np.ones_like(signs[:1]), -np.ones_like(signs[:1]), signs])
+    for extreme in (EXTREME, FAR):
+        yield np.float32(extreme) * np.concatenate([np.ones_like(signs[:1]), -np.ones_like(signs[:1]), signs])
 
 
-def verify(decoders: Mapping[str, Runner], latent_dim: int, tolerance: float = TOLERANCE) -> Report:
-    """Runs all decoders on the same latents and compares every two of them.
+def verify(
+    decoders: Mapping[str, Runner],
+    latent_dim: int,
+    tolerance: float = TOLERANCE,
+    precisions: Mapping[str, str] | None = None,
+) -> Report:
+    """Runs all decoders on the same latents and compares each with the first.
 
     Args:
         decoders: by name, functions from float32 (batch, latent_dim) to images.
         latent_dim: number of latents.
-        tolerance: the largest absolute difference of a pixel value that passes.
+        tolerance: the largest absolute difference of a pixel value that passes; at +-50, ten times as much.
+        precisions: of decoders by name, where one does not compute in float32: "float16" or "int8". Pairs with it pass
+            by their PSNR (`LEAST_PSNR`).
 
     Returns:
         The report. Images that are not finite, or of different shapes, do not pass.
     """
-    largest = dict.fromkeys(itertools.combinations(decoders, 2), 0.0)
-    sums = dict.fromkeys(largest, 0.0)
-    count, values = 0, 0
-    for z in latents(latent_dim):
-        images = {name: np.asarray(run(z), np.float32) for name, run in decoders.items()}
+    reference, *others = decoders
+    differences = {other: _Difference() for other in others}
+    errors: dict[str, str] = {}
+    count = 0
+    for z, drawn in itertools.chain(((z, True) for z in draws(latent_dim)), ((z, False) for z in extremes(latent_dim))):
+        is_far = bool((np.abs(z) == FAR).any())
+        expected = np.asarray(decoders[reference](z), np.float32)
         count += len(z)
-        values += next(iter(images.values())).size
-        for first, second in largest:
-            if images[first].shape != images[second].shape:
-                difference = np.array([np.inf])
-            else:
-                difference = np.abs(images[first] - images[second])
-            # NaN, the one value that max() may lose, counts as an infinite difference.
-            difference = np.where(np.isfinite(difference), difference, np.inf)
-            largest[first, second] = max(largest[first, second], float(difference.max()))
-            sums[first, second] += float(difference.sum(dtype=np.float64))
-    pairs = tuple(
-        Pair(*names, difference, sums[names] / values, difference <= tolerance) for names, difference in largest.items()
-    )
-    return Report(pairs, tolerance, count)
+        for name, difference in differences.items():
+            if name in errors:
+                continue
+            try:
+                difference.add(expected, np.asarray(decoders[name](z), np.float32), drawn, is_far)
+            except Exception as error:  # runtimes share no base class, and whatever they raise is a finding
+                errors[name] = f"a batch of {len(z)} failed: {' '.join(str(error).split())[:200]}"
+    floors = {name: LEAST_PSNR[precision] for name, precision in (precisions or {}).items() if precision in LEAST_PSNR}
+    pairs = []
+    for name, difference in differences.items():
+        floor = min((floors[each] for each in (reference, name) if each in floors), default=None)
+        if floor is None:
+            passed = difference.largest <= tolerance and difference.far <= FAR_FACTOR * tolerance
+            demanded = f"at most {tolerance:g}"
+        else:
+            passed = math.isfinite(difference.largest + difference.far) and difference.psnr >= floor
+            demanded = f"at least {floor:g} dB"
+        found = (difference.largest, difference.mean, difference.far, difference.psnr)
+        pairs.append(Pair(reference, name, *found, passed and name not in errors, demanded, errors.get(name)))
+    return Report(tuple(pairs), tolerance, count)
+
+
+class _Difference:
+    """What two decoders differ by, summed up batch by batch."""
+
+    def __init__(self) -> None:
+        self.largest = self.far = 0.0
+        self._total, self._values = 0.0, 0
+        self._squares, self._drawn_values = 0.0, 0
+
+    @property
+    def mean(self) -> float:
+        return self._total / max(self._values, 1)
+
+    @property
+    def psnr(self) -> float:
+        error = self._squares / max(self._drawn_values, 1)
+        return -10 * math.log10(error) if error > 0 else math.inf
+
+    def add(self, one: np.ndarray, other: np.ndarray, drawn: bool, is_far: bool) -> None:
+        if one.shape != other.shape:
+            self.largest = self._total = self._squares = math.inf
+            return
+        difference = np.abs(one.astype(np.float64) - other)
+        # NaN, the one value that max() may lose, counts as an infinite difference.
+        difference = np.where(np.isfinite(difference), difference, np.inf)
+        if is_far:
+            self.far = max(self.far, float(difference.max()))
+            return
+        self.largest = max(self.largest, float(difference.max(initial=0.0)))
+        self._total += float(difference.sum())
+        self._values += difference.size
+        if drawn:
+            self._squares += float(np.square(difference).sum())
+            self._drawn_values += difference.size

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -21,9 +21,6 @@ from keras_vae._backend import require_tensorflow
 from keras_vae._version import __version__
 from keras_vae.errors import InputError
 from keras_vae.objectives import DEFAULT_LAYERS, DEFAULT_PERCEPTUAL_WEIGHT, PRESETS
-
-if TYPE_CHECKING:
-    from export.verify import Report
 
 app = typer.Typer(
     name="keras-vae",
@@ -34,7 +31,8 @@ app = typer.Typer(
 )
 
 ModelArgument = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="Run folder, .keras file, SavedModel folder or .onnx file.")
+    Path,
+    typer.Argument(metavar="MODEL", help="Run folder, .keras file, SavedModel folder, .onnx, .tflite or .xml file."),
 ]
 DataOption = Annotated[
     str, typer.Option(help="'avatars', 'tfds:NAME[/CONFIG][:SPLIT]', a folder of images, or an .npy or .npz file.")
@@ -44,7 +42,8 @@ StrictOption = Annotated[bool, typer.Option("--strict", help="Refuse a folder of
 JsonOption = Annotated[bool, typer.Option("--json", help="Figures as JSON on standard output.")]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The same seed gives the same result.")]
 VAEArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="Run folder or .keras file.")]
-FORMAT_CHOICES = ("all", "tf_saved_model", "onnx")
+DEFAULT_FORMATS = "tf_saved_model,onnx"
+EVERY_FORMAT = ("tf_saved_model", "onnx", "litert", "openvino", "triton")
 
 
 def main() -> None:
@@ -294,7 +293,9 @@ def sample(
 
     Decodes draws from the prior. The same seed gives the same faces from every kind of MODEL.
     """
-    _library("keras_vae.commands").sample(model, out, count, seed)
+    # An .onnx file needs no TensorFlow, whose import takes longer than the whole command.
+    library = importlib.import_module if model.suffix == ".onnx" else _library
+    library("keras_vae.sampling").sample(model, out, count, seed)
     print(f"{count} samples written to {out}")
 
 
@@ -316,19 +317,30 @@ def reconstruct(
 
 @app.command()
 def export(
+    context: typer.Context,
     model: VAEArgument,
-    out: Annotated[Path | None, typer.Option(help="Folder for 1/ and decoder.onnx; a run's own export/.")] = None,
-    format: Annotated[str, typer.Option(help="all, tf_saved_model or onnx.")] = "all",
+    out: Annotated[Path | None, typer.Option(help="Folder for the artifacts; a run's own export/.")] = None,
+    format: Annotated[
+        str, typer.Option(help=f"One or several of {', '.join(EVERY_FORMAT)}, with commas, or all.")
+    ] = DEFAULT_FORMATS,
+    precision: Annotated[
+        str, typer.Option(help="float32, or a smaller ONNX file: float16, or int8, calibrated on training images.")
+    ] = "float32",
+    data: Annotated[str | None, typer.Option(help="Images for int8; by default what the run trained on.")] = None,
+    encoder: Annotated[bool, typer.Option("--encoder", help="Give the SavedModel the signature encode too.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Export the decoder: SavedModel and ONNX.
+    """Export the decoder: SavedModel, ONNX, LiteRT, OpenVINO, Triton.
 
-    Each is proven equal to the Keras decoder before it takes its place.
+    Each is proven equal to the Keras decoder before it takes its place; those of lower precision, near.
     """
-    if format not in FORMAT_CHOICES:
-        raise InputError(f"unknown export format {format!r}: choose one of {', '.join(FORMAT_CHOICES)}")
+    formats = EVERY_FORMAT if format == "all" else tuple(name.strip() for name in format.split(","))
+    if precision != "float32" and not _typed(context, "format"):
+        formats = ("onnx",)
+    if data is not None and precision != "int8":
+        raise InputError("--data is what int8 is calibrated on: add --precision int8, or leave it out")
     with _reporting(as_json, _print_export) as report:
-        report(_library("keras_vae.commands").export(model, out, format))
+        report(_library("keras_vae.deployment").export(model, out, formats, precision, data, encoder))
 
 
 @app.command()
@@ -341,12 +353,12 @@ def verify(
 ) -> None:
     """Compare decoders on the same latents.
 
-    Compares exported decoders with the Keras one, and with each other; exit status 1 where they differ.
+    Compares exported decoders with the Keras one, and with what was exported; exit status 1 where they differ.
     """
     with _reporting(as_json, _print_verify) as report:
-        result: Report = _library("keras_vae.commands").verify(model, artifacts or [])
-        report(result.to_json())
-    if not result.passed:
+        result = _library("keras_vae.deployment").verify(model, artifacts or [])
+        report(result)
+    if not result["passed"]:
         raise typer.Exit(1)
 
 
@@ -442,19 +454,37 @@ def _shown(value: Any) -> str:
 
 def _print_export(figures: dict[str, Any]) -> None:
     for artifact in figures["artifacts"]:
-        print(f"{artifact['path']}: equal to Keras within {artifact['max_difference']:.2g}")
+        equal = (
+            f"equal to Keras within {artifact['max_difference']:.2g}"
+            if artifact["precision"] == "float32"
+            else f"{artifact['precision']}, {artifact['psnr']:.1f} dB from Keras"
+        )
+        print(f"{artifact['path']}: {equal}, {artifact['bytes'] / 1e6:.2f} MB")
 
 
 def _print_verify(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("pair", "largest difference", "mean difference", "result", title=f"{report['latents']} latents")
+    table = Table("pair", "largest", "mean", "at ±50", "PSNR, dB", "result")
+    table.title = f"differences over {report['latents']} latents"
     for pair in report["pairs"]:
-        passed = "pass" if pair["passed"] else f"FAIL (above {report['tolerance']:g})"
-        names = f"{pair['first']} / {pair['second']}"
-        table.add_row(names, f"{pair['max_difference']:.2e}", f"{pair['mean_difference']:.2e}", passed)
-    Console().print(table)
+        differences = (
+            "none" if pair[name] == 0 else "not finite" if pair[name] is None else f"{pair[name]:.1e}"
+            for name in ("max_difference", "mean_difference", "far_difference")
+        )
+        psnr = "" if pair["psnr"] is None else f"{pair['psnr']:.1f}"
+        passed = "pass" if pair["passed"] else f"FAIL ({pair['error'] or pair['demanded']})"
+        table.add_row(f"{pair['first']} / {pair['second']}", *differences, psnr, passed)
+    console = Console()
+    console.print(table)
+    table = Table("artifact", "MB", "checksum", "result")
+    table.columns[0].overflow = table.columns[3].overflow = "fold"
+    for artifact in report["artifacts"]:
+        checksum = {True: "right", False: "", None: "none"}[artifact["checksum"]]
+        result = "pass" if artifact["problem"] is None else f"FAIL: {artifact['problem']}"
+        table.add_row(artifact["path"], f"{artifact['bytes'] / 1e6:.2f}", checksum, result)
+    console.print(table)
 
 
 if __name__ == "__main__":

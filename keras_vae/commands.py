@@ -1,4 +1,4 @@
-"""What the smaller commands do, apart from parsing and printing."""
+"""What the commands that measure a model do, apart from parsing and printing."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from export.artifact import FORMATS, check_target, float32_copy, keras_runner
-from export.verify import Report
-from export.verify import verify as compare
 from keras_vae import data, pictures
 from keras_vae.errors import InputError
 from keras_vae.evaluation.bounds import importance_weighted_bound
@@ -22,20 +19,6 @@ from keras_vae.models import BATCH, Model, open_model
 
 if TYPE_CHECKING:
     from keras_vae.vae import VAE
-
-# Where `export` puts each format below its folder: TF Serving looks for folders named by version.
-PLACES = {"tf_saved_model": "1", "onnx": "decoder.onnx"}
-EXPORT_FOLDER = "export"
-
-
-def sample(path: Path, out: Path, count: int, seed: int) -> None:
-    """Writes a grid of decoded draws from the prior.
-
-    Raises:
-        InputError: no model, or a picture that cannot be written.
-    """
-    check_output_file(out, pictures.ENDINGS)
-    pictures.save(pictures.grid(open_model(path).sample(count, seed)), out)
 
 
 def reconstruct(path: Path, source: str | None, out: Path, count: int) -> dict[str, Any]:
@@ -50,7 +33,7 @@ def reconstruct(path: Path, source: str | None, out: Path, count: int) -> dict[s
     check_output_file(out, pictures.ENDINGS)
     model = open_model(path)
     vae = model.whole("reconstructing")
-    images = _held_out(model, vae, source, batch_size=1)
+    images = data_of(model, vae, source, batch_size=1)
     originals = np.concatenate(list(images.test.take(count).as_numpy_iterator()))
     reconstructions = vae.predict(originals, batch_size=BATCH, verbose=0)
     pictures.save(pictures.side_by_side(originals, reconstructions), out)
@@ -83,7 +66,7 @@ def evaluate(
     if not vae.compiled:
         vae.compile()
     batch_size = batch_size or model.config.get("batch_size", BATCH)
-    images = _held_out(model, vae, source, batch_size=1)
+    images = data_of(model, vae, source, batch_size=1)
     count = min(images.test_size, limit or images.test_size)
     test = images.test.unbatch().take(count).batch(batch_size)
     # Keras warns of data that ends where it was not told.
@@ -111,8 +94,8 @@ def evaluate(
     return figures
 
 
-def _held_out(model: Model, vae: VAE, source: str | None, batch_size: int) -> data.ImageData:
-    """The data that a model is to be measured on, in its size and crop."""
+def data_of(model: Model, vae: VAE, source: str | None, batch_size: int) -> data.ImageData:
+    """The images that a model was trained on, or others, in its size and crop."""
     source = source or model.config.get("data")
     if source is None:
         raise InputError(f"{model.path} does not say what it was trained on: give --data")
@@ -123,83 +106,3 @@ def _held_out(model: Model, vae: VAE, source: str | None, batch_size: int) -> da
         found, wanted = ("x".join(map(str, shape)) for shape in (images.image_shape, vae.image_shape))
         raise InputError(f"the images of {source} are {found}: {model.path} takes {wanted}")
     return images
-
-
-def export(path: Path, out: Path | None, format: str) -> dict[str, Any]:
-    """Exports the decoder of a run or .keras file, in one format or all.
-
-    Returns:
-        `artifacts`: for each its `format`, `path`, and the `max_difference` from the Keras decoder.
-
-    Raises:
-        InputError, ExportError, VerificationError: as `VAE.export`.
-    """
-    model = open_model(path)
-    if model.vae is None:
-        raise InputError(f"{path} is exported already: copy it, or give a run or .keras file")
-    vae = model.vae
-    folder = out or _export_folder(model)
-    if folder is None:
-        raise InputError(f"{path} is no run with a place of its own for exports: give --out")
-    formats = FORMATS if format == "all" else (format,)
-    for name in formats:
-        check_target(folder / PLACES[name], name)
-    artifacts = []
-    for name in formats:
-        target = folder / PLACES[name]
-        report = vae.export(target, format=name, run_id=model.config.get("run_id", ""))
-        difference = max(pair.max_difference for pair in report.pairs)
-        artifacts.append({"format": name, "path": str(target), "max_difference": difference})
-    return {"artifacts": artifacts}
-
-
-def verify(path: Path, artifacts: list[Path]) -> Report:
-    """Compares a model with exported decoders, every two of them.
-
-    Args:
-        path: any MODEL.
-        artifacts: further MODELs; by default those that `export` wrote into the run.
-
-    Raises:
-        InputError: no model, nothing to compare it with, or decoders of different latent sizes.
-    """
-    model = open_model(path)
-    folder = _export_folder(model)
-    if not artifacts and folder is not None:
-        artifacts = [folder / place for place in PLACES.values() if (folder / place).exists()]
-    if not artifacts:
-        raise InputError(f"nothing to compare {path} with: name exported decoders, or export it first")
-    models = _labelled([model, *map(open_model, artifacts)])
-    for other in models.values():
-        if other.latent_dim != model.latent_dim:
-            raise InputError(
-                f"{other.path} decodes {other.latent_dim} latents and {path} {model.latent_dim}: "
-                "give decoders of the same model"
-            )
-    z = np.zeros((1, model.latent_dim), np.float32)
-    sizes = {name: "x".join(map(str, other.decode(z).shape[1:])) for name, other in models.items()}
-    if len(set(sizes.values())) > 1:
-        shown = ", ".join(f"{name} {size}" for name, size in sizes.items())
-        raise InputError(f"the images differ in size ({shown}): give decoders of the same model")
-    return compare({name: _float32_runner(other) for name, other in models.items()}, model.latent_dim)
-
-
-def _labelled(models: list[Model]) -> dict[str, Model]:
-    """Models by what to call them: their kind, with the path where one kind comes more than once."""
-    kinds = ["keras" if model.vae is not None else model.kind for model in models]
-    labels = [
-        kind if kinds.count(kind) == 1 else f"{kind} {model.path}" for kind, model in zip(kinds, models, strict=True)
-    ]
-    labelled = dict(zip(labels, models, strict=True))
-    if len(labelled) < len(models):
-        raise InputError("the same model was given twice: name another to compare it with")
-    return labelled
-
-
-def _export_folder(model: Model) -> Path | None:
-    return model.path / EXPORT_FOLDER if model.kind == "run" else None
-
-
-def _float32_runner(model: Model) -> Any:
-    """What exported decoders must equal: the Keras decoder in float32, whatever precision it trains in."""
-    return model.decode if model.vae is None else keras_runner(float32_copy(model.vae.decoder))

@@ -1,4 +1,4 @@
-"""Opens what the command line calls MODEL: a run, a .keras file, a SavedModel folder or an .onnx file."""
+"""Opens what the command line calls MODEL: a run, a .keras file, or an exported decoder."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from export.formats import format_of, open_artifact
 from keras_vae.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ MODEL_FILE = "model.keras"
 CONFIG_FILE = "config.json"
 CHECKPOINT_FOLDER = "checkpoints"
 BATCH = 64
+KINDS = (
+    f"a run folder (with {CONFIG_FILE}), a .keras file, a SavedModel folder (with saved_model.pb), or an .onnx, "
+    ".tflite or .xml file"
+)
 
 
 @dataclass(frozen=True)
@@ -29,11 +34,12 @@ class Model:
 
     Attributes:
         path: where it was found.
-        kind: "run", "keras", "tf_saved_model" or "onnx".
+        kind: "run", "keras", or the format of an exported decoder, a key of `export.formats.FORMATS`.
         latent_dim: number of latents.
         decode: from float32 (batch, latent_dim) to float32 images, for any batch.
         vae: the whole model, of a run or a .keras file; None for an exported decoder.
         config: the configuration of the run that it is, or lies in; empty where there is none.
+        metadata: what the exporter wrote into an exported decoder.
     """
 
     path: Path
@@ -42,6 +48,7 @@ class Model:
     decode: Callable[[np.ndarray], np.ndarray]
     vae: VAE | None = None
     config: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
 
     def sample(self, count: int, seed: int | None = None) -> np.ndarray:
         """Images of `count` draws from the prior. The same seed gives the same latents for every kind of model."""
@@ -79,17 +86,10 @@ def open_model(path: str | os.PathLike[str]) -> Model:
     """
     path = Path(path)
     if not path.exists():
-        raise InputError(f"no model at {path}: give a run folder, a .keras file, a SavedModel folder or an .onnx file")
-    if path.suffix == ".onnx":
-        from export.runtime import Decoder
-
-        decoder = Decoder(path)
-        return Model(path, "onnx", decoder.latent_dim, decoder.decode)
-    if path.is_dir() and (path / "saved_model.pb").is_file():
-        from export import saved_model
-
-        runner: Any = saved_model.runner(path)
-        return Model(path, "tf_saved_model", runner.latent_dim, runner)
+        raise InputError(f"no model at {path}: give {KINDS}")
+    if format_of(path) is not None:
+        found = open_artifact(path)
+        return Model(path, found.format, found.latent_dim, found.decode, metadata=found.metadata)
     if path.is_dir() and is_run(path):
         file = path / MODEL_FILE
         if not file.is_file():
@@ -100,10 +100,7 @@ def open_model(path: str | os.PathLike[str]) -> Model:
     if path.is_file() and path.suffix == ".keras":
         run = path.parent.parent if path.parent.name == CHECKPOINT_FOLDER else path.parent
         return _open_keras(path, "keras", path, read_config(run) if is_run(run) else {})
-    raise InputError(
-        f"{path} is no model: give a run folder (with {CONFIG_FILE}), a .keras file, a SavedModel folder "
-        "(with saved_model.pb) or an .onnx file"
-    )
+    raise InputError(f"{path} is no model: give {KINDS}")
 
 
 def read_config(run: Path) -> dict[str, Any]:

@@ -577,6 +577,10 @@ class VAE(keras.Model):
         filepath: str | os.PathLike[str],
         format: str = "tf_saved_model",
         verbose: bool | None = None,
+        *,
+        precision: str = "float32",
+        calibration: Any = None,
+        encoder: bool = False,
         run_id: str = "",
         **kwargs: Any,
     ) -> Any:
@@ -586,28 +590,48 @@ class VAE(keras.Model):
         decoder before it takes its place, and replaces an earlier artifact only when it is equal.
 
         Args:
-            filepath: a folder for "tf_saved_model" (TF Serving wants a version number: NAME/1), a file for "onnx".
-            format: "tf_saved_model" or "onnx", as `keras.Model.export` names them.
+            filepath: a folder for "tf_saved_model" (TF Serving wants a version number: NAME/1), else a file: .onnx,
+                .tflite for "litert", .xml for "openvino".
+            format: "tf_saved_model", "onnx", "litert" or "openvino", as `keras.Model.export` names them.
             verbose: print where the decoder went and how far it is from the Keras one.
-            run_id: the training run's id, for the ONNX metadata.
+            precision: of "onnx" alone, "float16" or "int8": smaller files, whose images differ.
+            calibration: for int8, images to find ranges of values with, some hundreds that the model was trained on: an
+                array (count, height, width, channels), or a dataset of batches.
+            encoder: whether a SavedModel gets the signature `encode` too, from images to mean and log_var.
+            run_id: the training run's id, for the metadata.
 
         Returns:
             `export.verify.Report`, the differences that were measured.
 
         Raises:
-            InputError: unknown format, or a path that cannot be written.
-            export.errors.VerificationError: the artifact differs from the Keras decoder by more than 1e-4.
+            InputError: weights that are no numbers, or unknown arguments.
+            export.errors.ExportError: unknown format, or a path that cannot be written.
+            export.errors.VerificationError: the artifact differs from the Keras decoder by more than 1e-4, or one of
+                lower precision by more than it may.
         """
-        from export import export_decoder
+        from export.artifact import check_target, export_decoder
         from keras_vae._version import __version__
 
+        path = Path(filepath)
+        check_target(path, format, precision)
         if any(not np.isfinite(np.array(weight)).all() for weight in self.decoder.weights):
             raise InputError("the decoder's weights are no numbers: its training diverged; train again")
         if kwargs:
-            raise InputError(f"export takes no {', '.join(kwargs)}: it takes filepath, format, verbose and run_id")
+            raise InputError(
+                f"export takes no {', '.join(kwargs)}: it takes filepath, format, verbose, precision, calibration, "
+                "encoder and run_id"
+            )
         metadata = {"keras_vae_version": __version__, "run_id": run_id}
         with self.averaged_weights():
-            report = export_decoder(self.decoder, Path(filepath), format, metadata)
+            report = export_decoder(
+                self.decoder,
+                path,
+                format,
+                metadata,
+                precision=precision,
+                calibration=None if calibration is None else self._latents_of(calibration),
+                encoder=self.encoder if encoder else None,
+            )
         if verbose:
             print(f"decoder written to {filepath}: {report.summary()}")
         return report
@@ -625,6 +649,16 @@ class VAE(keras.Model):
                 self._xla_functions[role] = tf.function(network, jit_compile=True)
             return self._xla_functions[role](inputs, training=training)
         return network(inputs, training=training)
+
+    def _latents_of(self, images: Any) -> np.ndarray:
+        """One draw from the posterior of each image, float32 (count, latent_dim)."""
+        batches = images
+        if not isinstance(images, tf.data.Dataset):
+            images = np.asarray(images)
+            batches = (images[start : start + 64] for start in range(0, len(images), 64))
+        return np.concatenate(
+            [ops.convert_to_numpy(self.encode(batch).sample(number)) for number, batch in enumerate(batches)]
+        )
 
     def _images(self, images: Any) -> Any:
         """The images of what Keras hands over, as float32 in [0, 1] of the model's shape."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import hashlib
 import io
 import json
 import re
@@ -20,8 +21,9 @@ from PIL import Image
 
 import export
 from export import artifact
+from export.rewrite import rewrite
 from export.runtime import Decoder, to_png
-from export.verify import latents, verify
+from export.verify import draws, extremes, verify
 from keras_vae import VAE, __version__
 
 MakeVAE = Callable[..., VAE]
@@ -57,7 +59,7 @@ def test_saved_model_gives_png_files_and_samples(exported: Path) -> None:
     signatures = tf.saved_model.load(str(exported / "1")).signatures
     z = tf.constant(np.random.default_rng(0).standard_normal((3, 8), np.float32))
     images = signatures["serving_default"](z=z)["image"].numpy()
-    for file, image in zip(signatures["png"](z=z)["png"].numpy(), images, strict=True):
+    for file, image in zip(signatures["png"](z=z)["png_bytes"].numpy(), images, strict=True):
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(file))), np.round(image * 255))
 
     def sample(count: int, seed: int) -> dict[str, np.ndarray]:
@@ -118,7 +120,7 @@ def test_the_runtime_writes_png_files(shape: tuple[int, int, int]) -> None:
 
 def test_saved_model_holds_each_weight_once(exported: Path, trained: VAE) -> None:
     size = (exported / "1" / "variables" / "variables.data-00000-of-00001").stat().st_size
-    assert size < 1.1 * 4 * trained.decoder.count_params()
+    assert size < 1.1 * 4 * rewrite(artifact.float32_copy(trained.decoder)).count_params()
 
 
 def test_onnx_signature_and_metadata(exported: Path) -> None:
@@ -133,6 +135,9 @@ def test_onnx_signature_and_metadata(exported: Path) -> None:
         "image_shape": "[32, 32, 3]",
         "keras_vae_version": __version__,
         "run_id": "abc",
+        "precision": "float32",
+        "format_version": "1",
+        "sha256": hashlib.sha256((exported / "decoder.onnx").read_bytes()[:-76]).hexdigest(),
     }
     assert model.opset_import[0].version >= 18
 
@@ -141,8 +146,7 @@ def test_artifacts_compute_in_float32_whatever_the_policy(exported: Path, traine
     types = {tensor.data_type for tensor in onnx.load(exported / "decoder.onnx").graph.initializer}
     assert onnx.TensorProto.BFLOAT16 not in types
     assert onnx.TensorProto.FLOAT16 not in types
-    graph = (exported / "1" / "saved_model.pb").read_bytes()
-    assert b"conv1" in graph
+    assert b"conv1" in (exported / "1" / "saved_model.pb").read_bytes()
     loaded = tf.saved_model.load(str(exported / "1"))
     operations = loaded.signatures["serving_default"].graph.as_graph_def().library.function
     assert not any(
@@ -186,11 +190,11 @@ def test_any_keras_decoder_will_do(tmp_path: Path) -> None:
 
 
 def test_latents_are_those_that_were_promised() -> None:
-    batches = list(latents(6))
+    batches = [*draws(6), *extremes(6)]
     z = np.concatenate(batches)
-    assert {1, 7, 64} <= {len(batch) for batch in batches}
+    assert {0, 1, 7, 64} <= {len(batch) for batch in batches}
     assert len(z) >= 1001
-    for value in (0, 5, -5):
+    for value in (0, 5, -5, 50, -50):
         assert (z == value).all(1).any()
     assert z.dtype == np.float32
 
@@ -200,11 +204,51 @@ def test_verification_sees_a_difference_nan_and_a_wrong_shape() -> None:
         return np.tile(z[:, :1, None, None], (1, 2, 2, 1))
 
     assert verify({"a": good, "b": good}, 3).passed
-    off = verify({"a": good, "b": lambda z: good(z) + (np.abs(z).max() >= 5) * 2e-4, "c": good}, 3)
-    assert [pair.passed for pair in off.pairs] == [False, True, False]
-    assert off.pairs[0].max_difference == pytest.approx(2e-4, rel=0.01)
+    for least, error, largest, far, passed in [
+        (5, 2e-4, 2e-4, 2e-4, False),
+        (50, 2e-4, 0, 2e-4, True),
+        (50, 2e-3, 0, 2e-3, False),
+    ]:
+
+        def off(z: np.ndarray, least: float = least, error: float = error) -> np.ndarray:
+            return good(z) + (np.abs(z).max(initial=0) >= least) * error
+
+        report = verify({"a": good, "b": off, "c": good}, 3)
+        assert [pair.passed for pair in report.pairs] == [passed, True]
+        pair = report.pairs[0]
+        assert pair.max_difference == pytest.approx(largest, rel=0.01)
+        assert pair.far_difference == pytest.approx(far, rel=0.05)
+        assert pair.psnr == np.inf  # none of the draws from the prior differs
+        assert report.to_json()["pairs"][0]["psnr"] is None
     assert not verify({"a": good, "b": lambda z: good(z) * np.nan}, 3).passed
+    assert not verify({"a": good, "b": lambda z: good(z) * (np.nan if np.abs(z).max(initial=0) == 50 else 1)}, 3).passed
     assert not verify({"a": good, "b": lambda z: good(z)[:1]}, 3).passed
+    assert not verify({"a": good, "b": lambda z: good(z) if len(z) else good(np.zeros((1, 3)))}, 3).passed
+
+
+def test_a_decoder_that_fails_is_a_finding() -> None:
+    def good(z: np.ndarray) -> np.ndarray:
+        return np.tile(z[:, :1, None, None], (1, 2, 2, 1))
+
+    def fails(z: np.ndarray) -> np.ndarray:
+        if not len(z):
+            raise RuntimeError("no\nempty batches")
+        return good(z)
+
+    first, second = verify({"a": good, "b": fails, "c": good}, 3).pairs
+    assert (first.passed, first.error) == (False, "a batch of 0 failed: no empty batches")
+    assert (second.passed, second.error) == (True, None)
+
+
+def test_lower_precision_passes_by_its_psnr() -> None:
+    def good(z: np.ndarray) -> np.ndarray:
+        return np.tile(z[:, :1, None, None], (1, 2, 2, 1))
+
+    for off, precision, passed in ((0.01, "int8", True), (0.05, "int8", False), (0.01, "float16", False)):
+        (pair,) = verify({"a": good, "b": lambda z, off=off: good(z) + off}, 3, precisions={"b": precision}).pairs
+        assert pair.psnr == pytest.approx(-20 * np.log10(off), abs=0.01)
+        assert pair.passed is passed
+        assert "dB" in pair.demanded
 
 
 def damaged(writer: artifact.Writer) -> artifact.Writer:
@@ -213,7 +257,8 @@ def damaged(writer: artifact.Writer) -> artifact.Writer:
     def write(decoder: keras.Model, path: Path, metadata: dict[str, str]) -> None:
         wrong = keras.models.clone_model(decoder)
         wrong.set_weights(decoder.get_weights())
-        wrong.layers[-2].bias.assign(wrong.layers[-2].bias + 0.01)
+        bias = next(weight for weight in reversed(wrong.weights) if weight.path.endswith("bias"))
+        bias.assign(bias + 0.01)
         writer(wrong, path, metadata)
 
     return write
@@ -255,7 +300,9 @@ def test_unusable_targets_are_refused_and_left_alone(make_vae: MakeVAE, tmp_path
         (mine, "onnx", "ending .onnx"),
         (tmp_path / "decoder.bin", "onnx", "ending .onnx"),
         (tmp_path / "decoder.onnx", "tf_saved_model", "give format='onnx'"),
-        (tmp_path / "x", "coreml", "tf_saved_model, onnx"),
+        (tmp_path / "x", "coreml", "tf_saved_model, onnx, litert, openvino"),
+        (tmp_path / "decoder.onnx", "litert", "ending .tflite"),
+        (tmp_path / "decoder.tflite", "tf_saved_model", "give format='litert'"),
         (mine / "letter.txt" / "1", "tf_saved_model", "not a folder"),
     ]:
         with pytest.raises(export.ExportError, match=message):

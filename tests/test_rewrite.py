@@ -205,7 +205,8 @@ def test_exported_files_compute_the_same(case: str, tmp_path: Path) -> None:
     x = layers.LeakyReLU()(layers.Dense(int(np.prod(shape)))(z))
     decoder = keras.Model(z, layers.Activation("sigmoid")(original(layers.Reshape(shape)(x))))
     report = export_decoder(randomized(decoder), tmp_path / "d.onnx", "onnx")
-    assert report.pairs[0].max_difference < 2e-5
+    assert report.passed
+    assert report.pairs[0].mean_difference < 1e-6
 
 
 @pytest.mark.parametrize("network", ["dfc", "resnet"])

@@ -1,0 +1,89 @@
+"""The decoder as a LiteRT file, for phones and small devices."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from export import seal
+from export.errors import ExportError
+from export.formats import Opened
+from export.quiet import quiet_stderr
+
+# As TensorFlow Lite's metadata does it: further files lie in a ZIP archive behind the model, which readers of either
+# one do not mind.
+MANIFEST = "keras_vae.json"
+MODEL = "model"
+
+
+def named(decoder: keras.Model) -> keras.Model:
+    """The decoder with its input called z and its output image, as Keras's exporters take names."""
+    z = keras.Input(decoder.input_shape[1:], name="z")
+    return keras.Model({"z": z}, {"image": decoder(z)})
+
+
+def write(decoder: keras.Model, path: Path, metadata: Mapping[str, str]) -> None:
+    """Writes a float32 decoder by Keras's own export, its metadata and checksum behind it."""
+    with quiet_stderr():
+        named(decoder).export(path, format="litert", verbose=False)
+    found = {MODEL: seal.digest(path)}
+    with zipfile.ZipFile(path, "a") as archive:
+        # Without the time of writing: the same weights give the same bytes.
+        archive.writestr(zipfile.ZipInfo(MANIFEST), seal.manifest(metadata, found))
+
+
+def open_decoder(path: Path) -> Opened:
+    """Loads a LiteRT decoder.
+
+    Raises:
+        ExportError: LiteRT is not installed, or the file is missing, damaged, or no decoder.
+    """
+    interpreter_class = library()
+    content = path.read_bytes()
+    metadata = _metadata(content, path)
+    try:
+        with quiet_stderr():
+            interpreter = interpreter_class(model_content=content)
+            signatures = interpreter.get_signature_list()
+            run = interpreter.get_signature_runner() if len(signatures) == 1 else None
+            details = (run.get_input_details(), run.get_output_details()) if run is not None else ({}, {})
+    except (ValueError, RuntimeError) as error:
+        raise ExportError(f"{path} is no model that LiteRT can read: copy it or export it again") from error
+    if run is None or [list(each) for each in details] != [["z"], ["image"]]:
+        raise ExportError(f"{path} is no decoder: it does not take z and return image")
+    image_shape = tuple(int(side) for side in details[1]["image"]["shape_signature"][1:])
+
+    def decode(z: np.ndarray) -> np.ndarray:
+        if not len(z):  # LiteRT cannot take an empty batch
+            return np.zeros((0, *image_shape), np.float32)
+        with quiet_stderr():  # it announces its delegate
+            return run(z=z)["image"]
+
+    return Opened("litert", decode, int(details[0]["z"]["shape_signature"][1]), image_shape, metadata)
+
+
+def _metadata(content: bytes, path: Path) -> dict[str, str]:
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            entry = archive.getinfo(MANIFEST)
+            text = archive.read(entry)
+    except (zipfile.BadZipFile, KeyError):
+        return {}  # not by us
+    metadata = seal.check_manifest(text, {MODEL: seal.digest(content[: entry.header_offset])}, path)
+    seal.check_version(metadata, path)
+    return metadata
+
+
+def library() -> Any:
+    try:
+        with quiet_stderr():
+            from ai_edge_litert.interpreter import Interpreter
+    except ImportError as error:
+        raise ExportError("LiteRT files need the package ai-edge-litert: pip install 'keras-vae[litert]'") from error
+    return Interpreter

@@ -1,0 +1,88 @@
+"""The decoder as an OpenVINO model, for Intel's chips: an .xml file and the .bin file of its weights beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from export import seal
+from export.errors import ExportError
+from export.formats import Opened
+from export.litert import named
+from export.quiet import quiet_stderr
+
+_COMMENT = re.compile(rb"\n<!-- keras-vae (.*) -->\n$", re.DOTALL)
+
+
+def write(decoder: keras.Model, path: Path, metadata: Mapping[str, str]) -> None:
+    """Writes a float32 decoder by Keras's own export, its metadata and checksums in a comment at the end of the .xml.
+
+    Raises:
+        ExportError: OpenVINO is not installed.
+    """
+    library()
+    with quiet_stderr():
+        named(decoder).export(str(path), format="openvino", verbose=False)
+    found = {"xml": seal.digest(path), "bin": seal.digest(path.with_suffix(".bin"))}
+    text = seal.manifest(metadata, found).replace("--", "-\\u002d")  # no comment may hold two dashes; JSON need not
+    with path.open("ab") as file:
+        file.write(f"\n<!-- keras-vae {text} -->\n".encode())
+
+
+def open_decoder(path: Path, precision: str = "f32") -> Opened:
+    """Loads an OpenVINO decoder, on the CPU.
+
+    Args:
+        path: the .xml file.
+        precision: what it computes in: "f32", or "bf16" (OpenVINO's own choice where the chip has AMX).
+
+    Raises:
+        ExportError: OpenVINO is not installed, or a file is missing, damaged, or no decoder.
+    """
+    openvino = library()
+    metadata = _metadata(path)
+    try:
+        with quiet_stderr():
+            core = openvino.Core()
+            model = core.read_model(path)
+            compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": precision})
+    except RuntimeError as error:
+        raise ExportError(
+            f"{path} and its .bin are no model that OpenVINO can read: copy both or export again"
+        ) from error
+    if [each.names for each in (*compiled.inputs, *compiled.outputs)] != [{"z"}, {"image"}]:
+        raise ExportError(f"{path} is no decoder: it does not take z and return image")
+    image_shape = tuple(side.get_length() for side in list(compiled.output("image").partial_shape)[1:])
+    latent_dim = list(compiled.input("z").partial_shape)[1].get_length()
+
+    def decode(z: np.ndarray) -> np.ndarray:
+        return compiled({"z": z})["image"].copy()
+
+    return Opened("openvino", decode, latent_dim, image_shape, metadata)
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    content, weights = path.read_bytes(), path.with_suffix(".bin")
+    comment = _COMMENT.search(content)
+    if comment is None:
+        return {}  # not by us
+    found = {
+        "xml": seal.digest(content[: comment.start()]),
+        "bin": seal.digest(weights) if weights.is_file() else None,
+    }
+    metadata = seal.check_manifest(comment.group(1), found, path)
+    seal.check_version(metadata, path)
+    return metadata
+
+
+def library() -> Any:
+    try:
+        import openvino
+    except ImportError as error:
+        raise ExportError("OpenVINO models need the package openvino: pip install 'keras-vae[openvino]'") from error
+    return openvino

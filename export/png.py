@@ -1,0 +1,31 @@
+"""PNG files of images, with numpy and the standard library alone."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+
+from export.errors import ExportError
+
+
+def to_png(image: Any) -> bytes:
+    """A PNG file of one image, float (height, width, 1 or 3) in [0, 1]; what is beyond is cut off.
+
+    Raises:
+        ExportError: it has another shape.
+    """
+    pixels = np.asarray(image)
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or not pixels.size:
+        raise ExportError(f"an image of shape {pixels.shape}: give (height, width, 1 or 3 channels)")
+    height, width, channels = pixels.shape
+    pixels = np.round(255.0 * np.clip(np.nan_to_num(pixels), 0.0, 1.0)).astype(np.uint8)
+    rows = np.zeros((height, 1 + width * channels), np.uint8)  # each row begins with its filter, none
+    rows[:, 1:] = pixels.reshape(height, -1)
+    header = struct.pack(">2I5B", width, height, 8, 2 if channels == 3 else 0, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes())), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in parts
+    )

@@ -1,0 +1,294 @@
+"""What clients of TensorFlow Serving have in common, whatever the protocol: numpy alone."""
+
+from __future__ import annotations
+
+import abc
+import argparse
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export import latents
+from export.errors import ExportError
+from export.png import to_png
+
+MODEL = "decoder"
+BATCH_SIZE = 64  # max_batch_size in batching.config: a server that batches refuses requests of more rows
+MESSAGE_BYTES = 64 << 20  # requests are split so that no message is larger
+LONGEST_TEXT = 500
+
+
+class ServerError(ExportError):
+    """A server that cannot be reached, does not serve the model, or refuses a request."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of a signature: the name of its type, as DT_FLOAT, and its shape, -1 where free."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a signature takes and returns, by name."""
+
+    inputs: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
+
+
+class ServedDecoder(abc.ABC):
+    """A decoder on a server, whatever the protocol.
+
+    Attributes:
+        latent_dim: number of latents.
+        image_shape: (height, width, channels).
+        signatures: names of what the model can be asked for.
+        version: the version that answered when this was made.
+    """
+
+    bytes_a_value: int  # of an image, in a message
+
+    def __init__(self, server: str, model: str, version: int | None, timeout: float, batch_size: int) -> None:
+        if version is not None and (not isinstance(version, int) or not 0 <= version < 2**63):
+            raise ExportError(f"version={version!r}: give a whole number, the name of the model's folder")
+        if not 0 < timeout < math.inf:
+            raise ExportError(f"timeout={timeout!r}: give seconds, more than 0")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ExportError(f"batch_size={batch_size!r}: give a whole number from 1 on")
+        self._server, self._model, self._version = server, model, version
+        self._timeout, self._batch_size = timeout, batch_size
+        definitions, self.version = self._metadata()
+        try:
+            self._signatures = {name: _signature_from_json(each) for name, each in definitions.items()}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ServerError(
+                f"{server} describes {model!r} in a form that is not TF Serving's: check the port"
+            ) from error
+        self.signatures = tuple(sorted(name for name in self._signatures if not name.startswith("__")))
+        self.latent_dim, self.image_shape = self._shapes()
+
+    @abc.abstractmethod
+    def _metadata(self) -> tuple[Mapping[str, Any], int]:
+        """The SignatureDefs as JSON, by name, and the version they are of."""
+
+    @abc.abstractmethod
+    def _predict(self, signature: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Runs a signature: float32 arrays, and arrays of bytes objects for strings."""
+
+    def decode(self, z: Any) -> np.ndarray:
+        """Images of latents: float32 (batch, height, width, channels) in [0, 1]. Large batches go in several requests.
+
+        Args:
+            z: numbers, (batch, latent_dim).
+
+        Raises:
+            ExportError: latents of another size, that are no numbers, or not finite: nothing was sent.
+            ServerError: no answer, or an error.
+        """
+        z = latents.check(z, self.latent_dim)
+        answers = [self._run("serving_default", {"z": part}, len(part))["image"] for part in self._parts(z)]
+        return np.concatenate([np.zeros((0, *self.image_shape), np.float32), *answers])
+
+    def png(self, z: Any) -> list[bytes]:
+        """A PNG file of each image.
+
+        Args:
+            z: numbers, (batch, latent_dim).
+
+        Raises:
+            ExportError: as `decode`.
+            ServerError: as `decode`, and for models of other than 1 or 3 channels.
+        """
+        z = latents.check(z, self.latent_dim)
+        (name,) = self._signature("png", {"z"}, None, "PNG files have 1 or 3 channels").outputs
+        return [file for part in self._parts(z) for file in self._run("png", {"z": part}, len(part))[name]]
+
+    def sample(self, count: int, seed: int) -> np.ndarray:
+        """Images of draws from the prior, made by the server: float32 (count, height, width, channels) in [0, 1].
+
+        The same seed gives the same images, other ones than `export.latents.draw`, and the first ones alike whatever
+        the count. One request: a server that batches refuses it, for there is nothing to batch.
+
+        Raises:
+            ExportError: a count below 1 or more than one message holds, or a seed that is no int64.
+            ServerError: as `decode`, and from a server that batches.
+        """
+        most = MESSAGE_BYTES // (self.bytes_a_value * math.prod(self.image_shape))
+        instead = "decode(export.latents.draw(count, latent_dim, seed)) draws here"
+        if not isinstance(count, int) or count < 1:
+            raise ExportError(f"count={count!r}: give a whole number from 1 on")
+        if count > most:
+            raise ExportError(f"count={count}: one answer holds {most} images at most; {instead}")
+        if not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+            raise ExportError(f"seed={seed!r}: give a whole number of 64 bits")
+        self._signature("sample", {"count", "seed"}, {"image", "z"}, "export it again")
+        try:
+            inputs = {"count": np.array(count, np.int64), "seed": np.array(seed, np.int64)}
+            return self._run("sample", inputs, count)["image"]
+        except ServerError as error:
+            if "at least one dimension" not in str(error):
+                raise
+            raise ServerError(f"{self._server} batches requests, and cannot batch 'sample': {instead}") from error
+
+    def encode(self, images: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and log-variance of the latents of images: float32 (batch, latent_dim) each.
+
+        Args:
+            images: numbers in [0, 1], (batch, height, width, channels).
+
+        Raises:
+            ExportError: images of another shape, that are no numbers, or not finite: nothing was sent.
+            ServerError: as `decode`, and for a model that was exported without its encoder.
+        """
+        signature = self._signature("encode", {"image"}, {"mean", "log_var"}, "export it with its encoder")
+        images = latents.check_batch(images, signature.inputs["image"].shape[1:], "images", "encoder")
+        answers = [self._run("encode", {"image": part}, len(part)) for part in self._parts(images)]
+        none = np.zeros((0, self.latent_dim), np.float32)
+        mean, log_var = (np.concatenate([none, *(each[name] for each in answers)]) for name in ("mean", "log_var"))
+        return mean, log_var
+
+    def _parts(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        most = MESSAGE_BYTES // (self.bytes_a_value * math.prod(self.image_shape))
+        step = max(1, min(self._batch_size, most))
+        return (rows[start : start + step] for start in range(0, len(rows), step))
+
+    def _run(self, name: str, inputs: Mapping[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
+        outputs = self._predict(name, inputs)
+        for output, tensor in self._signatures[name].outputs.items():
+            wanted = (rows, *tensor.shape[1:])
+            if output not in outputs or outputs[output].shape != wanted:
+                found = outputs[output].shape if output in outputs else "nothing"
+                raise ServerError(
+                    f"{self._server} answered with {found} for {output!r}, where {wanted} was asked for: "
+                    "another model may have taken its place; connect again"
+                )
+        return outputs
+
+    def _signature(self, name: str, inputs: set[str], outputs: set[str] | None, hint: str) -> Signature:
+        """A signature of these inputs and outputs; None: of one output, whatever its name."""
+        signature = self._signatures.get(name)
+        if signature is not None and set(signature.inputs) == inputs:
+            found = set(signature.outputs)
+            if found == outputs or (outputs is None and len(found) == 1):
+                return signature
+        known = ", ".join(self.signatures)
+        raise ServerError(f"{self._model!r} at {self._server} has no signature {name!r} (it has {known}): {hint}")
+
+    def _shapes(self) -> tuple[int, tuple[int, int, int]]:
+        default = self._signatures.get("serving_default", Signature({}, {}))
+        z, image = default.inputs.get("z"), default.outputs.get("image")
+        fits = (
+            len(default.inputs) == len(default.outputs) == 1
+            and z is not None
+            and image is not None
+            and z.dtype == image.dtype == "DT_FLOAT"
+            and (len(z.shape), len(image.shape)) == (2, 4)
+            and min(*z.shape[1:], *image.shape[1:]) > 0
+        )
+        if not fits or z is None or image is None:
+            found = ", ".join((*default.inputs, *default.outputs)) or "nothing"
+            raise ServerError(
+                f"{self._model!r} at {self._server} is no decoder: its serving_default has {found} where a decoder has "
+                "z, float32 (batch, latent_dim), and image, float32 (batch, height, width, channels)"
+            )
+        height, width, channels = image.shape[1:]
+        return z.shape[1], (height, width, channels)
+
+    def _not_served(self, states: Mapping[int, tuple[str, str]] | None) -> ServerError:
+        """Why there is no such model.
+
+        Args:
+            states: of each version its state and the text of its error; None where the server knows no such model.
+        """
+        if states is None:
+            return ServerError(f"{self._server} has no model {self._model!r}: take a name from its models.config")
+        name = f"{self._model!r} at {self._server}"
+        if self._version is not None and self._version not in states:
+            known = ", ".join(str(version) for version in sorted(states))
+            return ServerError(
+                f"{name} has no version {self._version} (it has {known}): put it into the model's folder"
+            )
+        version = max(states) if self._version is None else self._version
+        state, text = states[version]
+        if state in ("START", "LOADING", "AVAILABLE"):  # the last since it was asked for
+            return ServerError(f"{name} is still loading version {version}: ask again in a while")
+        reason = f"{state}: {text}" if text else state
+        return ServerError(f"{name} does not serve version {version} ({reason}): look at the server's log")
+
+
+def _signature_from_json(definition: Mapping[str, Any]) -> Signature:
+    return Signature(_tensors(definition.get("inputs", {})), _tensors(definition.get("outputs", {})))
+
+
+def _tensors(infos: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {
+        name: Tensor(
+            info.get("dtype", "DT_INVALID"),
+            tuple(int(dim.get("size", 0)) for dim in info.get("tensor_shape", {}).get("dim", ())),
+        )
+        for name, info in infos.items()
+    }
+
+
+def one_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST_TEXT else f"{line[:LONGEST_TEXT]}..."
+
+
+def tile(images: np.ndarray) -> np.ndarray:
+    """Images side by side, row by row, in as many rows as columns or one less; white where none is left.
+
+    Args:
+        images: float32 (count, height, width, channels).
+
+    Returns:
+        One image, float32 (rows * height, columns * width, channels).
+    """
+    count, height, width, channels = images.shape
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    cells = np.ones((rows * columns, height, width, channels), np.float32)
+    cells[:count] = images
+    in_rows = cells.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    return in_rows.reshape(rows * height, columns * width, channels)
+
+
+def run(
+    parser: argparse.ArgumentParser,
+    connect: Callable[[argparse.Namespace], ServedDecoder],
+    arguments: Sequence[str] | None,
+) -> int:
+    """Writes a picture of draws from the prior, decoded by a server; returns the exit status.
+
+    Args:
+        parser: has the option for the server's address.
+        connect: makes the client from the options.
+        arguments: of the command line; by default this process's.
+    """
+    parser.add_argument("--model", default=MODEL, help="its name on the server (%(default)s)")
+    parser.add_argument("--version", type=int, help="of the model (the latest)")
+    parser.add_argument("--timeout", type=float, default=10.0, help="seconds a request may take (%(default)s)")
+    parser.add_argument("--count", type=int, default=16, help="images (%(default)s)")
+    parser.add_argument("--seed", type=int, help="the same seed gives the same images, here and in `keras-vae sample`")
+    parser.add_argument("--out", type=Path, default=Path("samples.png"), help="the picture (%(default)s)")
+    options = parser.parse_args(arguments)
+    try:
+        if options.out.suffix.lower() != ".png" or not options.out.absolute().parent.is_dir():
+            raise ExportError(f"--out {options.out}: give a file that ends in .png, in a folder that exists")
+        decoder = connect(options)
+        images = decoder.decode(latents.draw(options.count, decoder.latent_dim, options.seed))
+        options.out.write_bytes(to_png(tile(images)))
+    except (ExportError, OSError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    print(f"{options.count} images of {decoder.image_shape}, version {decoder.version}: {options.out}")
+    return 0

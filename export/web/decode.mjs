@@ -1,0 +1,139 @@
+#!/usr/bin/env node
+/** Makes images with an exported decoder: latents from a JSON file, or draws from the prior. */
+
+import { access, constants, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
+import path from "node:path";
+import { text } from "node:stream/consumers";
+import { parseArgs } from "node:util";
+
+import { Decoder, DecoderError, toRGBA } from "./decoder.mjs";
+
+const USAGE = `usage: node decode.mjs DECODER.onnx Z.json OUT
+       node decode.mjs DECODER.onnx --seed N [--count N] OUT
+
+Z.json   rows of latents, [[0.1, ...], ...]; - reads them from standard input
+OUT      .ppm: a picture, all images in a grid; .f32: float32, little-endian, [n, height, width, channels]
+--seed   draws from the standard normal prior, the same for the same seed (a whole number, not numpy's generator)
+--count  how many (default 16)
+
+exit status: 0 done, 2 wrong use or bad input, 1 anything else`;
+
+const MAX_VALUES = 2 ** 29; // 2 GiB of float32
+
+class UsageError extends Error {}
+
+function parse(argv) {
+  const options = { seed: { type: "string" }, count: { type: "string" }, help: { type: "boolean", short: "h" } };
+  let values, positionals;
+  try {
+    ({ values, positionals } = parseArgs({ args: argv, options, allowPositionals: true }));
+  } catch (error) {
+    throw new UsageError(`${error.message.split(".")[0]}; see --help`);
+  }
+  if (values.help) return { help: true };
+  const draws = values.seed !== undefined;
+  if (!draws && values.count !== undefined) throw new UsageError("--count goes with --seed: give both");
+  if (positionals.length !== (draws ? 2 : 3)) {
+    const wanted = draws ? "DECODER.onnx and OUT beside --seed" : "DECODER.onnx, Z.json and OUT, or --seed";
+    throw new UsageError(`${positionals.length} arguments where there should be ${wanted}; see --help`);
+  }
+  for (const name of ["seed", "count"]) {
+    if (values[name] !== undefined && !/^\d+$/.test(values[name])) {
+      throw new UsageError(`--${name} ${values[name]}: give a whole number`);
+    }
+  }
+  const [model, latents, out] = draws ? [positionals[0], null, positionals[1]] : positionals;
+  if (![".ppm", ".f32"].includes(path.extname(out))) throw new UsageError(`${out}: name it .ppm or .f32`);
+  return { model, latents, out, seed: Number(values.seed), count: Number(values.count ?? 16) };
+}
+
+async function readLatents(file) {
+  let json;
+  try {
+    json = file === "-" ? await text(process.stdin) : await readFile(file, "utf8");
+  } catch (error) {
+    throw new UsageError(`cannot read ${file}: ${error.message}`);
+  }
+  try {
+    return JSON.parse(json);
+  } catch (error) {
+    throw new UsageError(`${file === "-" ? "standard input" : file} is no JSON: ${error.message}`);
+  }
+}
+
+async function loadRuntime() {
+  try {
+    return (await import("onnxruntime-node")).default;
+  } catch (error) {
+    throw new Error(`onnxruntime-node does not load; npm ci --ignore-scripts installs it: ${error.message}`);
+  }
+}
+
+/** Refuses a place that cannot be written to, before any work. */
+async function checkTarget(out) {
+  const isFolder = async (file) => (await stat(file).catch(() => null))?.isDirectory();
+  const folder = path.dirname(out);
+  if (!(await isFolder(folder))) throw new UsageError(`cannot write ${out}: there is no folder ${folder}`);
+  if (await isFolder(out)) throw new UsageError(`cannot write ${out}: it is a folder`);
+  try {
+    await access(folder, constants.W_OK);
+  } catch (error) {
+    throw new UsageError(`cannot write ${out}: ${error.message}`);
+  }
+}
+
+/** Images in rows, as many a row as there are rows, on white. */
+function toPPM(images) {
+  const [count, height, width] = images.dims;
+  const columns = Math.ceil(Math.sqrt(count));
+  const rows = Math.ceil(count / columns);
+  const header = Buffer.from(`P6\n${columns * width} ${rows * height}\n255\n`);
+  const pixels = Buffer.alloc(rows * height * columns * width * 3, 255);
+  for (let index = 0; index < count; index++) {
+    const { data: rgba } = toRGBA(images, index);
+    const [top, left] = [Math.floor(index / columns) * height, (index % columns) * width];
+    for (let pixel = 0; pixel < height * width; pixel++) {
+      const place = (top + Math.floor(pixel / width)) * columns * width + left + (pixel % width);
+      pixels.set(rgba.subarray(4 * pixel, 4 * pixel + 3), 3 * place);
+    }
+  }
+  return Buffer.concat([header, pixels]);
+}
+
+/** In one piece or not at all. */
+async function write(out, bytes) {
+  const aside = path.join(path.dirname(out), `.${path.basename(out)}.${process.pid}`);
+  try {
+    await writeFile(aside, bytes);
+    await rename(aside, out);
+  } finally {
+    await rm(aside, { force: true });
+  }
+}
+
+async function main() {
+  const { help, model, latents, out, seed, count } = parse(process.argv.slice(2));
+  if (help) return console.log(USAGE);
+  await checkTarget(out);
+  const rows = latents === null ? null : await readLatents(latents);
+  const decoder = await Decoder.load(await loadRuntime(), model);
+
+  const imageSize = decoder.imageShape.reduce((product, side) => product * side);
+  const wanted = latents === null ? count : rows?.length;
+  if (wanted * imageSize > MAX_VALUES) throw new UsageError(`${wanted} images are more than 2 GiB: ask for fewer`);
+  const z = latents === null ? decoder.latents(count, seed) : rows;
+  const parts = [];
+  for await (const images of decoder.batches(z)) parts.push(images.data);
+  const data = new Float32Array(await new Blob(parts).arrayBuffer());
+  const images = { data, dims: [data.length / imageSize, ...decoder.imageShape] };
+
+  await write(out, out.endsWith(".ppm") ? toPPM(images) : new Uint8Array(data.buffer));
+  return console.log(`${out}: ${images.dims[0]} of ${decoder.imageShape.join(" x ")}`);
+}
+
+try {
+  await main();
+} catch (error) {
+  console.error(`decode.mjs: ${error.message.replace(/\s+/g, " ").trim()}`);
+  process.exitCode = error instanceof UsageError || error instanceof DecoderError ? 2 : 1;
+}

@@ -1,0 +1,297 @@
+/**
+ * A decoder exported as ONNX, with onnxruntime-node in Node or onnxruntime-web in a page: give it the one or the other.
+ *
+ *     const decoder = await Decoder.load(ort, "decoder.onnx");
+ *     const images = await decoder.sample(16, 0);
+ *     const { data, width, height } = toRGBA(images, 3); // the fourth, for new ImageData(data, width, height)
+ */
+
+// A download may take as long as it likes while bytes come in.
+const STALL_MS = 30_000;
+
+/** A model, latents or images that cannot be used: the message says what, where and what to do. */
+export class DecoderError extends Error {
+  name = "DecoderError";
+}
+
+export class Decoder {
+  #ort;
+  #session;
+  #turn = Promise.resolve();
+
+  /**
+   * Reads a decoder.
+   *
+   * @param ort the module onnxruntime-node or onnxruntime-web, 1.22 or newer.
+   * @param {string | URL | Blob | ArrayBuffer | Uint8Array} source the .onnx file: its address in a page, its path or
+   *     address in Node, or the file itself.
+   * @param {object} options onnxruntime's session options, {executionProviders: ["webgpu"]} say.
+   * @returns {Promise<Decoder>}
+   * @throws {DecoderError} the file is missing, damaged, or no decoder.
+   * @throws {Error} onnxruntime itself did not start.
+   */
+  static async load(ort, source, options = {}) {
+    const { name, bytes } = await read(source);
+    let session;
+    try {
+      session = await ort.InferenceSession.create(bytes, options);
+    } catch (error) {
+      // onnxruntime's errors share no class; those of a runtime that does not start name the backend.
+      if (/\bbackend\b/i.test(error.message)) {
+        throw new Error(`onnxruntime did not start: ${error.message}`, { cause: error });
+      }
+      throw new DecoderError(
+        `${name} is no ONNX model that onnxruntime can read: export it again (${error.message ?? error})`,
+        { cause: error },
+      );
+    }
+    try {
+      return new Decoder(ort, session, name);
+    } catch (error) {
+      await session.release();
+      throw error;
+    }
+  }
+
+  /** Use `Decoder.load`. */
+  constructor(ort, session, name) {
+    const names = [...session.inputNames, ...session.outputNames];
+    if (names.join() !== "z,image") {
+      throw new DecoderError(`${name} is no decoder: it has ${names.join(", ")} where a decoder has z and image`);
+    }
+    if (!session.inputMetadata) throw new Error("this onnxruntime does not tell shapes: install 1.22 or newer");
+    const values = [session.inputMetadata[0], session.outputMetadata[0]];
+    const shapes = values.map((value) => value.shape.slice(1));
+    if (shapes[0].length !== 1 || shapes[1].length !== 3 || !shapes.flat().every(Number.isInteger)) {
+      throw new DecoderError(`${name} is no decoder: z is [batch, ${shapes[0]}], image [batch, ${shapes[1]}]`);
+    }
+    if (values.some((value) => value.type !== "float32")) {
+      throw new DecoderError(`${name} is no decoder: z is ${values[0].type}, image ${values[1].type}, not float32`);
+    }
+    this.#ort = ort;
+    this.#session = session;
+    /** Numbers in a latent vector. */
+    this.latentDim = shapes[0][0];
+    /** [height, width, channels] */
+    this.imageShape = shapes[1];
+  }
+
+  /**
+   * Images of latents.
+   *
+   * Any number of calls may be under way at once; they run one after another.
+   *
+   * @param z n rows of latentDim numbers, or n * latentDim numbers in one list; lists are arrays or typed arrays.
+   * @returns {Promise<{data: Float32Array, dims: number[]}>} values in [0, 1]; dims is [n, height, width, channels].
+   * @throws {DecoderError} latents of another size, that are no numbers, or not finite.
+   */
+  async decode(z) {
+    const values = pack(z, this.latentDim);
+    const tensor = new this.#ort.Tensor("float32", values, [values.length / this.latentDim, this.latentDim]);
+    // Runs of onnxruntime-web share a stack, which those under way at once would free under each other.
+    const run = this.#turn.then(() => this.#session.run({ z: tensor }));
+    this.#turn = run.catch(() => {}); // the caller hears of it; the next one runs all the same
+    const { image } = await run;
+    return { data: image.data, dims: [...image.dims] };
+  }
+
+  /**
+   * As `decode`, `size` images at a time: of many, what is between the layers takes much memory, and a page that waits
+   * for all of them stands still.
+   */
+  async *batches(z, size = 32) {
+    const values = pack(z, this.latentDim);
+    for (let start = 0; start < values.length; start += size * this.latentDim) {
+      yield await this.decode(values.subarray(start, start + size * this.latentDim));
+    }
+  }
+
+  /**
+   * Draws from the standard normal prior; the same seed gives the same ones, and the first of a larger count too.
+   *
+   * @param {number} count whole, from 1 on.
+   * @param {number} seed whole, from 0 to 2**32 - 1. Not numpy's: another generator than the Python runtime's.
+   * @returns {Float32Array} count * latentDim numbers.
+   * @throws {DecoderError} count or seed is something else.
+   */
+  latents(count, seed) {
+    if (!Number.isInteger(count) || count < 1) {
+      throw new DecoderError(`count is ${describe(count)}: give a whole number from 1 on`);
+    }
+    return Float32Array.from({ length: count * this.latentDim }, standardNormal(seed));
+  }
+
+  /**
+   * Images of `latents(count, seed)`, all in one batch.
+   *
+   * @returns {Promise<{data: Float32Array, dims: number[], z: Float32Array}>} as `decode`, and the latents.
+   * @throws {DecoderError} count or seed is none.
+   */
+  async sample(count, seed) {
+    const z = this.latents(count, seed);
+    return { ...(await this.decode(z)), z };
+  }
+
+  /** Frees the memory that onnxruntime holds, after the calls under way. */
+  async release() {
+    await this.#turn;
+    await this.#session.release();
+  }
+}
+
+/**
+ * The pixels of one image, as ImageData takes them.
+ *
+ * @param {{data: Float32Array, dims: number[]}} images of 1 or 3 channels; what is beyond [0, 1] is cut off.
+ * @param {number} index which of them.
+ * @returns {{data: Uint8ClampedArray, width: number, height: number}} RGBA, opaque.
+ * @throws {DecoderError} other channels, or no such image.
+ */
+export function toRGBA({ data, dims }, index = 0) {
+  const [height, width, channels] = dims.slice(-3);
+  if (channels !== 1 && channels !== 3) {
+    throw new DecoderError(`images of ${channels} channels cannot be shown: only those of 1 or 3`);
+  }
+  const pixels = height * width;
+  const start = index * pixels * channels;
+  if (!(Number.isInteger(index) && start >= 0 && start < data.length)) {
+    throw new DecoderError(`there is no image ${describe(index)}: dims are [${dims}]`);
+  }
+  const rgba = new Uint8ClampedArray(4 * pixels); // rounds and clamps what is put into it
+  for (let pixel = 0; pixel < pixels; pixel++) {
+    for (let channel = 0; channel < 3; channel++) {
+      rgba[4 * pixel + channel] = 255 * data[start + pixel * channels + (channels === 3 ? channel : 0)];
+    }
+    rgba[4 * pixel + 3] = 255;
+  }
+  return { data: rgba, width, height };
+}
+
+/**
+ * A generator of standard normal numbers: xoshiro128** (Blackman and Vigna), seeded by SplitMix32, and Box-Muller.
+ *
+ * @param {number} seed whole, from 0 to 2**32 - 1.
+ * @returns {() => number}
+ * @throws {DecoderError} seed is something else.
+ */
+export function standardNormal(seed) {
+  if (!Number.isInteger(seed) || seed < 0 || seed >= 2 ** 32) {
+    throw new DecoderError(`seed is ${describe(seed)}: give a whole number from 0 to ${2 ** 32 - 1}`);
+  }
+  const state = Uint32Array.from({ length: 4 }, (_, step) => {
+    let mixed = (seed + Math.imul(step + 1, 0x9e3779b9)) | 0;
+    mixed = Math.imul(mixed ^ (mixed >>> 16), 0x21f0aaad);
+    mixed = Math.imul(mixed ^ (mixed >>> 15), 0x735a2d97);
+    return mixed ^ (mixed >>> 15);
+  });
+  const rotate = (value, bits) => (value << bits) | (value >>> (32 - bits));
+  const uniform = () => {
+    const result = Math.imul(rotate(Math.imul(state[1], 5), 7), 9) >>> 0;
+    const shifted = state[1] << 9;
+    state[2] ^= state[0];
+    state[3] ^= state[1];
+    state[1] ^= state[2];
+    state[0] ^= state[3];
+    state[2] ^= shifted;
+    state[3] = rotate(state[3], 11);
+    return (result + 0.5) / 2 ** 32; // between 0 and 1, neither of them
+  };
+  let spare = null;
+  return () => {
+    if (spare !== null) {
+      const value = spare;
+      spare = null;
+      return value;
+    }
+    const radius = Math.sqrt(-2 * Math.log(uniform()));
+    const angle = 2 * Math.PI * uniform();
+    spare = radius * Math.sin(angle);
+    return radius * Math.cos(angle);
+  };
+}
+
+const isList = (value) => Array.isArray(value) || (ArrayBuffer.isView(value) && "length" in value);
+
+function describe(value) {
+  if (typeof value === "string") return `the text ${JSON.stringify(value.slice(0, 20))}`;
+  if (typeof value === "bigint") return `the BigInt ${value}`;
+  return typeof value === "object" && value !== null ? "an object" : String(value);
+}
+
+/** Latents in any of the forms that `decode` takes, as one Float32Array. */
+function pack(z, latentDim) {
+  if (!isList(z)) throw new DecoderError(`latents are ${describe(z)}: give rows of ${latentDim} numbers`);
+  if (z.length === 0) throw new DecoderError(`there are no latents: give rows of ${latentDim} numbers`);
+  const inRows = isList(z[0]);
+  if (!inRows && z.length % latentDim !== 0) {
+    throw new DecoderError(`latents are a list of ${z.length}: this decoder takes ${latentDim} numbers an image`);
+  }
+  const values = new Float32Array(inRows ? z.length * latentDim : z.length);
+  (inRows ? z : [z]).forEach((row, index) => {
+    const where = inRows ? `row ${index} of the latents` : "the list of latents";
+    if (!isList(row)) throw new DecoderError(`${where} is ${describe(row)}: give ${latentDim} numbers`);
+    if (inRows && row.length !== latentDim) {
+      throw new DecoderError(`${where} has ${row.length} numbers: this decoder takes ${latentDim}`);
+    }
+    for (let column = 0; column < row.length; column++) {
+      const value = row[column];
+      if (typeof value !== "number") throw new DecoderError(`${where} holds ${describe(value)}: give numbers`);
+      if (!Number.isFinite(Math.fround(value))) {
+        throw new DecoderError(`${where} holds ${value}: give finite numbers that float32 can hold`);
+      }
+      values[index * latentDim + column] = value;
+    }
+  });
+  return values;
+}
+
+/** The bytes of a model, and what to call it. */
+async function read(source) {
+  if (source instanceof Blob) {
+    return { name: source.name ?? "the model", bytes: new Uint8Array(await source.arrayBuffer()) };
+  }
+  if (source instanceof ArrayBuffer) return { name: "the model", bytes: new Uint8Array(source) };
+  if (source instanceof Uint8Array) return { name: "the model", bytes: source };
+  if (typeof source !== "string" && !(source instanceof URL)) {
+    throw new DecoderError(`the model is ${describe(source)}: give an address, a path or the bytes of an .onnx file`);
+  }
+  const name = String(source);
+  // Asked for this way, Node's files are in nobody's way when a bundler makes a page of this module.
+  const files = globalThis.process?.getBuiltinModule?.("node:fs/promises");
+  if (!files || /^(https?|blob|data):/i.test(name)) return { name, bytes: await download(name) };
+  try {
+    return { name, bytes: await files.readFile(/^file:/i.test(name) ? new URL(name) : name) };
+  } catch (error) {
+    if (error.code === "ENOENT") throw new DecoderError(`no ONNX file at ${name}`, { cause: error });
+    throw new DecoderError(`cannot read ${name}: ${error.message}`, { cause: error });
+  }
+}
+
+async function download(url) {
+  const controller = new AbortController();
+  let timer;
+  const within = async (promise) => {
+    timer = setTimeout(() => controller.abort(), STALL_MS);
+    try {
+      return await promise;
+    } finally {
+      clearTimeout(timer);
+    }
+  };
+  try {
+    const response = await within(fetch(url, { signal: controller.signal }));
+    if (!response.ok) throw new DecoderError(`no ONNX file at ${url}: the server answers ${response.status}`);
+    const reader = response.body.getReader();
+    const parts = [];
+    for (;;) {
+      const { done, value } = await within(reader.read());
+      if (done) return new Uint8Array(await new Blob(parts).arrayBuffer());
+      parts.push(value);
+    }
+  } catch (error) {
+    if (error instanceof DecoderError) throw error;
+    const stalled = controller.signal.aborted && `nothing came for ${STALL_MS / 1000} s`;
+    const reason = stalled || (error.cause?.message ?? error.message);
+    throw new DecoderError(`cannot load ${url}: ${reason}`, { cause: error });
+  }
+}

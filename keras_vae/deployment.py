@@ -1,0 +1,237 @@
+"""What `keras-vae export` and `keras-vae verify` do, apart from parsing and printing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export import triton
+from export.artifact import check_target, float32_copy, keras_runner
+from export.errors import ExportError
+from export.formats import FORMATS, PRECISIONS
+from export.verify import verify as compare
+from keras_vae.commands import data_of
+from keras_vae.errors import InputError
+from keras_vae.models import Model, open_model
+
+EXPORT_FOLDER = "export"
+TRITON = "triton"
+CHOICES = (*FORMATS, TRITON)
+CALIBRATION_IMAGES = 512
+
+
+def export(
+    path: Path,
+    out: Path | None,
+    formats: tuple[str, ...],
+    precision: str = "float32",
+    source: str | None = None,
+    encoder: bool = False,
+) -> dict[str, Any]:
+    """Exports the decoder of a run or .keras file.
+
+    Args:
+        path: the model.
+        out: the folder for the artifacts; a run's own export folder.
+        formats: keys of `export.formats.FORMATS`, and "triton": a model repository with the ONNX decoder.
+        precision: of the ONNX decoder.
+        source: for int8, images to calibrate on; by default what the run trained on.
+        encoder: whether the SavedModel gets the encoder too.
+
+    Returns:
+        `artifacts`: for each its `format`, `precision`, `path`, `bytes`, and how far it is from the Keras decoder,
+        `max_difference` and `psnr` (dB).
+
+    Raises:
+        InputError, ExportError, VerificationError: as `VAE.export`.
+    """
+    unknown = [name for name in formats if name not in CHOICES]
+    if unknown or not formats:
+        raise InputError(f"unknown export format {', '.join(unknown)!r}: choose of all, {', '.join(CHOICES)}")
+    if encoder and "tf_saved_model" not in formats:
+        raise InputError("--encoder goes into the SavedModel alone: add --format tf_saved_model, or leave it out")
+    model = open_model(path)
+    if model.vae is None:
+        raise InputError(f"{path} is exported already: copy it, or give a run or .keras file")
+    folder = out or _export_folder(model)
+    if folder is None:
+        raise InputError(f"{path} is no run with a place of its own for exports: give --out")
+    targets = {name: folder / place(name, precision) for name in formats if name != TRITON}
+    if TRITON in formats:
+        targets.setdefault("onnx", folder / place("onnx", precision))
+    for name, target in targets.items():
+        check_target(target, name, precision)
+    calibration = _calibration(model, source) if precision == "int8" else None
+    artifacts = []
+    for name, target in targets.items():
+        report = model.vae.export(
+            target,
+            format=name,
+            precision=precision,
+            calibration=calibration,
+            encoder=encoder and name == "tf_saved_model",
+            run_id=model.config.get("run_id", ""),
+        )
+        (pair,) = report.pairs
+        artifacts.append(
+            {
+                "format": name,
+                "precision": precision,
+                "path": str(target),
+                "bytes": size(target),
+                "max_difference": pair.max_difference,
+                "psnr": pair.psnr,
+            }
+        )
+    if TRITON in formats:
+        written = triton.write(targets["onnx"], folder / TRITON)
+        like = next(each for each in artifacts if each["format"] == "onnx")
+        artifacts.append({**like, "format": TRITON, "path": str(written), "bytes": size(written)})
+    return {"artifacts": artifacts}
+
+
+def place(format: str, precision: str = "float32") -> str:
+    """Where `export` keeps a format below its folder."""
+    found = Path(FORMATS[format].place)
+    return str(found) if precision == "float32" else f"{found.stem}.{precision}{found.suffix}"
+
+
+def size(path: Path) -> int:
+    """Bytes of an artifact's files."""
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    weights = path.with_suffix(".bin")
+    return path.stat().st_size + (weights.stat().st_size if path.suffix == ".xml" and weights.is_file() else 0)
+
+
+def verify(path: Path, artifacts: list[Path]) -> dict[str, Any]:
+    """Compares exported decoders with a model, and with what was exported.
+
+    Args:
+        path: any MODEL.
+        artifacts: further MODELs; by default those that `export` wrote into the run.
+
+    Returns:
+        What `export.verify.Report.to_json` has, and `artifacts`: of each its `path`, `format`, `precision`, `bytes`,
+        whether its `checksum` is right (None where it has none), and what is wrong with it, the `problem`, or None.
+        `passed` is of all together.
+
+    Raises:
+        InputError: no model, nothing to compare it with, or decoders of different sizes.
+    """
+    model = open_model(path)
+    folder = _export_folder(model)
+    if not artifacts and folder is not None:
+        artifacts = _present(folder)
+    if not artifacts:
+        raise InputError(f"nothing to compare {path} with: name exported decoders, or export it first")
+    opened: list[Model] = []
+    checks: list[dict[str, Any]] = []
+    for artifact in artifacts:
+        check: dict[str, Any] = {
+            "path": str(artifact),
+            "format": None,
+            "precision": None,
+            "bytes": None,
+            "checksum": None,
+            "problem": None,
+        }
+        checks.append(check)
+        if not artifact.exists():
+            open_model(artifact)  # which says what a model is
+        check["bytes"] = size(artifact)
+        try:
+            other = open_model(artifact)
+        except ExportError as error:
+            check |= {"checksum": False, "problem": str(error)}
+            continue
+        opened.append(other)
+        check |= {
+            "format": other.kind,
+            "precision": _precision(other),
+            "checksum": True if other.metadata else None,
+            "problem": _wrong_metadata(model, other),
+        }
+    models = _labelled([model, *opened])
+    _check_sizes(models)
+    decoders = {name: _float32_runner(other) for name, other in models.items()}
+    precisions = {name: _precision(other) for name, other in models.items()}
+    report = compare(decoders, model.latent_dim, precisions=precisions)
+    passed = report.passed and all(check["problem"] is None for check in checks)
+    return {**report.to_json(), "artifacts": checks, "passed": passed}
+
+
+def _present(folder: Path) -> list[Path]:
+    """The artifacts that are in an export folder."""
+    names = [
+        place(name, precision)
+        for name in FORMATS
+        for precision in PRECISIONS
+        if name == "onnx" or precision == "float32"
+    ]
+    repository = sorted((folder / TRITON).glob("*/1/model.onnx"))
+    return [folder / name for name in names if (folder / name).exists()] + repository
+
+
+def _precision(model: Model) -> str:
+    return model.metadata.get("precision", "float32")
+
+
+def _wrong_metadata(model: Model, other: Model) -> str | None:
+    """What an artifact says of itself that is not so."""
+    wanted, found = (each.get("run_id", "") for each in (model.config, other.metadata))
+    if wanted and found and wanted != found:
+        return f"it was exported from the run {found}, and this one is {wanted}: export it again"
+    return None
+
+
+def _check_sizes(models: dict[str, Model]) -> None:
+    """Raises InputError where decoders take other latents, or make other images, than the first."""
+    first = next(iter(models.values()))
+    for other in models.values():
+        if other.latent_dim != first.latent_dim:
+            raise InputError(
+                f"{other.path} decodes {other.latent_dim} latents and {first.path} {first.latent_dim}: "
+                "give decoders of the same model"
+            )
+    z = np.zeros((1, first.latent_dim), np.float32)
+    sizes = {name: "x".join(map(str, other.decode(z).shape[1:])) for name, other in models.items()}
+    if len(set(sizes.values())) > 1:
+        shown = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise InputError(f"the images differ in size ({shown}): give decoders of the same model")
+
+
+def _labelled(models: list[Model]) -> dict[str, Model]:
+    """Models by what to call them: their kind and precision, with the path where one comes more than once."""
+    kinds = ["keras" if model.vae is not None else model.kind for model in models]
+    precisions = ["" if _precision(model) == "float32" else f" {_precision(model)}" for model in models]
+    names = [kind + precision for kind, precision in zip(kinds, precisions, strict=True)]
+    labels = [
+        name if names.count(name) == 1 else f"{name} {model.path}" for name, model in zip(names, models, strict=True)
+    ]
+    labelled = dict(zip(labels, models, strict=True))
+    if len(labelled) < len(models):
+        raise InputError("the same model was given twice: name another to compare it with")
+    return labelled
+
+
+def _export_folder(model: Model) -> Path | None:
+    return model.path / EXPORT_FOLDER if model.kind == "run" else None
+
+
+def _float32_runner(model: Model) -> Any:
+    """What exported decoders must equal: the Keras decoder in float32, whatever precision it trains in."""
+    return model.decode if model.vae is None else keras_runner(float32_copy(model.vae.decoder))
+
+
+def _calibration(model: Model, source: str | None) -> np.ndarray:
+    """Some of the images that a model was trained on.
+
+    Raises:
+        InputError: it does not say what they were, or they cannot be read.
+    """
+    images = data_of(model, model.whole("calibrating"), source, batch_size=1)
+    taken = images.train.unbatch().take(CALIBRATION_IMAGES).batch(CALIBRATION_IMAGES)
+    return np.concatenate(list(taken.as_numpy_iterator()))

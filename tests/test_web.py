@@ -1,0 +1,606 @@
+"""The kit for JavaScript: the decoder in Node, and in a page in headless Chromium."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import http.client
+import http.server
+import io
+import json
+import os
+import selectors
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+from scipy import stats
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select, WebDriverWait
+
+from export.runtime import Decoder
+
+if TYPE_CHECKING:
+    from tests.conftest import Deployed
+
+WEB = Path(__file__).resolve().parents[1] / "export" / "web"
+FILES = ("decoder.mjs", "decode.mjs", "page.mjs", "serve.mjs", "index.html", "package.json", "package-lock.json")
+CHROMIUM = """--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run
+    --disable-background-networking --disable-component-update --disable-sync"""
+
+
+def tool(*names: str) -> str:
+    """Where one of these programs is. Without any the tests skip; where CI is set they fail."""
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None and os.environ.get("CI"):
+        pytest.fail(f"needs {names[0]}")
+    if found is None:
+        pytest.skip(f"needs {names[0]}")
+    return found
+
+
+@pytest.fixture(scope="module")
+def bare_kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The kit as it is copied into an app, nothing installed."""
+    kit = tmp_path_factory.mktemp("bare")
+    for name in FILES:
+        shutil.copy(WEB / name, kit)
+    return kit
+
+
+@pytest.fixture(scope="module")
+def kit(bare_kit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The kit with its packages: those of the checkout where they are the locked ones, else installed."""
+    kit = tmp_path_factory.mktemp("web") / "kit"
+    shutil.copytree(bare_kit, kit)
+    locked = json.loads((kit / "package-lock.json").read_text())["packages"]
+    del locked[""]
+    installed = WEB / "node_modules" / ".package-lock.json"
+    if installed.is_file() and json.loads(installed.read_text())["packages"] == locked:
+        (kit / "node_modules").symlink_to(WEB / "node_modules")
+        return kit
+    command = [tool("npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"]
+    done = subprocess.run(command, cwd=kit, capture_output=True, text=True, timeout=300)
+    if done.returncode and not os.environ.get("CI"):
+        pytest.skip(f"npm ci failed: {done.stderr}")
+    assert done.returncode == 0, done.stderr
+    return kit
+
+
+Node = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def node(kit: Path, tmp_path: Path) -> Node:
+    """Runs a script of the kit in an empty folder."""
+
+    def run(script: str | Path, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+        command = [tool("node"), str(kit / script), *map(str, arguments)]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, **options)
+
+    return run
+
+
+@pytest.fixture
+def latents_json(deployed: Deployed, tmp_path: Path) -> Path:
+    path = tmp_path / "z.json"
+    path.write_text(json.dumps(deployed.z.tolist()))
+    return path
+
+
+def write_model(
+    path: Path, names: tuple[str, str], z: list[Any], image: list[Any], dtype: int = onnx.TensorProto.FLOAT
+) -> Path:
+    """An ONNX file that reshapes its input."""
+    shape = onnx.numpy_helper.from_array(np.array([-1, *image[1:]], np.int64), "shape")
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Reshape", [names[0], "shape"], [names[1]])],
+        "graph",
+        [onnx.helper.make_tensor_value_info(names[0], dtype, z)],
+        [onnx.helper.make_tensor_value_info(names[1], dtype, image)],
+        [shape],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture
+def grey(tmp_path: Path) -> Path:
+    """A decoder of images of 2 rows, 3 columns and one channel: its latents are their pixels."""
+    return write_model(tmp_path / "grey.onnx", ("z", "image"), ["batch", 6], ["batch", 2, 3, 1])
+
+
+def refusal(done: subprocess.CompletedProcess[str], status: int = 2) -> str:
+    assert done.returncode == status, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert not done.stdout
+    return done.stderr
+
+
+def grid(images: np.ndarray, columns: int) -> np.ndarray:
+    """Images (count, height, width, channels) in rows, as one picture, ones where there are none."""
+    count, height, width, channels = images.shape
+    rows = -(-count // columns)
+    blank = np.ones((rows * columns - count, height, width, channels), images.dtype)
+    tiles = np.concatenate([images, blank]).reshape(rows, columns, height, width, channels)
+    return tiles.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)
+
+
+# ---------------------------------------------------------------- Node
+
+
+def test_lock_file_names_no_registry() -> None:
+    packages = json.loads((WEB / "package-lock.json").read_text())["packages"]
+    assert not [name for name, package in packages.items() if "resolved" in package]
+    assert all("integrity" in package for name, package in packages.items() if name)
+
+
+def test_node_reproduces_keras(deployed: Deployed, node: Node, latents_json: Path, tmp_path: Path) -> None:
+    done = node("decode.mjs", deployed.onnx, latents_json, "images.f32")
+    assert (done.returncode, done.stderr) == (0, "")
+    images = np.fromfile(tmp_path / "images.f32", "<f4").reshape(deployed.images.shape)
+    np.testing.assert_allclose(images, deployed.images, atol=1e-4, rtol=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images.f32", "z.json"]
+
+
+def test_node_draws_a_grid(deployed: Deployed, node: Node, latents_json: Path, tmp_path: Path) -> None:
+    assert node("decode.mjs", deployed.onnx, "-", "images.ppm", input=latents_json.read_text()).returncode == 0
+    with Image.open(tmp_path / "images.ppm") as picture:
+        pixels = np.asarray(picture).astype(np.float64)
+    np.testing.assert_allclose(pixels, 255 * grid(deployed.images, columns=3), atol=0.5 + 255e-4)
+
+
+def test_node_draws_grey_images_and_cuts_off_what_is_beyond(grey: Path, node: Node, tmp_path: Path) -> None:
+    assert node("decode.mjs", grey, "-", "grey.ppm", input="[0, 0.2, 0.4, 0.6, -3, 1.5]").returncode == 0
+    with Image.open(tmp_path / "grey.ppm") as picture:
+        pixels = np.asarray(picture)
+    expected = np.array([[0, 51, 102], [153, 0, 255]], np.uint8)
+    np.testing.assert_array_equal(pixels, np.repeat(expected[..., None], 3, axis=2))
+
+
+def test_node_draws_samples_by_seed(deployed: Deployed, node: Node, tmp_path: Path) -> None:
+    def sample(seed: int, count: int) -> np.ndarray:
+        assert node("decode.mjs", deployed.onnx, "--seed", seed, "--count", count, "out.f32").returncode == 0
+        return np.fromfile(tmp_path / "out.f32", "<f4").reshape(count, -1)
+
+    images = sample(7, 40)  # more than a batch
+    np.testing.assert_allclose(sample(7, 3), images[:3], atol=1e-6)
+    assert np.abs(sample(8, 3) - images[:3]).max() > 0.01
+
+
+def test_latents_are_standard_normal(kit: Path, node: Node, tmp_path: Path) -> None:
+    script = tmp_path / "draw.mjs"
+    script.write_text(f"""
+        import {{ standardNormal }} from {json.dumps((kit / "decoder.mjs").as_uri())};
+        const draws = (seed, count) => Array.from({{ length: count }}, standardNormal(seed));
+        const many = Array.from({{ length: 300 }}, (_, seed) => draws(seed, 4));
+        console.log(JSON.stringify([draws(0, 20000), many, draws(2 ** 32 - 1, 4)]));
+    """)
+    stream, many, last = map(np.array, json.loads(node(script).stdout))
+    assert stats.kstest(stream, "norm").pvalue > 1e-3
+    assert np.abs(np.corrcoef(stream[:-1], stream[1:])[0, 1]) < 0.03
+    for values in many.T:  # the first numbers of neighbouring seeds are as good
+        assert stats.kstest(values, "norm").pvalue > 1e-3
+    assert np.isfinite(last).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "--help"),
+        (("{model}", "z.json"), "--help"),
+        (("{model}", "z.json", "out.png"), ".ppm or .f32"),
+        (("{model}", "--bogus", "out.f32"), "--bogus"),
+        (("{model}", "--seed", "x", "out.f32"), "whole number"),
+        (("{model}", "--seed", "4294967296", "out.f32"), "4294967295"),
+        (("{model}", "--count", "3", "out.f32"), "--seed"),
+        (("{model}", "--seed", "1", "--count", "0", "out.f32"), "from 1 on"),
+        (("{model}", "--seed", "1", "--count", "99999999999", "out.f32"), "2 GiB"),
+        (("{model}", "--seed", "1", "nowhere/out.f32"), "no folder"),
+        (("{model}", "--seed", "1", "folder.f32"), "is a folder"),
+        (("{model}", "missing.json", "out.f32"), "missing.json"),
+        (("missing.onnx", "--seed", "1", "out.f32"), "no ONNX file at missing.onnx"),
+        (("damaged.onnx", "--seed", "1", "out.f32"), "export it again"),
+        (("other.onnx", "--seed", "1", "out.f32"), "x, y where a decoder has z and image"),
+        (("flat.onnx", "--seed", "1", "out.f32"), "image [batch, 8]"),
+        (("half.onnx", "--seed", "1", "out.f32"), "image float16, not float32"),
+    ],
+)
+def test_node_refuses_in_one_line(
+    deployed: Deployed, node: Node, tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    (tmp_path / "folder.f32").mkdir()
+    (tmp_path / "damaged.onnx").write_bytes(deployed.onnx.read_bytes()[:5000])
+    write_model(tmp_path / "other.onnx", ("x", "y"), ["batch", 6], ["batch", 2, 3, 1])
+    write_model(tmp_path / "flat.onnx", ("z", "image"), ["batch", 8], ["batch", 8])
+    half = onnx.TensorProto.FLOAT16
+    write_model(tmp_path / "half.onnx", ("z", "image"), ["batch", 6], ["batch", 2, 3, 1], half)
+    before = sorted(tmp_path.iterdir())
+    assert words in refusal(node("decode.mjs", *(part.format(model=deployed.onnx) for part in arguments)))
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("latents", "words"),
+    [
+        ("[[1, 2]]", "row 0 of the latents has 2 numbers: this decoder takes 8"),
+        ("[[0,0,0,0,0,0,0,0], [0,0,0,0,0,0,0,null]]", "row 1 of the latents holds null"),
+        ('[["0",0,0,0,0,0,0,0]]', 'the text "0"'),
+        ("[[1e39,0,0,0,0,0,0,0]]", "finite"),
+        ("[[NaN,0,0,0,0,0,0,0]]", "no JSON"),
+        ("[0,\n0\n]", "a list of 2"),
+        ("[]", "no latents"),
+        ("{}", "an object"),
+        ("null", "null"),
+    ],
+)
+def test_node_refuses_latents(deployed: Deployed, node: Node, tmp_path: Path, latents: str, words: str) -> None:
+    (tmp_path / "out.f32").write_text("kept")
+    assert words in refusal(node("decode.mjs", deployed.onnx, "-", "out.f32", input=latents))
+    assert (tmp_path / "out.f32").read_text() == "kept"
+
+
+def test_node_says_what_to_install(bare_kit: Path, deployed: Deployed, node: Node) -> None:
+    assert "npm ci" in refusal(node(bare_kit / "decode.mjs", deployed.onnx, "--seed", 1, "out.f32"), status=1)
+
+
+# ---------------------------------------------------------------- the server
+
+
+@contextmanager
+def serving(*arguments: object) -> Iterator[str]:
+    """The address of the kit's server, run with these arguments."""
+    command = [tool("node"), *map(str, arguments), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            with selectors.DefaultSelector() as selector:
+                selector.register(server.stdout, selectors.EVENT_READ)
+                assert selector.select(timeout=30), "the server did not start"
+            yield server.stdout.readline().split()[0]
+        finally:
+            server.terminate()
+
+
+@pytest.fixture(scope="module")
+def site(kit: Path, deployed: Deployed) -> Iterator[str]:
+    with serving(kit / "serve.mjs", deployed.onnx) as address:
+        yield address
+
+
+def test_server_serves_the_kit_and_nothing_beside_it(site: str, kit: Path, deployed: Deployed) -> None:
+    (kit.parent / "secret").write_text("secret")
+    (kit.parent / "kit-secret").write_text("secret")
+
+    def get(path: str, method: str = "GET") -> tuple[http.client.HTTPResponse, bytes]:
+        connection = http.client.HTTPConnection(urlsplit(site).netloc, timeout=10)
+        connection.request(method, path)
+        response = connection.getresponse()
+        return response, response.read()
+
+    page, body = get("/?model=other.onnx")
+    assert (page.status, body) == (200, (kit / "index.html").read_bytes())
+    assert page.headers["Cross-Origin-Opener-Policy"] == "same-origin"
+    assert page.headers["Cross-Origin-Embedder-Policy"] == "require-corp"
+    assert get("/decoder.onnx")[1] == deployed.onnx.read_bytes()
+    assert get("/page.mjs")[0].headers["Content-Type"].startswith("text/javascript")
+    wasm, body = get("/node_modules/onnxruntime-web/dist/ort-wasm-simd-threaded.wasm", "HEAD")
+    assert (wasm.status, wasm.headers["Content-Type"], body) == (200, "application/wasm", b"")
+    for path in ("/missing", "/../secret", "/%2e%2e/secret", "/..%2fsecret", "/..%2fkit-secret", "/%00", "/%ff", "//"):
+        assert get(path)[0].status == 404, path
+    assert get("/", "POST")[0].status == 405
+
+
+def test_server_refuses_in_one_line(node: Node) -> None:
+    assert "no ONNX file at missing.onnx" in refusal(node("serve.mjs", "missing.onnx"))
+    assert "65535" in refusal(node("serve.mjs", "--port", "65536"))
+    assert "--bogus" in refusal(node("serve.mjs", "--bogus"))
+
+
+def test_server_says_that_its_port_is_taken(site: str, node: Node) -> None:
+    assert "another --port" in refusal(node("serve.mjs", "--port", urlsplit(site).port))
+
+
+# ---------------------------------------------------------------- the page
+
+
+class Page:
+    """The page in a browser that reaches 127.0.0.1 alone."""
+
+    def __init__(self, driver: webdriver.Chrome, downloads: Path) -> None:
+        self.driver = driver
+        self.downloads = downloads
+
+    def open(self, address: str) -> None:
+        """Loads the page and waits until it has drawn its grid, or said why not."""
+        self.driver.get("about:blank")
+        self.driver.get_log("browser")
+        self.driver.get_log("performance")
+        self.driver.get(address)
+        self.run("await page.ready")
+
+    def run(self, script: str, *arguments: object) -> Any:
+        """Runs JavaScript that may await, `page` being the page's own module, and gives what it returns."""
+        wrapped = f"""
+            const done = arguments[arguments.length - 1];
+            (async (...given) => {{ const page = await import("/page.mjs"); {script} }})(...arguments)
+                .then((value) => done({{ value }}), (error) => done({{ error: String(error) }}));
+        """
+        result = self.driver.execute_async_script(wrapped, *arguments)
+        assert "error" not in result, result["error"]
+        return result.get("value")
+
+    def floats(self, script: str, *arguments: object) -> np.ndarray:
+        """Runs JavaScript that leaves {data, dims} in `images`."""
+        encoded = self.run(
+            script
+            + """
+            const bytes = new Uint8Array(images.data.buffer, images.data.byteOffset, images.data.byteLength);
+            return [btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join("")), images.dims];
+            """,
+            *arguments,
+        )
+        return np.frombuffer(base64.b64decode(encoded[0]), "<f4").reshape(encoded[1])
+
+    def canvas(self, selector: str) -> np.ndarray:
+        """The pixels of a canvas: (height, width, 4)."""
+        data, width = self.run(
+            """
+            const canvas = document.querySelector(given[0]);
+            const { width, height } = canvas;
+            const copy = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+            copy.drawImage(canvas, 0, 0);
+            return [Array.from(copy.getImageData(0, 0, width, height).data), width];
+            """,
+            selector,
+        )
+        return np.array(data).reshape(-1, width, 4)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.driver.find_element(By.ID, name)
+
+    def wait_for(self, condition: Callable[[], Any]) -> Any:
+        return WebDriverWait(self.driver, 30, poll_frequency=0.05).until(lambda _: condition())
+
+    def complaints(self) -> list[str]:
+        """What the browser's console shows."""
+        return [entry["message"] for entry in self.driver.get_log("browser")]
+
+    def requests(self) -> list[str]:
+        """The addresses of all requests of the page and its workers."""
+        messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        return [each["params"]["request"]["url"] for each in messages if each["method"] == "Network.requestWillBeSent"]
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = tool("chromium", "chromium-browser", "google-chrome")
+    for argument in CHROMIUM.split():
+        options.add_argument(argument)
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
+    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(tool("chromedriver")))
+    try:
+        driver.set_page_load_timeout(30)
+        driver.set_script_timeout(30)
+        yield driver
+    finally:
+        driver.quit()
+
+
+@pytest.fixture
+def page(driver: webdriver.Chrome, tmp_path: Path) -> Page:
+    downloads = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    driver.execute_cdp_cmd("Browser.setDownloadBehavior", downloads)
+    return Page(driver, tmp_path)
+
+
+def test_page_reproduces_keras(deployed: Deployed, page: Page, site: str) -> None:
+    page.open(site)
+    images = page.floats("const images = await page.state.decoder.decode(given[0]);", deployed.z.tolist())
+    np.testing.assert_allclose(images, deployed.images, atol=1e-3, rtol=0)
+    page.run("await page.show(Float32Array.from(given[0]), 'Mine')", deployed.z[2].tolist())
+    large = page.canvas("#large")
+    np.testing.assert_allclose(large[..., :3], 255 * deployed.images[2], atol=0.5 + 255e-3)
+    assert (large[..., 3] == 255).all()
+    assert page["title"].text == "Mine"
+    assert page.run("return crossOriginIsolated")
+    assert not page.complaints()
+    requests = page.requests()
+    assert any(address.endswith(".wasm") for address in requests)
+    assert all(address.startswith((site, "data:")) for address in requests)
+
+
+def test_page_decodes_many_at_once(deployed: Deployed, page: Page, site: str) -> None:
+    page.open(site)
+    script = """
+        const calls = Array.from({ length: 20 }, (_, index) => given[0].slice(0, 1 + (index % 5)));
+        const parts = await Promise.all(calls.map((z) => page.state.decoder.decode(z)));
+        const images = { data: new Float32Array(await new Blob(parts.map((part) => part.data)).arrayBuffer()) };
+        images.dims = [60, ...page.state.decoder.imageShape];
+    """
+    images = page.floats(script, deployed.z.tolist())
+    expected = np.concatenate([deployed.images[: 1 + index % 5] for index in range(20)])
+    np.testing.assert_allclose(images, expected, atol=1e-3, rtol=0)
+
+
+def test_page_draws_the_samples_of_its_seed(deployed: Deployed, page: Page, site: str) -> None:
+    page.open(site)
+    Select(page["count"]).select_by_visible_text("4")
+    page["seed"].send_keys(Keys.CONTROL, "a")
+    page["seed"].send_keys("12", Keys.ENTER)
+    page.wait_for(lambda: page["title"].text == "Sample 1 of seed 12" and "4 images in" in page["status"].text)
+    z = page.floats("const images = { data: page.state.grid, dims: [4, page.state.decoder.latentDim] };")
+    again = page.floats("const images = await page.state.decoder.sample(4, 12);")
+    expected = Decoder(deployed.onnx, providers=["CPUExecutionProvider"]).decode(z)
+    np.testing.assert_allclose(again, expected, atol=1e-3)
+    assert len(page.driver.find_elements(By.CSS_SELECTOR, "#grid canvas")) == 4
+    for number, image in enumerate(expected, start=1):
+        drawn = page.canvas(f"#grid li:nth-child({number}) canvas")
+        np.testing.assert_allclose(drawn[..., :3], 255 * image, atol=0.5 + 255e-3)
+    page["new"].click()
+    page.wait_for(lambda: page.run("return page.state.seed") != 12)
+    assert page["seed"].get_attribute("value") == str(page.run("return page.state.seed"))
+    assert not page.complaints()
+
+
+def test_page_shows_a_sample_large_with_its_latents(page: Page, site: str, tmp_path: Path) -> None:
+    page.open(site)
+    page.driver.find_element(By.CSS_SELECTOR, "[aria-label='Sample 3']").click()
+    page.wait_for(lambda: page["title"].text == "Sample 3 of seed 0")
+    np.testing.assert_array_equal(page.canvas("#large"), page.canvas("#grid li:nth-child(3) canvas"))
+    z = page.floats("const images = { data: page.state.grid, dims: [16, 8] };")
+    np.testing.assert_array_equal(np.array(json.loads(page["latents"].get_attribute("value")), np.float32), z[2])
+    pressed = page.driver.find_elements(By.CSS_SELECTOR, "#grid [aria-pressed=true]")
+    assert [each.get_attribute("aria-label") for each in pressed] == ["Sample 3"]
+
+    page["save"].click()
+    saved = page.wait_for(lambda: next(tmp_path.glob("*.png"), None))
+    assert saved.name == "sample-3-of-seed-0.png"
+    with Image.open(io.BytesIO(saved.read_bytes())) as picture:
+        np.testing.assert_array_equal(np.asarray(picture.convert("RGBA")), page.canvas("#large"))
+    page["copy"].click()
+    page.wait_for(lambda: "Latents" in page["status"].text)
+    assert not page.complaints()
+
+
+def test_page_says_that_there_is_no_model(page: Page, site: str) -> None:
+    page.open(f"{site}?model=nowhere.onnx")
+    assert page["error"].text == "no ONNX file at nowhere.onnx: the server answers 404"
+    assert "choose or drop an .onnx file" in page["status"].text
+    assert not page["view"].is_displayed()
+
+
+def test_page_refuses_a_damaged_file_and_keeps_its_model(
+    deployed: Deployed, grey: Path, page: Page, site: str, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged.onnx"
+    damaged.write_bytes(deployed.onnx.read_bytes()[:5000])
+    page.open(site)
+    page["file"].send_keys(str(damaged))
+    page.wait_for(lambda: page["error"].is_displayed())
+    assert "damaged.onnx is no ONNX model that onnxruntime can read: export it again" in page["error"].text
+    assert page["status"].text == "Still showing decoder.onnx."
+    assert page.floats("const images = await page.state.decoder.sample(2, 0);").shape == (2, 32, 32, 3)
+    page["file"].send_keys(str(grey))
+    page.wait_for(lambda: "grey.onnx" in page["facts"].text and "16 images in" in page["status"].text)
+    assert not page["error"].is_displayed()
+    z = page.floats("const images = { data: page.state.grid, dims: [16, 2, 3, 1] };")
+    expected = np.broadcast_to(np.clip(z[0], 0, 1), (2, 3, 3))
+    np.testing.assert_allclose(page.canvas("#grid li:nth-child(1) canvas")[..., :3], 255 * expected, atol=0.5001)
+    assert not page.complaints()
+
+
+def test_page_takes_a_dropped_file(grey: Path, page: Page, site: str) -> None:
+    page.open(f"{site}?model=nowhere.onnx")
+    page.run(
+        """
+        const transfer = new DataTransfer();
+        transfer.items.add(new File([Uint8Array.from(given[0])], "grey.onnx"));
+        document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true }));
+        """,
+        list(grey.read_bytes()),
+    )
+    page.wait_for(lambda: "grey.onnx" in page["facts"].text and "16 images in" in page["status"].text)
+    assert not page["error"].is_displayed()
+
+
+def test_page_refuses_a_seed_that_is_none(page: Page, site: str) -> None:
+    page.open(site)
+    page["seed"].send_keys(Keys.CONTROL, "a")
+    page["seed"].send_keys("-1", Keys.TAB)
+    page.wait_for(lambda: page["error"].text.startswith("Seed: "))
+    page["new"].click()
+    page.wait_for(lambda: not page["error"].is_displayed())
+
+
+def test_of_quick_wishes_the_last_is_drawn(page: Page, site: str) -> None:
+    page.open(site)
+    page.run(
+        """
+        document.getElementById("count").value = "128";
+        page.draw();
+        document.getElementById("count").value = "4";
+        document.getElementById("seed").value = "5";
+        await page.draw();
+        """
+    )
+    time.sleep(0.3)
+    assert (page["title"].text, page.run("return page.state.grid.length")) == ("Sample 1 of seed 5", 32)
+    assert page["status"].text.startswith("4 images in")
+    assert not page["error"].is_displayed()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_fits_a_phone_in_both_schemes(page: Page, site: str, scheme: str) -> None:
+    metrics = {"width": 320, "height": 640, "deviceScaleFactor": 2, "mobile": True}
+    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    try:
+        page.open(site)
+        assert page.run("return document.documentElement.scrollWidth") <= 320
+        colours = "return [getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+        surface, text = (sum(map(int, each[4:-1].split(","))) for each in page.run(colours))
+        assert surface > text if scheme == "light" else surface < text
+    finally:
+        page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_page_says_what_to_install(bare_kit: Path, deployed: Deployed, page: Page) -> None:
+    with serving(bare_kit / "serve.mjs", deployed.onnx) as address:
+        page.open(address)
+        assert "npm ci" in page["error"].text
+
+
+def test_page_says_that_the_runtime_did_not_start(bare_kit: Path, kit: Path, page: Page, tmp_path: Path) -> None:
+    shutil.copytree(bare_kit, tmp_path / "kit")
+    runtime = Path("node_modules", "onnxruntime-web", "dist", "ort.wasm.bundle.min.mjs")
+    (tmp_path / "kit" / runtime).parent.mkdir(parents=True)
+    shutil.copy(kit / runtime, tmp_path / "kit" / runtime)
+    with serving(tmp_path / "kit" / "serve.mjs", kit / "package.json") as address:
+        page.open(address)
+        assert "onnxruntime did not start" in page["error"].text
+
+
+def test_page_opened_without_a_server_says_so(kit: Path, page: Page) -> None:
+    page.driver.get((kit / "index.html").as_uri())
+    page.wait_for(lambda: "serve.mjs" in page["status"].text)
+
+
+def test_any_server_will_do(deployed: Deployed, kit: Path, page: Page) -> None:
+    """Without the headers for threads: one thread, the same images."""
+    shutil.copy(deployed.onnx, kit / "decoder.onnx")
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(kit))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            page.open(f"http://127.0.0.1:{server.server_port}/")
+            assert not page.run("return crossOriginIsolated")
+            images = page.floats("const images = await page.state.decoder.decode(given[0]);", deployed.z.tolist())
+            np.testing.assert_allclose(images, deployed.images, atol=1e-3, rtol=0)
+            assert not page.complaints()
+        finally:
+            server.shutdown()
+            (kit / "decoder.onnx").unlink()

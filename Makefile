@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint figures objectives loading clean
+.PHONY: demo test test-slow lint figures objectives loading decoding clean
 
 demo: $(VENV)/.demo  ## draw avatars, train a few minutes, export, verify; everything lands in runs/demo
 	$(BIN)/keras-vae demo
@@ -28,6 +28,9 @@ objectives: $(VENV)/.bench  ## six objectives on a folder of faces, 15 minutes e
 
 loading: $(VENV)/.bench  ## how fast a folder of JPEG files comes in, beside PyTorch: benchmarks/results/loading.json
 	$(BIN)/python -m benchmarks.loading --folder $(FOLDER)
+
+decoding: $(VENV)/.bench  ## how fast decoders run, beside Keras's export and PyTorch: benchmarks/results/decoding.json
+	$(BIN)/python -m benchmarks.decoding
 
 clean:
 	rm -rf $(VENV) build dist

@@ -249,9 +249,10 @@ def _onnxruntime(file: str, precision: str, device: str) -> Runner:
 
 
 def _openvino(file: str, precision: str, device: str) -> Runner:
-    from export.openvino import open_decoder
+    import openvino
 
-    return open_decoder(Path(file), precision).decode
+    model = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": precision})
+    return lambda z: model({"z": z})["image"].copy()
 
 
 def _litert(file: str, precision: str, device: str) -> Runner:

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from export import seal
-from export.errors import ExportError
+from export.errors import ExportError, MissingRuntimeError
 from export.formats import Opened
 from export.quiet import quiet_stderr
 
@@ -85,5 +85,7 @@ def library() -> Any:
         with quiet_stderr():
             from ai_edge_litert.interpreter import Interpreter
     except ImportError as error:
-        raise ExportError("LiteRT files need the package ai-edge-litert: pip install 'keras-vae[litert]'") from error
+        raise MissingRuntimeError(
+            "LiteRT files need the package ai-edge-litert: pip install 'keras-vae[litert]'"
+        ) from error
     return Interpreter

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from export import seal
-from export.errors import ExportError
+from export.errors import ExportError, MissingRuntimeError
 from export.formats import Opened
 from export.litert import named
 from export.quiet import quiet_stderr
@@ -84,5 +84,7 @@ def library() -> Any:
     try:
         import openvino
     except ImportError as error:
-        raise ExportError("OpenVINO models need the package openvino: pip install 'keras-vae[openvino]'") from error
+        raise MissingRuntimeError(
+            "OpenVINO models need the package openvino: pip install 'keras-vae[openvino]'"
+        ) from error
     return openvino

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -112,4 +113,6 @@ def _providers() -> list[str]:
         ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
         return [cpu]
-    return ["CUDAExecutionProvider", cpu]
+    with contextlib.redirect_stdout(None), quiet_stderr():  # it tells what it did not find
+        onnxruntime.preload_dlls()  # CUDA's libraries, where pip installed them
+    return ["CUDAExecutionProvider", cpu]  # should they not load, onnxruntime goes on with the second

@@ -482,7 +482,11 @@ def _print_verify(report: dict[str, Any]) -> None:
     table.columns[0].overflow = table.columns[3].overflow = "fold"
     for artifact in report["artifacts"]:
         checksum = {True: "right", False: "", None: "none"}[artifact["checksum"]]
-        result = "pass" if artifact["problem"] is None else f"FAIL: {artifact['problem']}"
+        result = "pass"
+        if artifact["problem"] is not None:
+            result = f"FAIL: {artifact['problem']}"
+        elif artifact["skipped"] is not None:
+            checksum, result = "", f"skipped: {artifact['skipped']}"
         table.add_row(artifact["path"], f"{artifact['bytes'] / 1e6:.2f}", checksum, result)
     console.print(table)
 

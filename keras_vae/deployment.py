@@ -9,7 +9,7 @@ import numpy as np
 
 from export import triton
 from export.artifact import check_target, float32_copy, keras_runner
-from export.errors import ExportError
+from export.errors import ExportError, MissingRuntimeError
 from export.formats import FORMATS, PRECISIONS
 from export.verify import verify as compare
 from keras_vae.commands import data_of
@@ -115,15 +115,16 @@ def verify(path: Path, artifacts: list[Path]) -> dict[str, Any]:
 
     Returns:
         What `export.verify.Report.to_json` has, and `artifacts`: of each its `path`, `format`, `precision`, `bytes`,
-        whether its `checksum` is right (None where it has none), and what is wrong with it, the `problem`, or None.
-        `passed` is of all together.
+        whether its `checksum` is right (None where it has none), and what is wrong with it, the `problem`, or None; one
+        of the run's own whose runtime is not installed is `skipped`, and says so there. `passed` is of all together.
 
     Raises:
         InputError: no model, nothing to compare it with, or decoders of different sizes.
     """
     model = open_model(path)
     folder = _export_folder(model)
-    if not artifacts and folder is not None:
+    own = not artifacts and folder is not None
+    if own:
         artifacts = _present(folder)
     if not artifacts:
         raise InputError(f"nothing to compare {path} with: name exported decoders, or export it first")
@@ -137,6 +138,7 @@ def verify(path: Path, artifacts: list[Path]) -> dict[str, Any]:
             "bytes": None,
             "checksum": None,
             "problem": None,
+            "skipped": None,
         }
         checks.append(check)
         if not artifact.exists():
@@ -144,6 +146,11 @@ def verify(path: Path, artifacts: list[Path]) -> dict[str, Any]:
         check["bytes"] = size(artifact)
         try:
             other = open_model(artifact)
+        except MissingRuntimeError as error:
+            if not own:
+                raise
+            check["skipped"] = str(error)
+            continue
         except ExportError as error:
             check |= {"checksum": False, "problem": str(error)}
             continue

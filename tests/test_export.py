@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import ctypes
 import hashlib
 import io
 import json
@@ -15,6 +16,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import tensorflow as tf
 from PIL import Image
@@ -98,6 +100,32 @@ def test_the_runtime_refuses_what_is_no_latent(exported: Path) -> None:
             decoder.decode(wrong)
     with pytest.raises(ValueError, match="count=0"):
         decoder.sample(0)
+
+
+def test_the_runtime_says_what_it_runs_on(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    decoder = Decoder(exported / "decoder.onnx", providers=["CPUExecutionProvider"])
+    assert decoder.provider == "CPUExecutionProvider"
+    # A driver that is there and CUDA's libraries that are not: quietly the CPU.
+    load = ctypes.CDLL
+    monkeypatch.setattr(ctypes, "CDLL", lambda name, *rest, **more: load(None if "cuda" in str(name) else name))
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    found = Decoder(exported / "decoder.onnx")
+    monkeypatch.undo()
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers() or not has_cuda():
+        assert found.provider == "CPUExecutionProvider"
+    z = np.zeros((2, 8))
+    np.testing.assert_allclose(found.decode(z), decoder.decode(z), atol=1e-4)
+    assert capfd.readouterr() == ("", "")
+
+
+def has_cuda() -> bool:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def test_the_runtime_serves_many_threads(exported: Path) -> None:

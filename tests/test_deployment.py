@@ -1,0 +1,196 @@
+"""`keras-vae export` and `keras-vae verify`: every format, and what they say of damaged artifacts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+import export
+from export.formats import open_artifact
+from export.verify import LEAST_PSNR
+from keras_vae import VAE, cli
+
+Command = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def run(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with an export of every format and precision."""
+    out = tmp_path_factory.mktemp("runs") / "small"
+    options = ("--image-size", 32, "--latent-dim", 8, "--batch-size", 16, "--perceptual", "none", "--epochs", 3)
+    for arguments in (
+        ("train", "--data", image_folder, "--out", out, *options),
+        ("export", out, "--format", "all"),
+        ("export", out, "--precision", "float16"),
+        ("export", out, "--precision", "int8"),
+    ):
+        assert cli.run([str(argument) for argument in arguments]) == 0
+    return out
+
+
+@pytest.fixture
+def copied(run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run, tmp_path / "copied"))
+
+
+def test_all_formats_lie_side_by_side_and_verify(run: Path, command: Command) -> None:
+    found = sorted(path.name for path in (run / "export").iterdir())
+    models = ("decoder.float16.onnx", "decoder.int8.onnx", "decoder.onnx", "decoder.tflite", "decoder.xml", "triton")
+    assert found == ["1", "decoder.bin", *models]
+    result = command("verify", run, "--json")
+    assert result.status == 0, result.err
+    report = json.loads(result.out)
+    assert [pair["second"].split(" /")[0] for pair in report["pairs"]] == [
+        "tf_saved_model",
+        "onnx",
+        "onnx float16",
+        "onnx int8",
+        "litert",
+        "openvino",
+        "onnx",  # Triton's
+    ]
+    assert all(pair["first"] == "keras" for pair in report["pairs"])
+    assert all(artifact["checksum"] and artifact["problem"] is None for artifact in report["artifacts"])
+    by_name = {pair["second"]: pair for pair in report["pairs"]}
+    assert by_name["onnx int8"]["psnr"] > LEAST_PSNR["int8"]
+    table = command("verify", run)
+    assert table.status == 0
+    assert "FAIL" not in table.out
+
+
+def test_export_reports_what_it_wrote(run: Path, command: Command, tmp_path: Path) -> None:
+    result = command("export", run, "--out", tmp_path, "--precision", "int8", "--json")
+    assert result.status == 0, result.err
+    (artifact,) = json.loads(result.out)["artifacts"]
+    path = Path(artifact["path"])
+    assert (path.name, artifact["bytes"]) == ("decoder.int8.onnx", path.stat().st_size)
+    assert artifact["precision"] == "int8"
+    assert LEAST_PSNR["int8"] < artifact["psnr"] < 80
+    shown = command("export", run, "--out", tmp_path, "--format", "onnx,tf_saved_model", "--encoder")
+    assert shown.status == 0, shown.err
+    assert "equal to Keras within" in shown.out
+    assert open_artifact(tmp_path / "1").encode is not None
+
+
+def test_damage_is_found_in_one_and_the_others_are_compared(copied: Path, command: Command) -> None:
+    path = copied / "export" / "decoder.onnx"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    (copied / "export" / "1" / "variables" / "variables.index").unlink()
+    result = command("verify", copied, "--json")
+    assert result.status == 1
+    report = json.loads(result.out)
+    problems = {Path(each["path"]).name: each["problem"] for each in report["artifacts"]}
+    assert "checksum differs" in problems.pop("decoder.onnx")
+    assert "lacks its file" in problems.pop("1")
+    assert set(problems.values()) == {None}
+    assert all(pair["passed"] for pair in report["pairs"])
+    assert len(report["pairs"]) == len(problems)
+    shown = command("verify", copied)
+    assert shown.status == 1
+    assert "FAIL" in shown.out
+
+
+def test_an_export_of_another_run_is_found(copied: Path, command: Command) -> None:
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps({**config, "run_id": "another"}))
+    result = command("verify", copied, copied / "export" / "decoder.onnx", "--json")
+    assert result.status == 1
+    assert "exported from the run" in json.loads(result.out)["artifacts"][0]["problem"]
+
+
+def test_what_cannot_run_here_is_skipped_unless_named(
+    run: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    result = command("verify", run, "--json")
+    assert result.status == 0, result.err
+    skipped = [each for each in json.loads(result.out)["artifacts"] if each["skipped"]]
+    assert [Path(each["path"]).name for each in skipped] == ["decoder.xml"]
+    assert command("verify", run, run / "export" / "decoder.xml").status == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--format", "onnx,coreml"), "unknown export format 'coreml'"),
+        (("--format", ""), "unknown export format"),
+        (("--precision", "int4"), "float32, float16, int8"),
+        (("--precision", "int8", "--format", "litert"), "int8 is for format 'onnx'"),
+        (("--encoder", "--format", "onnx"), "--encoder goes into the SavedModel"),
+        (("--data", "faces"), "add --precision int8"),
+        (("--precision", "int8", "--data", "nowhere"), "unknown data source 'nowhere'"),
+    ],
+)
+def test_wrong_options_get_one_line(
+    run: Path, command: Command, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    start = time.perf_counter()
+    result = command("export", run, "--out", tmp_path / "out", *arguments)
+    assert time.perf_counter() - start < 10
+    assert result.status == 2
+    (line,) = result.err.splitlines()
+    assert message in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_sampling_an_onnx_file_takes_no_tensorflow(run: Path, tmp_path: Path) -> None:
+    script = f"""
+import sys
+for name in ("tensorflow", "keras", "onnx", "tf2onnx"):
+    sys.modules[name] = None  # importing it fails
+from keras_vae import cli
+assert cli.run(["sample", {str(run / "export" / "decoder.onnx")!r}, "--count", "3", "--out", "samples.png"]) == 0
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, capture_output=True)
+    assert Image.open(tmp_path / "samples.png").size[0] > 100
+
+
+@pytest.mark.parametrize("name", ["decoder.int8.onnx", "decoder.tflite", "decoder.xml", "1"])
+def test_sample_takes_every_artifact(run: Path, command: Command, tmp_path: Path, name: str) -> None:
+    for path, out in ((run / "export" / name, "found.png"), (run / "export" / "decoder.onnx", "expected.png")):
+        assert command("sample", path, "--count", 4, "--out", tmp_path / out).status == 0
+    found, expected = (np.asarray(Image.open(tmp_path / out), float) for out in ("found.png", "expected.png"))
+    assert np.abs(found - expected).max() <= (60 if "int8" in name else 1)
+
+
+def test_untrusted_models_run_no_code_of_theirs(command: Command, tmp_path: Path) -> None:
+    """Keras's safe mode: a Lambda layer in a .keras file is Python code, which anyone may have put there."""
+    image, z = keras.Input((16, 16, 1)), keras.Input((2,))
+    flat = keras.layers.Dense(4)(keras.layers.Flatten()(image))
+    encoder = keras.Model(image, flat)
+    pixels = keras.layers.Reshape((16, 16, 1))(keras.layers.Dense(256, activation="sigmoid")(z))
+    marker = tmp_path / "it ran"
+    bad = keras.layers.Lambda(lambda x, path=str(marker): (open(path, "w").close(), x)[1])  # noqa: SIM115
+    vae = VAE(encoder=encoder, decoder=keras.Model(z, bad(pixels)), perceptual=None)
+    vae.save(tmp_path / "theirs.keras")
+    marker.unlink(missing_ok=True)
+    for arguments in (("sample", tmp_path / "theirs.keras"), ("export", tmp_path / "theirs.keras", "--out", tmp_path)):
+        result = command(*arguments)
+        assert result.status == 2
+        (line,) = result.err.splitlines()
+        assert "cannot read" in line
+        assert "Lambda" in line or "lambda" in line
+    assert not marker.exists()
+
+
+def test_a_manifest_that_is_damaged_is_one_line(copied: Path) -> None:
+    manifest = copied / "export" / "1" / "assets.extra" / "keras_vae.json"
+    manifest.write_text(manifest.read_text()[:-20])
+    with pytest.raises(export.ExportError, match=r"the manifest of .* is damaged"):
+        open_artifact(copied / "export" / "1")
+    with zipfile.ZipFile(copied / "export" / "decoder.tflite") as archive:
+        assert archive.namelist() == ["keras_vae.json"]

@@ -123,8 +123,8 @@ def verify(path: Path, artifacts: list[Path]) -> dict[str, Any]:
     """
     model = open_model(path)
     folder = _export_folder(model)
-    own = not artifacts and folder is not None
-    if own:
+    own = not artifacts
+    if own and folder is not None:
         artifacts = _present(folder)
     if not artifacts:
         raise InputError(f"nothing to compare {path} with: name exported decoders, or export it first")

@@ -13,7 +13,8 @@ import numpy as np
 from export import litert, onnx, openvino, saved_model, seal
 from export.errors import ExportError, VerificationError
 from export.files import aside, replace
-from export.formats import FORMATS, PRECISIONS, Runner, format_of, open_artifact
+from export.formats import FORMATS, PRECISIONS, Runner, format_of
+from export.opening import open_artifact
 from export.rewrite import rewrite
 from export.verify import Report, verify
 

@@ -1,4 +1,4 @@
-"""The formats of exported decoders, and opening one of any format."""
+"""The formats of exported decoders, and what one is when it is open."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-
-from export.errors import ExportError
 
 Runner = Callable[[np.ndarray], np.ndarray]
 
@@ -72,24 +70,3 @@ def format_of(path: Path) -> str | None:
     if path.is_dir():
         return "tf_saved_model" if (path / "saved_model.pb").is_file() else None
     return next((each.name for each in FORMATS.values() if each.ending and each.ending == path.suffix), None)
-
-
-def open_artifact(path: Path) -> Opened:
-    """Opens an exported decoder, to run on the CPU in the precision it was exported in.
-
-    Raises:
-        ExportError: it is missing, damaged, changed since it was exported, or no decoder; or what it runs on is not
-            installed.
-    """
-    format = format_of(path)
-    if format == "tf_saved_model":
-        from export import saved_model as module
-    elif format == "onnx":
-        from export import runtime as module  # type: ignore[no-redef]
-    elif format == "litert":
-        from export import litert as module  # type: ignore[no-redef]
-    elif format == "openvino":
-        from export import openvino as module  # type: ignore[no-redef]
-    else:
-        raise ExportError(f"{path} is no exported decoder: give a SavedModel folder or an .onnx, .tflite or .xml file")
-    return module.open_decoder(path)

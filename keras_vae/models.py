@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from export.formats import format_of, open_artifact
+from export.formats import format_of
+from export.opening import open_artifact
 from keras_vae.errors import InputError
 
 if TYPE_CHECKING:

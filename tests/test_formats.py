@@ -23,7 +23,8 @@ import export
 from export import seal
 from export.artifact import export_decoder
 from export.files import replace
-from export.formats import FORMATS, format_of, open_artifact
+from export.formats import FORMATS, format_of
+from export.opening import open_artifact
 from export.runtime import Decoder
 from export.verify import LEAST_PSNR, draws
 from keras_vae import VAE

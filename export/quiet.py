@@ -4,25 +4,52 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+STDERR = 2  # of the process, which libraries write to, whatever sys.stderr is: a notebook's, say
+
+_lock = threading.Lock()
+_blocks = 0  # that are under way, in any thread
+_kept = -1
 
 
 @contextmanager
 def quiet_stderr() -> Iterator[None]:
-    """Sends file descriptor 2 to nowhere for the length of the block. Exceptions pass as ever."""
+    """Sends file descriptor 2 to nowhere for the length of the block. Exceptions pass as ever.
+
+    Blocks may overlap, in one thread or several: the first to begin sends it there, the last to end brings it back.
+    """
+    _enter()
     try:
-        stderr = sys.stderr.fileno()
-        kept = os.dup(stderr)
-    except (OSError, ValueError, AttributeError):  # a notebook, or no standard error at all
-        yield
-        return
-    sink = os.open(os.devnull, os.O_WRONLY)
-    try:
-        sys.stderr.flush()
-        os.dup2(sink, stderr)
         yield
     finally:
-        os.dup2(kept, stderr)
-        os.close(kept)
+        _leave()
+
+
+def _enter() -> None:
+    global _blocks, _kept
+    with _lock:
+        _blocks += 1
+        if _blocks > 1:
+            return
+        try:
+            _kept = os.dup(STDERR)
+        except OSError:  # there is none
+            _kept = -1
+            return
+        if sys.stderr is not None:
+            sys.stderr.flush()
+        sink = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(sink, STDERR)
         os.close(sink)
+
+
+def _leave() -> None:
+    global _blocks
+    with _lock:
+        _blocks -= 1
+        if _blocks == 0 and _kept != -1:
+            os.dup2(_kept, STDERR)
+            os.close(_kept)

@@ -7,9 +7,11 @@ import ctypes
 import hashlib
 import io
 import json
+import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from PIL import Image
 
 import export
 from export import artifact
+from export.quiet import quiet_stderr
 from export.rewrite import rewrite
 from export.runtime import Decoder, to_png
 from export.verify import draws, extremes, verify
@@ -379,3 +382,18 @@ def test_report_is_json(exported: Path) -> None:
     decoder = Decoder(exported / "decoder.onnx")
     report = verify({"a": decoder.decode, "b": decoder.decode}, 8)
     assert json.loads(json.dumps(report.to_json()))["passed"] is True
+
+
+def test_quiet_blocks_may_overlap_in_threads(capfd: pytest.CaptureFixture[str]) -> None:
+    def noisy(_: int) -> None:
+        with quiet_stderr():
+            os.write(2, b"noise")
+            time.sleep(0.005)
+            with pytest.raises(ZeroDivisionError), quiet_stderr():
+                os.write(2, b"more")
+                1 / 0  # noqa: B018
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(noisy, range(50)))
+    os.write(2, b"heard")
+    assert capfd.readouterr().err == "heard"

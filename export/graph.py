@@ -17,7 +17,7 @@ LAYOUT = frozenset({"DepthToSpace", "Slice"})
 
 
 def clean(model: onnx.ModelProto) -> None:
-    """Makes replication padding one operation, in the layout of the convolution after it; drops what is not used."""
+    """Rewrites a graph as tf2onnx makes them into the same function of fewer and cheaper operations."""
     graph = model.graph
     _gathers_to_pads(graph)
     _narrow_slices(graph)
@@ -190,7 +190,7 @@ def _constant_shapes(model: onnx.ModelProto) -> None:
     changed = True
     while changed:  # a constant shape lets those of later values be inferred
         changed = False
-        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
         dims = {
             value.name: list(value.type.tensor_type.shape.dim)
             for value in (*inferred.input, *inferred.value_info, *inferred.output)
@@ -245,7 +245,7 @@ def _pixels_in_blocks(model: onnx.ModelProto) -> None:
     lie side by side already, and only rows change places.
     """
     graph = model.graph
-    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+    inferred = onnx.shape_inference.infer_shapes(model).graph
     shapes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in inferred.value_info}
     constants, uses = _constants(graph), _uses(graph)
     takers = {name: node for node in graph.node for name in node.input}
@@ -254,11 +254,14 @@ def _pixels_in_blocks(model: onnx.ModelProto) -> None:
             continue
         if any(each.name == "mode" and each.s != b"DCR" for each in layout.attribute):
             continue
-        _, channels, height, width = shapes[layout.input[0]]
+        dims = shapes.get(layout.input[0], [])
+        if len(dims) != 4 or not all(dims[1:]):
+            continue  # of a size that only a run tells
+        _, channels, height, width = dims
         crops: list[onnx.NodeProto] = []
         last = layout
         while uses[last.output[0]] == 1 and (taker := takers.get(last.output[0])) is not None:
-            if taker.op_type != "Slice" or len(taker.input) < 4:
+            if taker.op_type != "Slice" or len(taker.input) < 4 or taker.input[3] not in constants:
                 break
             crops.append(taker)
             last = taker
@@ -277,7 +280,7 @@ def _pixels_in_blocks(model: onnx.ModelProto) -> None:
         x = add("Reshape", add("Transpose", layout.input[0], perm=FORTH), rows)
         x = add("Reshape", add("Transpose", x, perm=[0, 1, 3, 2, 4]), pixels)
         for crop in crops:
-            axes = np.array([FORTH.index(axis) for axis in constants[crop.input[3]]], np.int64)
+            axes = np.array([FORTH.index(axis % 4) for axis in constants[crop.input[3]]], np.int64)
             x = add("Slice", x, *crop.input[1:3], _constant(graph, f"{crop.output[0]}_axes", axes), *crop.input[4:])
         if not ends_channels_last:
             add("Transpose", x, perm=BACK)

@@ -158,8 +158,21 @@ def measure(models: Path, device: str, rounds: int) -> dict[str, Any]:
                 "quartiles": statistics.quantiles(ratios, n=4)[::2],
             }
     record["peak_memory_mib"] = {name: _ask(worker, {"end": True})["peak_mib"] for name, worker in workers.items()}
+    if device == "cpu":
+        record["first_image_s"] = first_image(models / "ours.onnx")
     record["bytes"] = {name: _size(models / file) for name, (_, _, file) in runners.items()}
     return record
+
+
+def first_image(path: Path, starts: int = 11) -> float:
+    """Seconds, the median, from the start of Python to the first image by `export.runtime`."""
+    script = "import sys; from export.runtime import Decoder; Decoder(sys.argv[1]).sample(1, seed=0)"
+    seconds = []
+    for _ in range(starts):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", script, str(path)], check=True)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
 
 
 def _ask(worker: subprocess.Popen[str], request: dict[str, Any]) -> dict[str, Any]:

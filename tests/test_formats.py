@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -142,6 +143,22 @@ def test_a_missing_runtime_is_named(trained: VAE, tmp_path: Path, monkeypatch: p
         with pytest.raises(export.ExportError, match=rf"pip install 'keras-vae\[{format}\]'"):
             trained.export(tmp_path / name, format)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tensorflows_own_tool_shows_and_runs_a_saved_model(deployed: Any, tmp_path: Path) -> None:
+    """As the README has it."""
+    tool = Path(sys.executable).with_name("saved_model_cli")
+    model = ("--dir", deployed.saved_model)
+    shown = subprocess.run([tool, "show", *model, "--all"], check=True, capture_output=True, text=True).stdout
+    for name in ("serving_default", "png", "sample"):
+        assert f"signature_def['{name}']" in shown
+    np.save(tmp_path / "z.npy", deployed.z)
+    given = ("--tag_set", "serve", "--signature_def", "serving_default", "--inputs", f"z={tmp_path / 'z.npy'}")
+    subprocess.run([tool, "run", *model, *given, "--outdir", tmp_path], check=True, capture_output=True)
+    np.testing.assert_allclose(np.load(tmp_path / "image.npy"), deployed.images, atol=1e-5)
+    given = ("--tag_set", "serve", "--signature_def", "sample", "--input_exprs", "count=4;seed=0")
+    subprocess.run([tool, "run", *model, *given, "--outdir", tmp_path / "out"], check=True, capture_output=True)
+    assert np.load(tmp_path / "out" / "image.npy").shape == (4, 32, 32, 3)
 
 
 def test_encode_signature(exported: Path, trained: VAE, images: np.ndarray) -> None:

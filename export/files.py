@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -9,6 +10,15 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from export.errors import ExportError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = "lock"
 
 
 @contextmanager
@@ -19,12 +29,29 @@ def aside(path: Path, beside: Path | None = None) -> Iterator[Path]:
         path: the target, whose folder is made where there is none.
         beside: the folder to make that place in; by default the target's own.
     """
-    path.absolute().parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=beside or path.absolute().parent))
+    parent, prefix = beside or path.absolute().parent, f".{path.name}."
     try:
-        yield folder / path.name
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        _sweep(parent, prefix)
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    except OSError as error:
+        raise ExportError(f"cannot write {path} ({error.strerror}): choose another place") from error
+    with (folder / LOCK).open("w") as lock:
+        if fcntl is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        (folder / "new").mkdir()
+        try:
+            yield folder / "new" / path.name
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(parent: Path, prefix: str) -> None:
+    """Removes what exports left that were killed: the system has dropped the locks of those."""
+    for folder in parent.glob(f"{prefix}*") if fcntl is not None else ():
+        with contextlib.suppress(OSError), (folder / LOCK).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails where one is under way
+            shutil.rmtree(folder)
 
 
 def replace(new: Path, path: Path) -> None:

@@ -56,7 +56,7 @@ def draw(count: int, latent_dim: int, seed: int | None = None) -> np.ndarray:
     Raises:
         ExportError: a count below 1, or a seed below 0.
     """
-    if not isinstance(count, int) or count < 1:
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
         raise ExportError(f"count={count!r}: give a whole number from 1 on")
     try:
         rng = np.random.default_rng(seed)

@@ -28,7 +28,7 @@ def write(decoder: keras.Model, path: Path, metadata: Mapping[str, str]) -> None
     library()
     with quiet_stderr():
         named(decoder).export(str(path), format="openvino", verbose=False)
-    found = {"xml": seal.digest(path), "bin": seal.digest(path.with_suffix(".bin"))}
+    found = {".xml": seal.digest(path), ".bin": seal.digest(path.with_suffix(".bin"))}
     text = seal.manifest(metadata, found).replace("--", "-\\u002d")  # no comment may hold two dashes; JSON need not
     with path.open("ab") as file:
         file.write(f"\n<!-- keras-vae {text} -->\n".encode())
@@ -72,8 +72,8 @@ def _metadata(path: Path) -> dict[str, str]:
     if comment is None:
         return {}  # not by us
     found = {
-        "xml": seal.digest(content[: comment.start()]),
-        "bin": seal.digest(weights) if weights.is_file() else None,
+        ".xml": seal.digest(content[: comment.start()]),
+        ".bin": seal.digest(weights) if weights.is_file() else None,
     }
     metadata = seal.check_manifest(comment.group(1), found, path)
     seal.check_version(metadata, path)

@@ -5,8 +5,9 @@ Each of the four pixels of a result sees but 2x2 different ones: with the kernel
 convolution at the low resolution computes all four, as in Shi et al. 2016 (arXiv 1609.05158), with 2.25 times fewer
 multiplications. Its kernels together hold 16 numbers where there were 9.
 
-With replication padding that convolution computes one row and column more on each side than are asked for, and they equal
-their neighbours: exactly the padding that the next such convolution needs. So edges are replicated once, at the start.
+With replication padding that convolution computes one row and column more on each side than are asked for, and they
+equal their neighbours: exactly the padding that the next such convolution needs. So edges are replicated once, at the
+start.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -47,7 +46,10 @@ class Decoder:
         path = Path(path)
         if not path.is_file():
             raise ExportError(f"no ONNX file at {path}")
-        content = path.read_bytes()
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise ExportError(f"cannot read {path}: {error.strerror}") from error
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         try:
@@ -64,13 +66,16 @@ class Decoder:
         if [value.name for value in inputs] != ["z"] or [value.name for value in outputs] != ["image"]:
             names = ", ".join(value.name for value in (*inputs, *outputs))
             raise ExportError(f"{path} is no decoder: it has {names} where a decoder has z and image")
+        shapes = inputs[0].shape[1:], outputs[0].shape[1:]
+        known = all(isinstance(side, int) for shape in shapes for side in shape)
+        if not known or [len(shape) for shape in shapes] != [1, 3]:
+            raise ExportError(f"{path} is no decoder: z is [batch, {shapes[0]}], image [batch, {shapes[1]}]")
         self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
         seal.check_onnx(content, self.metadata, path)
         seal.check_version(self.metadata, path)
         self.precision = self.metadata.get("precision", "float32")
-        self.latent_dim: int = inputs[0].shape[1]
-        shape = json.loads(self.metadata.get("image_shape", "null")) or outputs[0].shape[1:]
-        self.image_shape: tuple[int, int, int] = tuple(shape)
+        self.latent_dim: int = shapes[0][0]
+        self.image_shape: tuple[int, int, int] = tuple(shapes[1])
         self.provider: str = self._session.get_providers()[0]
 
     def decode(self, z: Any) -> np.ndarray:

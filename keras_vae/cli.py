@@ -30,9 +30,19 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def _path(given: str) -> Path:
+    """A path of the command line; an empty one, of a shell variable that is not set, is no name for this folder."""
+    if not given:
+        raise InputError("a path is empty: give one (. is the current folder)")
+    return Path(given)
+
+
 ModelArgument = Annotated[
     Path,
-    typer.Argument(metavar="MODEL", help="Run folder, .keras file, SavedModel folder, .onnx, .tflite or .xml file."),
+    typer.Argument(
+        parser=_path, metavar="MODEL", help="Run folder, .keras file, SavedModel folder, .onnx, .tflite or .xml file."
+    ),
 ]
 DataOption = Annotated[
     str, typer.Option(help="'avatars', 'tfds:NAME[/CONFIG][:SPLIT]', a folder of images, or an .npy or .npz file.")
@@ -41,8 +51,9 @@ CropOption = Annotated[int | None, typer.Option(help="Pixels a side of the centr
 StrictOption = Annotated[bool, typer.Option("--strict", help="Refuse a folder of which any image would be skipped.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Figures as JSON on standard output.")]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The same seed gives the same result.")]
-VAEArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="Run folder or .keras file.")]
+VAEArgument = Annotated[Path, typer.Argument(parser=_path, metavar="MODEL", help="Run folder or .keras file.")]
 DEFAULT_FORMATS = "tf_saved_model,onnx"
+EVERY_PRECISION = ("float32", "float16", "int8")
 EVERY_FORMAT = ("tf_saved_model", "onnx", "litert", "openvino", "triton")
 
 
@@ -293,10 +304,11 @@ def sample(
 
     Decodes draws from the prior. The same seed gives the same faces from every kind of MODEL.
     """
+    _check_exists(model, whole=False)
     # An .onnx file needs no TensorFlow, whose import takes longer than the whole command.
     library = importlib.import_module if model.suffix == ".onnx" else _library
     library("keras_vae.sampling").sample(model, out, count, seed)
-    print(f"{count} samples written to {out}")
+    print(f"{count} sample{'s' if count > 1 else ''} written to {out}")
 
 
 @app.command()
@@ -319,7 +331,9 @@ def reconstruct(
 def export(
     context: typer.Context,
     model: VAEArgument,
-    out: Annotated[Path | None, typer.Option(help="Folder for the artifacts; a run's own export/.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=_path, help="Folder for the artifacts; a run's own export/.")
+    ] = None,
     format: Annotated[
         str, typer.Option(help=f"One or several of {', '.join(EVERY_FORMAT)}, with commas, or all.")
     ] = DEFAULT_FORMATS,
@@ -328,19 +342,28 @@ def export(
     ] = "float32",
     data: Annotated[str | None, typer.Option(help="Images for int8; by default what the run trained on.")] = None,
     encoder: Annotated[bool, typer.Option("--encoder", help="Give the SavedModel the signature encode too.")] = False,
+    version: Annotated[int, typer.Option(min=0, help="Of the SavedModel: TF Serving serves the highest.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Export the decoder: SavedModel, ONNX, LiteRT, OpenVINO, Triton.
 
     Each is proven equal to the Keras decoder before it takes its place; those of lower precision, near.
     """
-    formats = EVERY_FORMAT if format == "all" else tuple(name.strip() for name in format.split(","))
+    formats = tuple(name.strip() for name in format.split(","))
+    unknown = [name for name in formats if name not in (*EVERY_FORMAT, "all")]
+    if unknown:
+        raise InputError(f"unknown export format {unknown[0]!r}: choose of all, {', '.join(EVERY_FORMAT)}")
+    if "all" in formats:
+        formats = EVERY_FORMAT
+    if precision not in EVERY_PRECISION:
+        raise InputError(f"unknown precision {precision!r}: choose one of {', '.join(EVERY_PRECISION)}")
     if precision != "float32" and not _typed(context, "format"):
         formats = ("onnx",)
     if data is not None and precision != "int8":
         raise InputError("--data is what int8 is calibrated on: add --precision int8, or leave it out")
+    _check_exists(model, whole=True)
     with _reporting(as_json, _print_export) as report:
-        report(_library("keras_vae.deployment").export(model, out, formats, precision, data, encoder))
+        report(_library("keras_vae.deployment").export(model, out, formats, precision, data, encoder, version))
 
 
 @app.command()
@@ -355,6 +378,8 @@ def verify(
 
     Compares exported decoders with the Keras one, and with what was exported; exit status 1 where they differ.
     """
+    for path in (model, *(artifacts or [])):
+        _check_exists(path, whole=False)
     with _reporting(as_json, _print_verify) as report:
         result = _library("keras_vae.deployment").verify(model, artifacts or [])
         report(result)
@@ -363,6 +388,12 @@ def verify(
 
 
 # Helpers -----------------------------------------------------------------------------------------
+
+
+def _check_exists(model: Path, whole: bool) -> None:
+    from keras_vae.models import check_exists  # not for --help
+
+    check_exists(model, whole)
 
 
 def _typed(context: typer.Context, option: str) -> bool:
@@ -476,7 +507,8 @@ def _print_verify(report: dict[str, Any]) -> None:
         psnr = "" if pair["psnr"] is None else f"{pair['psnr']:.1f}"
         passed = "pass" if pair["passed"] else f"FAIL ({pair['error'] or pair['demanded']})"
         table.add_row(f"{pair['first']} / {pair['second']}", *differences, psnr, passed)
-    console = Console()
+    # In a file or a pipe no name is cut to a terminal's width.
+    console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(table)
     table = Table("artifact", "MB", "checksum", "result")
     table.columns[0].overflow = table.columns[3].overflow = "fold"

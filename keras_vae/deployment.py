@@ -29,6 +29,7 @@ def export(
     precision: str = "float32",
     source: str | None = None,
     encoder: bool = False,
+    version: int = 1,
 ) -> dict[str, Any]:
     """Exports the decoder of a run or .keras file.
 
@@ -39,6 +40,7 @@ def export(
         precision: of the ONNX decoder.
         source: for int8, images to calibrate on; by default what the run trained on.
         encoder: whether the SavedModel gets the encoder too.
+        version: of the SavedModel, the name of its folder; TF Serving serves the highest.
 
     Returns:
         `artifacts`: for each its `format`, `precision`, `path`, `bytes`, and how far it is from the Keras decoder,
@@ -47,9 +49,6 @@ def export(
     Raises:
         InputError, ExportError, VerificationError: as `VAE.export`.
     """
-    unknown = [name for name in formats if name not in CHOICES]
-    if unknown or not formats:
-        raise InputError(f"unknown export format {', '.join(unknown)!r}: choose of all, {', '.join(CHOICES)}")
     if encoder and "tf_saved_model" not in formats:
         raise InputError("--encoder goes into the SavedModel alone: add --format tf_saved_model, or leave it out")
     model = open_model(path)
@@ -58,7 +57,7 @@ def export(
     folder = out or _export_folder(model)
     if folder is None:
         raise InputError(f"{path} is no run with a place of its own for exports: give --out")
-    targets = {name: folder / place(name, precision) for name in formats if name != TRITON}
+    targets = {name: folder / place(name, precision, version) for name in formats if name != TRITON}
     if TRITON in formats:
         targets.setdefault("onnx", folder / place("onnx", precision))
     for name, target in targets.items():
@@ -92,8 +91,10 @@ def export(
     return {"artifacts": artifacts}
 
 
-def place(format: str, precision: str = "float32") -> str:
+def place(format: str, precision: str = "float32", version: int = 1) -> str:
     """Where `export` keeps a format below its folder."""
+    if format == "tf_saved_model":
+        return str(version)
     found = Path(FORMATS[format].place)
     return str(found) if precision == "float32" else f"{found.stem}.{precision}{found.suffix}"
 
@@ -145,7 +146,7 @@ def verify(path: Path, artifacts: list[Path]) -> dict[str, Any]:
             open_model(artifact)  # which says what a model is
         check["bytes"] = size(artifact)
         try:
-            other = open_model(artifact)
+            other = open_model(_decoder_of(artifact))
         except MissingRuntimeError as error:
             if not own:
                 raise
@@ -159,7 +160,7 @@ def verify(path: Path, artifacts: list[Path]) -> dict[str, Any]:
             "format": other.kind,
             "precision": _precision(other),
             "checksum": True if other.metadata else None,
-            "problem": _wrong_metadata(model, other),
+            "problem": _wrong_metadata(model, other, own),
         }
     models = _labelled([model, *opened])
     _check_sizes(models)
@@ -172,22 +173,41 @@ def verify(path: Path, artifacts: list[Path]) -> dict[str, Any]:
 
 def _present(folder: Path) -> list[Path]:
     """The artifacts that are in an export folder."""
+    versions = sorted((path for path in folder.glob("*") if path.name.isdecimal()), key=lambda path: int(path.name))
     names = [
         place(name, precision)
         for name in FORMATS
         for precision in PRECISIONS
-        if name == "onnx" or precision == "float32"
+        if name != "tf_saved_model" and (name == "onnx" or precision == "float32")
     ]
-    repository = sorted((folder / TRITON).glob("*/1/model.onnx"))
-    return [folder / name for name in names if (folder / name).exists()] + repository
+    repository = sorted(path for path in (folder / TRITON).glob("*") if not path.name.startswith("."))
+    return [*versions, *(folder / name for name in names if (folder / name).exists()), *repository]
+
+
+def _is_tritons(path: Path) -> bool:
+    return (path / "1" / triton.MODEL).is_file()
+
+
+def _decoder_of(path: Path) -> Path:
+    """The model in a folder of Triton's, which fits its configuration; anything else as it is.
+
+    Raises:
+        ExportError: the configuration does not fit.
+    """
+    if not _is_tritons(path):
+        return path
+    triton.check(path)
+    return path / "1" / triton.MODEL
 
 
 def _precision(model: Model) -> str:
     return model.metadata.get("precision", "float32")
 
 
-def _wrong_metadata(model: Model, other: Model) -> str | None:
-    """What an artifact says of itself that is not so."""
+def _wrong_metadata(model: Model, other: Model, own: bool) -> str | None:
+    """What an artifact says of itself that is not so, or one of the run's own does not say."""
+    if own and not other.metadata:
+        return "it has lost its metadata and checksums: export it again"
     wanted, found = (each.get("run_id", "") for each in (model.config, other.metadata))
     if wanted and found and wanted != found:
         return f"it was exported from the run {found}, and this one is {wanted}: export it again"

@@ -69,6 +69,20 @@ class Model:
         return self.vae
 
 
+def check_exists(path: Path, whole: bool) -> None:
+    """Refuses a path where there is nothing, before anything is imported that takes long.
+
+    Args:
+        path: of a MODEL.
+        whole: whether it must have an encoder too.
+
+    Raises:
+        InputError: there is nothing.
+    """
+    if not path.exists():
+        raise InputError(f"no model at {path}: give {'a run folder or a .keras file' if whole else KINDS}")
+
+
 def is_run(path: Path) -> bool:
     """Whether the folder is a run: it has the configuration that training writes first of all."""
     return (path / CONFIG_FILE).is_file()
@@ -86,8 +100,7 @@ def open_model(path: str | os.PathLike[str]) -> Model:
         InputError: there is nothing at the path, or it is no model.
     """
     path = Path(path)
-    if not path.exists():
-        raise InputError(f"no model at {path}: give {KINDS}")
+    check_exists(path, whole=False)
     if format_of(path) is not None:
         found = open_artifact(path)
         return Model(path, found.format, found.latent_dim, found.decode, metadata=found.metadata)

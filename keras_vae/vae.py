@@ -621,6 +621,8 @@ class VAE(keras.Model):
                 f"export takes no {', '.join(kwargs)}: it takes filepath, format, verbose, precision, calibration, "
                 "encoder and run_id"
             )
+        if precision == "int8" and calibration is None:
+            raise InputError("int8 is calibrated on images: give calibration=, some hundreds the model was trained on")
         metadata = {"keras_vae_version": __version__, "run_id": run_id}
         with self.averaged_weights():
             report = export_decoder(

@@ -237,12 +237,13 @@ def test_latents_that_are_none(run: Run, deployed: Deployed, tmp_path: Path, z: 
 def no_decoders(deployed: Deployed, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """SavedModels that cannot be decoded with, by what is wrong with them."""
     folder = tmp_path_factory.mktemp("no_decoders")
-    for name in ("graph", "weights"):
+    for name in ("graph", "weights", "index"):
         shutil.copytree(deployed.saved_model, folder / name)
     graph = folder / "graph" / "saved_model.pb"
     graph.write_bytes(graph.read_bytes()[:1000])
     (weights,) = (folder / "weights" / "variables").glob("variables.data*")
     os.truncate(weights, 1000)
+    (folder / "index" / "variables" / "variables.index").unlink()
     save(folder / "output", lambda z: {"logits": tf.reshape(z, (-1, 2, 4, 1))})
     save(folder / "rank", lambda z: {"image": tf.reshape(z, (-1, 2, 4))})
     save(folder / "type", lambda z: {"image": tf.cast(tf.reshape(z, (-1, 2, 4, 1)), tf.float64)})
@@ -255,6 +256,7 @@ def no_decoders(deployed: Deployed, tmp_path_factory: pytest.TempPathFactory) ->
     [
         ("graph", 2, "cannot read {} (give the folder of a saved_model.pb, or export it again): "),
         ("weights", 2, "cannot read {} (give the folder of a saved_model.pb, or export it again): "),
+        ("index", 2, "{} lacks its file variables/variables.index: copy it whole or export it again"),
         ("output", 2, "{} is no decoder: its signature serving_default does not take z and return image"),
         ("rank", 2, "{} is no decoder: its signature serving_default does not take z and return image"),
         ("type", 2, "{} is no decoder: its signature serving_default does not take z and return image"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 import subprocess
@@ -104,6 +105,37 @@ def test_damage_is_found_in_one_and_the_others_are_compared(copied: Path, comman
     assert "FAIL" in shown.out
 
 
+def test_what_a_run_has_lost_is_found(copied: Path, command: Command) -> None:
+    shutil.rmtree(copied / "export" / "1" / "assets.extra")
+    config = copied / "export" / "triton" / "decoder" / "config.pbtxt"
+    config.write_text(config.read_text().replace("dims: 8", "dims: 9"))
+    result = command("verify", copied, "--json")
+    assert result.status == 1
+    problems = {Path(each["path"]).name: each["problem"] for each in json.loads(result.out)["artifacts"]}
+    assert "lost its metadata" in problems["1"]
+    assert "input.dims is [9]" in problems["decoder"]
+    # Named alone, a SavedModel without them is one by something else, and may compute the same.
+    assert command("verify", copied, copied / "export" / "1").status == 0
+
+
+def test_versions_of_a_saved_model_lie_side_by_side(run: Path, command: Command, tmp_path: Path) -> None:
+    for version in (1, 12):
+        options = ("--format", "tf_saved_model", "--version", version, "--out", tmp_path / "served")
+        assert command("export", run, *options).status == 0
+    assert sorted(path.name for path in (tmp_path / "served").iterdir()) == ["1", "12"]
+
+
+def test_the_next_export_removes_what_a_killed_one_left(run: Path, tmp_path: Path) -> None:
+    for name, locked in ((".1.killed", False), (".1.working", True), (".1.users", None)):
+        (tmp_path / name / "new").mkdir(parents=True)
+        if locked is not None:
+            (tmp_path / name / "lock").touch()
+    with (tmp_path / ".1.working" / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert cli.run(["export", str(run), "--format", "tf_saved_model", "--out", str(tmp_path)]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".1.users", ".1.working", "1"]
+
+
 def test_an_export_of_another_run_is_found(copied: Path, command: Command) -> None:
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps({**config, "run_id": "another"}))
@@ -128,6 +160,9 @@ def test_what_cannot_run_here_is_skipped_unless_named(
     [
         (("--format", "onnx,coreml"), "unknown export format 'coreml'"),
         (("--format", ""), "unknown export format"),
+        (("--format", "all,foo"), "unknown export format 'foo'"),
+        (("--out", ""), "a path is empty"),
+        (("--out", "/proc/x"), "cannot write /proc/x"),
         (("--precision", "int4"), "float32, float16, int8"),
         (("--precision", "int8", "--format", "litert"), "int8 is for format 'onnx'"),
         (("--encoder", "--format", "onnx"), "--encoder goes into the SavedModel"),
@@ -139,7 +174,8 @@ def test_wrong_options_get_one_line(
     run: Path, command: Command, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     start = time.perf_counter()
-    result = command("export", run, "--out", tmp_path / "out", *arguments)
+    out = () if "--out" in arguments else ("--out", tmp_path / "out")
+    result = command("export", run, *out, *arguments)
     assert time.perf_counter() - start < 10
     assert result.status == 2
     (line,) = result.err.splitlines()

@@ -254,6 +254,17 @@ def test_node_refuses_latents(deployed: Deployed, node: Node, tmp_path: Path, la
     assert (tmp_path / "out.f32").read_text() == "kept"
 
 
+def test_node_finds_one_wrong_bit(deployed: Deployed, node: Node, tmp_path: Path) -> None:
+    content = bytearray(deployed.onnx.read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "flipped.onnx").write_bytes(content)
+    result = node("decode.mjs", tmp_path / "flipped.onnx", "--seed", 0, tmp_path / "out.f32")
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert "is not what was exported (its checksum differs)" in line
+    assert not (tmp_path / "out.f32").exists()
+
+
 def test_node_says_what_to_install(bare_kit: Path, deployed: Deployed, node: Node) -> None:
     assert "npm ci" in refusal(node(bare_kit / "decode.mjs", deployed.onnx, "--seed", 1, "out.f32"), status=1)
 

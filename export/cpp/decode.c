@@ -297,10 +297,30 @@ void decoder_close(Decoder *decoder)
     free(decoder);
 }
 
+/* Whether a folder has a file of this name. */
+static bool has_file(const char *folder, const char *name)
+{
+    const size_t length = strlen(folder) + strlen(name) + 2;
+    char *path = (char *)malloc(length);
+    if (path == NULL) {
+        return false;
+    }
+    snprintf(path, length, "%s/%s", folder, name);
+    FILE *file = fopen(path, "rb");
+    free(path);
+    return file != NULL && fclose(file) == 0;
+}
+
 /* Loads the SavedModel in this folder. Returns NULL and fills in `failure` if it cannot be read or is no decoder. */
 Decoder *decoder_open(const char *saved_model, Failure *failure)
 {
     static const char *const tags[] = {"serve"};
+    /* Without it TensorFlow loads the rest, and the first image fails. */
+    if (has_file(saved_model, "saved_model.pb") && !has_file(saved_model, "variables/variables.index")) {
+        fail(failure, INPUT_ERROR, "%s lacks its file variables/variables.index: copy it whole or export it again",
+             saved_model);
+        return NULL;
+    }
     Decoder *decoder = (Decoder *)calloc(1, sizeof *decoder);
     if (decoder == NULL) {
         fail(failure, OTHER_ERROR, "out of memory");

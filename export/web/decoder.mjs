@@ -32,6 +32,7 @@ export class Decoder {
    */
   static async load(ort, source, options = {}) {
     const { name, bytes } = await read(source);
+    await checkSum(name, bytes);
     let session;
     try {
       session = await ort.InferenceSession.create(bytes, options);
@@ -243,6 +244,22 @@ function pack(z, latentDim) {
     }
   });
   return values;
+}
+
+// The entry "sha256" of the file's metadata, with which the exporter ends it, up to the 64 digits of the sum before it.
+const SUM_ENTRY = [0x72, 0x4a, 0x0a, 0x06, ...new TextEncoder().encode("sha256"), 0x12, 0x40];
+const SUM_DIGITS = 64;
+
+/** Compares a file with the checksum in it, where it has one and this page may compute one (https, or this machine). */
+async function checkSum(name, bytes) {
+  const start = bytes.length - SUM_ENTRY.length - SUM_DIGITS;
+  if (start < 0 || !SUM_ENTRY.every((value, index) => bytes[start + index] === value)) return;
+  if (!globalThis.crypto?.subtle) return;
+  const recorded = new TextDecoder().decode(bytes.subarray(start + SUM_ENTRY.length));
+  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes.subarray(0, start)));
+  if (Array.from(digest, (value) => value.toString(16).padStart(2, "0")).join("") !== recorded) {
+    throw new DecoderError(`${name} is not what was exported (its checksum differs): copy it or export it again`);
+  }
 }
 
 /** The bytes of a model, and what to call it. */

@@ -49,11 +49,16 @@ CPU = {
     "PyTorch, bfloat16, compiled": ("torch-compiled", "bfloat16", "weights.npz"),
 }
 CUDA = {
-    OURS: ("onnxruntime", "float32", "ours.onnx"),
-    "ours, onnxruntime, float16": ("onnxruntime", "float16", "ours.float16.onnx"),
-    "Keras's export, onnxruntime": ("onnxruntime", "float32", "keras.onnx"),
-    "PyTorch, eager": ("torch", "float32", "weights.npz"),
-    "PyTorch, compiled": ("torch-compiled", "float32", "weights.npz"),
+    **{
+        name: CPU[name]
+        for name in (
+            OURS,
+            "ours, onnxruntime, float16",
+            "Keras's export, onnxruntime",
+            "PyTorch, eager",
+            "PyTorch, compiled",
+        )
+    },
     "PyTorch, float16, compiled": ("torch-compiled", "float16", "weights.npz"),
 }
 BATCHES = {"cpu": (1, 64), "cuda": (1, 256)}

@@ -12,7 +12,7 @@ import numpy as np
 
 from export import litert, onnx, openvino, saved_model, seal
 from export.errors import ExportError, VerificationError
-from export.files import aside, replace
+from export.files import aside, is_writable, replace
 from export.formats import FORMATS, PRECISIONS, Runner, format_of
 from export.opening import open_artifact
 from export.rewrite import rewrite
@@ -129,12 +129,13 @@ def check_target(path: Path, format: str, precision: str = "float32") -> None:
             raise ExportError(f"{path}: name the file for {format} with the ending {ending}")
         if path.is_dir():
             raise ExportError(f"{path} is a folder: name a file for {format}")
-    elif (named := format_of(path)) is not None and named != format:
-        raise ExportError(f"{path} names a file, and the format is {format}, a folder: give format={named!r}")
-    elif path.exists() and not saved_model.is_saved_model(path) and (path.is_file() or any(path.iterdir())):
+    elif (named := format_of(path)) is not None:
+        if named != format:
+            raise ExportError(f"{path} names a file, and the format is {format}, a folder: give format={named!r}")
+    elif path.exists() and (path.is_file() or any(path.iterdir())):
         raise ExportError(f"{path} exists and is no SavedModel: name a new folder, or remove it first")
     parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
+    if not parent.is_dir() or not is_writable(parent):
         raise ExportError(f"cannot write {path}: {parent} is not a folder that can be written to")
 
 

@@ -21,6 +21,15 @@ except ImportError:  # Windows
 LOCK = "lock"
 
 
+def is_writable(folder: Path) -> bool:
+    """Whether files and folders can be made in a folder."""
+    try:  # permissions alone do not tell: some file systems refuse even their owner
+        with tempfile.TemporaryDirectory(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
 @contextmanager
 def aside(path: Path, beside: Path | None = None) -> Iterator[Path]:
     """A place for a new artifact on the disk of its target, gone afterwards if it was not moved.

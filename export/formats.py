@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
+if TYPE_CHECKING:  # numpy is slow to import, and the command line's --help wants the names alone
+    import numpy as np
 
-Runner = Callable[[np.ndarray], np.ndarray]
+Runner: TypeAlias = "Callable[[np.ndarray], np.ndarray]"
 
 
 @dataclass(frozen=True)

@@ -140,11 +140,6 @@ def _sums(path: Path) -> dict[str, str]:
     }
 
 
-def is_saved_model(path: Path) -> bool:
-    """Whether the folder holds a SavedModel."""
-    return (path / "saved_model.pb").is_file()
-
-
 def open_decoder(path: Path) -> Opened:
     """Loads a SavedModel's decoder.
 

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
+from export.formats import FORMATS, PRECISIONS
 from keras_vae._backend import require_tensorflow
 from keras_vae._version import __version__
 from keras_vae.errors import InputError
@@ -53,8 +54,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Figures as JSON on sta
 SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The same seed gives the same result.")]
 VAEArgument = Annotated[Path, typer.Argument(parser=_path, metavar="MODEL", help="Run folder or .keras file.")]
 DEFAULT_FORMATS = "tf_saved_model,onnx"
-EVERY_PRECISION = ("float32", "float16", "int8")
-EVERY_FORMAT = ("tf_saved_model", "onnx", "litert", "openvino", "triton")
+EVERY_FORMAT = (*FORMATS, "triton")
 
 
 def main() -> None:
@@ -355,8 +355,8 @@ def export(
         raise InputError(f"unknown export format {unknown[0]!r}: choose of all, {', '.join(EVERY_FORMAT)}")
     if "all" in formats:
         formats = EVERY_FORMAT
-    if precision not in EVERY_PRECISION:
-        raise InputError(f"unknown precision {precision!r}: choose one of {', '.join(EVERY_PRECISION)}")
+    if precision not in PRECISIONS:
+        raise InputError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
     if precision != "float32" and not _typed(context, "format"):
         formats = ("onnx",)
     if data is not None and precision != "int8":

@@ -14,11 +14,10 @@ from export.formats import FORMATS, PRECISIONS
 from export.verify import verify as compare
 from keras_vae.commands import data_of
 from keras_vae.errors import InputError
-from keras_vae.models import Model, open_model
+from keras_vae.models import Model, check_exists, open_model
 
 EXPORT_FOLDER = "export"
 TRITON = "triton"
-CHOICES = (*FORMATS, TRITON)
 CALIBRATION_IMAGES = 512
 
 
@@ -142,8 +141,7 @@ def verify(path: Path, artifacts: list[Path]) -> dict[str, Any]:
             "skipped": None,
         }
         checks.append(check)
-        if not artifact.exists():
-            open_model(artifact)  # which says what a model is
+        check_exists(artifact, whole=False)
         check["bytes"] = size(artifact)
         try:
             other = open_model(_decoder_of(artifact))

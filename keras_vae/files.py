@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from export.files import is_writable
 from keras_vae.errors import InputError
 
 
@@ -36,12 +36,3 @@ def check_output_file(path: Path, endings: tuple[str, ...]) -> None:
         raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
     if not is_writable(path.absolute().parent):
         raise InputError(f"{path}: the folder {path.parent} cannot be written to")
-
-
-def is_writable(folder: Path) -> bool:
-    """Whether files and folders can be made in a folder."""
-    try:  # permissions alone do not tell: some file systems refuse even their owner
-        with tempfile.TemporaryDirectory(dir=folder):
-            return True
-    except OSError:
-        return False

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from export import latents
 from export.formats import format_of
 from export.opening import open_artifact
 from keras_vae.errors import InputError
@@ -53,7 +54,7 @@ class Model:
 
     def sample(self, count: int, seed: int | None = None) -> np.ndarray:
         """Images of `count` draws from the prior. The same seed gives the same latents for every kind of model."""
-        z = np.random.default_rng(seed).standard_normal((count, self.latent_dim), np.float32)
+        z = latents.draw(count, self.latent_dim, seed)
         return np.concatenate([self.decode(z[start : start + BATCH]) for start in range(0, count, BATCH)])
 
     def whole(self, purpose: str) -> VAE:

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from export import latents
 from keras_vae import networks, precision, schedules
 from keras_vae.distributions import DiagonalGaussian, Likelihood, RunningVariance, get_likelihood
 from keras_vae.errors import InputError, check_count, check_weight
@@ -225,8 +226,7 @@ class VAE(keras.Model):
         Raises:
             InputError: a count below 1.
         """
-        check_count("count", count)
-        return self.decode(np.random.default_rng(seed).standard_normal((count, self.latent_dim), np.float32))
+        return self.decode(latents.draw(int(check_count("count", count)), self.latent_dim, seed))
 
     def call(self, inputs: Any, training: bool = False) -> Any:
         """Reconstructions, from the posterior's mode: what `predict` returns, without chance in it."""

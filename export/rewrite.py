@@ -21,10 +21,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers, ops
 
-# What an output row 2q - 1 + s of the convolution sees of the rows q - 1 and q below the upsampling: the sums, over the
-# three rows of the kernel, that belong to each of the two.
-TAPS = np.array([[[1, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 1]]], np.float64)  # [s, row, kernel row]
-
+from export.upsampling import TAPS, convolves, doubles, end_crop, padding_of
 
 def rewrite(decoder: keras.Model) -> keras.Model:
     """The same function, computed in fewer steps.
@@ -93,16 +90,18 @@ def _call(layer: Any, args: Any, kwargs: Any, seen: dict[int, _Made], uses: coll
     made: _Made | None = None
     if before is not None and uses[before.name] > 1:
         before = None  # its output is needed elsewhere too: as it is
-    if _doubles(layer):
+    if doubles(layer):
         made = _Made(layer(x), x, "upsampled", source_edged=edged)
     elif edged is not None and _takes_pixels(layer):
         made = _Made(layer(x), x, "active", edged=layer(edged))
-    elif before is not None and before.kind == "upsampled" and (crop := _end_crop(layer)) is not None:
+    elif before is not None and before.kind == "upsampled" and not any(before.crop) and (crop := end_crop(layer)):
         made = replace(before, tensor=layer(x), crop=crop)
-    elif before is not None and before.kind == "upsampled" and (padding := _padding(layer, x)):
+    elif before is not None and before.kind == "upsampled" and (padding := padding_of(layer, x)):
         if not (padding == "zero" and any(before.crop)):
             made = replace(before, tensor=layer(x), kind="padded", padding=padding)
-    elif before is not None and before.kind in ("upsampled", "padded") and (padding := _convolves(layer, before)):
+    elif before is not None and before.kind in ("upsampled", "padded") and (
+        padding := convolves(layer, before.padding, before.crop)
+    ):
         made = _subpixel(layer, before, padding)
     elif (
         before is not None
@@ -129,47 +128,6 @@ def _takes_pixels(layer: Any) -> bool:
 def _known(activation: Any) -> bool:
     """Whether it is one of Keras's own, none of which looks at other pixels."""
     return getattr(keras.activations, getattr(activation, "__name__", ""), None) is activation
-
-
-def _doubles(layer: Any) -> bool:
-    return (
-        type(layer) is layers.UpSampling2D
-        and tuple(layer.size) == (2, 2)
-        and layer.interpolation == "nearest"
-        and layer.data_format == "channels_last"
-    )
-
-
-def _end_crop(layer: Any) -> tuple[int, int] | None:
-    """Rows and columns that a layer takes off the end, at most one of each."""
-    if type(layer) is not layers.Cropping2D or layer.data_format != "channels_last":
-        return None
-    (top, bottom), (left, right) = layer.cropping
-    return (bottom, right) if top == left == 0 and bottom <= 1 and right <= 1 else None
-
-
-def _padding(layer: Any, x: Any) -> str:
-    """ "zero" or "edge" where a layer pads by one pixel all round and does nothing else."""
-    if type(layer) is layers.ZeroPadding2D:
-        return "zero" if tuple(map(tuple, layer.padding)) == ((1, 1), (1, 1)) else ""
-    if layer.weights or not isinstance(x, keras.KerasTensor):
-        return ""
-    shape = tuple(x.shape[1:])
-    if tuple(getattr(layer(x), "shape", ()))[1:] != (shape[0] + 2, shape[1] + 2, shape[2]):
-        return ""
-    probe = np.random.default_rng(0).standard_normal((2, *shape)).astype(np.float32)
-    found = ops.convert_to_numpy(layer(probe))
-    return "edge" if np.array_equal(found, np.pad(probe, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")) else ""
-
-
-def _convolves(layer: Any, before: _Made) -> str:
-    """The padding of a 3x3 convolution behind an upsampling, or nothing where it is another one."""
-    if type(layer) is not layers.Conv2D or layer.data_format != "channels_last":
-        return ""
-    plain = (layer.kernel_size, layer.strides, layer.dilation_rate, layer.groups) == ((3, 3), (1, 1), (1, 1), 1)
-    if before.kind == "padded":
-        return before.padding if plain and layer.padding == "valid" else ""
-    return "zero" if plain and layer.padding == "same" and not any(before.crop) else ""
 
 
 def _subpixel(layer: Any, before: _Made, padding: str) -> _Made:

@@ -19,6 +19,7 @@ from export import latents
 from keras_vae import networks, precision, schedules
 from keras_vae.distributions import DiagonalGaussian, Likelihood, RunningVariance, get_likelihood
 from keras_vae.errors import InputError, check_count, check_weight
+from keras_vae.fusion import fuse
 from keras_vae.metrics import ActiveUnits
 from keras_vae.objectives import DEFAULT_LAYERS, DEFAULT_PERCEPTUAL_WEIGHT
 from keras_vae.perceptual import BALANCE, PerceptualLoss, check_perceptual_weight
@@ -163,6 +164,7 @@ class VAE(keras.Model):
         self.active_units = ActiveUnits(self.latent_dim)
         self._statistics_averages = _Untracked([])
         self._xla_functions: dict[str, Any] = {}
+        self._fusions = _Untracked({})
         self.build((None, *self.image_shape))
 
     def _scalar(self, name: str, value: float) -> None:
@@ -650,7 +652,14 @@ class VAE(keras.Model):
             if role not in self._xla_functions:
                 self._xla_functions[role] = tf.function(network, jit_compile=True)
             return self._xla_functions[role](inputs, training=training)
-        return network(inputs, training=training)
+        return self._fused(network)(inputs, training=training)
+
+    def _fused(self, network: keras.Model) -> keras.Model:
+        """The network as it is computed, made at its first use: encoder and decoder may be replaced."""
+        if id(network) not in self._fusions.items:
+            with tf.init_scope():  # out of the function that is being traced
+                self._fusions.items[id(network)] = (network, fuse(network))
+        return self._fusions.items[id(network)][1]
 
     def _latents_of(self, images: Any) -> np.ndarray:
         """One draw from the posterior of each image, float32 (count, latent_dim)."""
@@ -754,7 +763,7 @@ def _swapped(pairs: list[tuple[Any, Any]]) -> Iterator[None]:
 class _Untracked:
     """Holds variables that Keras is not to count among the model's."""
 
-    def __init__(self, items: list[Any]) -> None:
+    def __init__(self, items: Any) -> None:
         self.items = items
 
 

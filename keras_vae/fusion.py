@@ -139,12 +139,13 @@ class UpsampledConv2D(_Wrapper):
         images = ops.cast(images, self.compute_dtype)
         kernel = ops.cast(_folded(conv.kernel), images.dtype)
         padded = _edge_padded(images) if self.padding == "edge" else tf.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        pixels = tf.nn.depth_to_space(_convolved(padded, kernel), 2)
+        pixels = _convolved(padded, kernel)
+        if conv.use_bias:
+            pixels = tf.nn.bias_add(pixels, ops.cast(tf.tile(conv.bias, (4,)), pixels.dtype))
+        pixels = tf.nn.depth_to_space(pixels, 2)
         height, width = (2 * side - crop for side, crop in zip(images.shape[1:3], self.crop, strict=True))
         # tf.slice, whose gradient pads; that of Python's slices fills a whole image with zeros for each.
         pixels = tf.slice(pixels, (0, 1, 1, 0), (-1, height, width, -1))
-        if conv.use_bias:
-            pixels = ops.add(pixels, ops.cast(conv.bias, pixels.dtype))
         return conv.activation(pixels)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:

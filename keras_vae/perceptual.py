@@ -10,10 +10,12 @@ import re
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from keras_vae import hosts
@@ -35,6 +37,7 @@ OFFLINE_CHOICE = (
 
 # What networks expect of images in [0, 1]. The first three are the modes of Keras's own `preprocess_input`: 0..255 in
 # the order blue, green, red, less the ImageNet means (all VGGs); standardized; -1..1.
+CAFFE_MEANS = (103.939, 116.779, 123.68)
 PREPROCESSINGS = ("caffe", "torch", "tf", "0..255", "0..1")
 
 CALIBRATIONS = ("calibrated", "balanced")
@@ -181,13 +184,10 @@ class PerceptualLoss:
         Returns:
             float32, shape (batch, layers).
         """
-        distances = []
-        for target, feature in zip(targets, self.features(decoded), strict=True):
-            target, feature = ops.cast(target, "float32"), ops.cast(feature, "float32")
-            if self.normalize:
-                target, feature = _unit_length(target), _unit_length(feature)
-            difference = ops.square(feature - target)
-            distances.append(0.5 * ops.mean(difference, axis=tuple(range(1, len(difference.shape)))))
+        distance = _distance_of_units if self.normalize else _distance
+        if not tf.config.list_physical_devices("GPU"):
+            distance = _in_one_pass(distance)
+        distances = [distance(*pair) for pair in zip(targets, self.features(decoded), strict=True)]
         return ops.stack(distances, axis=1)
 
     def __call__(self, images: Any, decoded: Any) -> Any:
@@ -216,6 +216,8 @@ class PerceptualLoss:
             return images
         if self.preprocessing == "0..255":
             return 255.0 * images
+        if self.preprocessing == "caffe":  # Keras's takes the channels apart, and its gradient many times as long
+            return 255.0 * ops.flip(images, axis=-1) - ops.convert_to_tensor(CAFFE_MEANS, "float32")
         return keras.applications.imagenet_utils.preprocess_input(255.0 * images, mode=self.preprocessing)
 
     def get_config(self) -> dict[str, Any]:
@@ -240,9 +242,41 @@ class PerceptualLoss:
         return absent
 
 
+def _distance(target: Any, feature: Any) -> Any:
+    """1/(2CHW) times the sum of squared differences: float32, shape (batch,)."""
+    # Flattened, XLA's loop over them is faster.
+    target, feature = (ops.cast(ops.reshape(each, (ops.shape(each)[0], -1)), "float32") for each in (target, feature))
+    return 0.5 * ops.mean(ops.square(feature - target), axis=1)
+
+
+def _distance_of_units(target: Any, feature: Any) -> Any:
+    return _distance(*(_unit_length(ops.cast(each, "float32")) for each in (target, feature)))
+
+
 def _unit_length(features: Any) -> Any:
     squared = ops.sum(ops.square(features), axis=-1, keepdims=True)
     return features * ops.rsqrt(squared + LENGTH_EPSILON)
+
+
+def _in_one_pass(distance: Any) -> Any:
+    """The same distance, compiled by XLA, and so its gradient, for which nothing but the features is kept.
+
+    On a CPU TensorFlow writes out each step of it, float32, of millions of features.
+    """
+    forward = tf.function(distance, jit_compile=True)
+
+    @partial(tf.function, jit_compile=True)
+    def backward(target: Any, feature: Any, upstream: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(feature)
+            found = distance(target, feature)
+        return tape.gradient(found, feature, upstream)
+
+    @tf.custom_gradient
+    def in_one_pass(target: Any, feature: Any) -> Any:
+        return forward(target, feature), lambda upstream: (None, backward(target, feature, upstream))
+
+    return in_one_pass
 
 
 def _own_features(network: keras.Model, layers: tuple[str, ...]) -> keras.Model:

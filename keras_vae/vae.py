@@ -314,10 +314,17 @@ class VAE(keras.Model):
             loss = loss + sum(ops.cast(extra, "float32") for extra in self.losses)
             scaled_loss = self.optimizer.scale_loss(loss)
         weights = self.trainable_weights
-        self.optimizer.apply_gradients(zip(tape.gradient(scaled_loss, weights), weights, strict=True))
+        self._apply(tape.gradient(scaled_loss, weights), weights)
         self._average_statistics()
         self._last_kl.assign(ops.mean(terms["kl"]))
         return {**self._track(terms, posterior), "beta": self._beta + 0.0}
+
+    def _apply(self, gradients: list[Any], weights: list[Any]) -> None:
+        """The optimizer's step; on a CPU compiled by XLA, into one loop a weight instead of a dozen operations."""
+        if self.jit_compile or tf.config.list_physical_devices("GPU"):
+            self.optimizer.apply(gradients, weights)
+            return
+        tf.function(lambda gradients: self.optimizer.apply(gradients, weights), jit_compile=True)(gradients)
 
     def test_step(self, data: Any) -> dict[str, Any]:
         images = self._images(_inputs(data))

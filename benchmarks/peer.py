@@ -66,7 +66,10 @@ class Decoder(nn.Module):
     def __init__(self, size: int, latent_dim: int, width: int, compiled: bool) -> None:
         super().__init__()
         small, channels = size // 16, 8 * width
-        layers: list[nn.Module] = [nn.Linear(latent_dim, channels * small**2), nn.Unflatten(1, (channels, small, small))]
+        layers: list[nn.Module] = [
+            nn.Linear(latent_dim, channels * small**2),
+            nn.Unflatten(1, (channels, small, small)),
+        ]
         for index in range(1, 5):
             filters = 3 if index == 4 else width * 2 ** (3 - index)
             layers += [Doubled(compiled), nn.Conv2d(channels, filters, 3, bias=index == 4)]
@@ -94,7 +97,9 @@ class Features(nn.Module):
             for index, filters in enumerate(VGG16[block]):
                 name = f"block{block + 1}_conv{index + 1}"
                 self.convolutions[name] = nn.Conv2d(channels, filters, 3, padding=1)
-                self.convolutions[name].weight.data = torch.from_numpy(weights[f"{name}/0"]).permute(3, 2, 0, 1).contiguous()
+                self.convolutions[name].weight.data = (
+                    torch.from_numpy(weights[f"{name}/0"]).permute(3, 2, 0, 1).contiguous()
+                )
                 self.convolutions[name].bias.data = torch.from_numpy(weights[f"{name}/1"])
                 channels = filters
         self.register_buffer("means", torch.tensor(MEANS).reshape(1, 3, 1, 1))
@@ -125,7 +130,14 @@ class Step:
     """
 
     def __init__(
-        self, objective: str, precision: str, size: int, width: int, compiled: bool, vgg: dict[str, np.ndarray], device: str
+        self,
+        objective: str,
+        precision: str,
+        size: int,
+        width: int,
+        compiled: bool,
+        vgg: dict[str, np.ndarray],
+        device: str,
     ) -> None:
         torch.manual_seed(0)
         layout: Any = {"device": device, "memory_format": torch.channels_last}
@@ -161,6 +173,9 @@ class Step:
             reconstruction = (images - decoded).square().sum((1, 2, 3)) / 0.1
         else:
             reconstruction = torch.stack(
-                [0.25 * (one.float() - other.float()).square().mean((1, 2, 3)) for one, other in zip(found, targets, strict=True)]
+                [
+                    0.25 * (one.float() - other.float()).square().mean((1, 2, 3))
+                    for one, other in zip(found, targets, strict=True)
+                ]
             ).sum(0)
         return (reconstruction + kl).mean()

@@ -23,6 +23,7 @@ from keras import layers, ops
 
 from export.upsampling import TAPS, convolves, doubles, end_crop, padding_of
 
+
 def rewrite(decoder: keras.Model) -> keras.Model:
     """The same function, computed in fewer steps.
 
@@ -99,8 +100,10 @@ def _call(layer: Any, args: Any, kwargs: Any, seen: dict[int, _Made], uses: coll
     elif before is not None and before.kind == "upsampled" and (padding := padding_of(layer, x)):
         if not (padding == "zero" and any(before.crop)):
             made = replace(before, tensor=layer(x), kind="padded", padding=padding)
-    elif before is not None and before.kind in ("upsampled", "padded") and (
-        padding := convolves(layer, before.padding, before.crop)
+    elif (
+        before is not None
+        and before.kind in ("upsampled", "padded")
+        and (padding := convolves(layer, before.padding, before.crop))
     ):
         made = _subpixel(layer, before, padding)
     elif (

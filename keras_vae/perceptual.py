@@ -10,16 +10,16 @@ import re
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
-from keras import ops
+from keras import layers, ops
 
 from keras_vae import hosts
 from keras_vae.errors import InputError, check_weight
+from keras_vae.fusion import WithoutActivation
 
 # Section 4.2 of the paper names its two models after the blocks whose first activations they compare.
 # The third is ours, shallow and deep; the last is what LPIPS takes of VGG16 (Zhang et al. 2018).
@@ -98,6 +98,7 @@ class PerceptualLoss:
         self.normalize = bool(normalize)
         self._model: keras.Model | None = None
         self._features: keras.Model | None = None
+        self._comparison: keras.Model | None = None
         if isinstance(network, str):
             self.network = network
             self.keras_layers = _keras_layer_names(network, self.layers)
@@ -149,6 +150,11 @@ class PerceptualLoss:
         """
         model = self.load()._features
         assert model is not None
+        outputs = model(self._prepared(images, model), training=False)
+        return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+
+    def _prepared(self, images: Any, model: keras.Model) -> Any:
+        """What a model is given for images, refused where it cannot take them."""
         inputs = self._preprocess(images, model.input_shape)
         try:  # by shapes alone: what TensorFlow says of an image with no pixels left does not help
             model.compute_output_shape(tuple(inputs.shape))
@@ -158,8 +164,7 @@ class PerceptualLoss:
                 f"images of {height}x{width} are too small for the perceptual layers {', '.join(self.keras_layers)}: "
                 "choose earlier ones"
             ) from error
-        outputs = model(inputs, training=False)
-        return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+        return inputs
 
     def targets(self, images: Any) -> list[Any]:
         """The features that decoded images are to have, without a gradient: those of the real images.
@@ -184,11 +189,13 @@ class PerceptualLoss:
         Returns:
             float32, shape (batch, layers).
         """
-        distance = _distance_of_units if self.normalize else _distance
-        if not tf.config.list_physical_devices("GPU"):
-            distance = _in_one_pass(distance)
-        distances = [distance(*pair) for pair in zip(targets, self.features(decoded), strict=True)]
-        return ops.stack(distances, axis=1)
+        model = self.load()._features
+        assert model is not None
+        if self._comparison is None:
+            with tf.init_scope():  # out of the function that is being traced
+                self._comparison = _comparison(model, self.keras_layers, self.normalize)
+        distances = self._comparison([self._prepared(decoded, model), *targets], training=False)
+        return ops.stack(keras.tree.flatten(distances), axis=1)
 
     def __call__(self, images: Any, decoded: Any) -> Any:
         """The layers' terms added, the paper's loss: float32, shape (batch,). Gradients reach `decoded` alone.
@@ -258,25 +265,84 @@ def _unit_length(features: Any) -> Any:
     return features * ops.rsqrt(squared + LENGTH_EPSILON)
 
 
-def _in_one_pass(distance: Any) -> Any:
-    """The same distance, compiled by XLA, and so its gradient, for which nothing but the features is kept.
+def _comparison(features: keras.Model, names: tuple[str, ...], normalize: bool) -> keras.Model:
+    """From [images, *targets] to the distance of each layer, in few passes over the features.
 
-    On a CPU TensorFlow writes out each step of it, float32, of millions of features.
+    Each layer that is compared hands its output on together with the distance, and so takes the two gradients that come
+    back in one pass. A ReLU before max pooling comes after it, where there are four times fewer values: the largest
+    value is the same, and so is the one that the gradient goes to.
     """
-    forward = tf.function(distance, jit_compile=True)
+    targets = [keras.Input(output.shape[1:], dtype=output.dtype) for output in features.outputs]
+    distances: dict[str, Any] = {}
+    linear: dict[int, tuple[Any, Any]] = {}  # outputs of a ReLU, held, with what it was applied to
 
-    @partial(tf.function, jit_compile=True)
-    def backward(target: Any, feature: Any, upstream: Any) -> Any:
+    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        rectified = type(layer) is layers.Conv2D and layer.activation is keras.activations.relu
+        if layer.name in names:
+            target = targets[names.index(layer.name)]
+            x = WithoutActivation(layer)(*args) if rectified else layer(*args, **kwargs)
+            x, distances[layer.name] = Compared(normalize, rectified)([x, target])
+            return x
+        if rectified:
+            before = WithoutActivation(layer)(*args)
+            after = layers.Activation("relu", dtype=layer.dtype_policy)(before)
+            linear[id(after)] = (after, before)
+            return after
+        if type(layer) is layers.MaxPooling2D and id(args[0]) in linear:
+            return layers.Activation("relu", dtype=layer.dtype_policy)(layer(linear[id(args[0])][1]))
+        return layer(*args, **kwargs)
+
+    inputs = [keras.Input(each.shape[1:], dtype=each.dtype) for each in features.inputs]
+    keras.models.clone_model(
+        keras.Model([*features.inputs, *targets], features.outputs),
+        input_tensors=[*inputs, *targets],
+        clone_function=lambda layer: layer,
+        call_function=call,
+    )
+    model = keras.Model([*inputs, *targets], [distances[name] for name in names], name="comparison")
+    model.trainable = False
+    model.autocast = False  # targets stay of their own precision
+    return model
+
+
+class Compared(layers.Layer):
+    """Features and their distance to target ones, with the gradients of both in one pass, compiled by XLA.
+
+    On a CPU TensorFlow would write out each step of it, float32, of millions of features; here nothing but the features
+    is kept.
+
+    Args:
+        normalize: as `PerceptualLoss`.
+        rectified: whether the features are the ReLU of what comes in.
+    """
+
+    def __init__(self, normalize: bool, rectified: bool) -> None:
+        super().__init__(autocast=False)
+        self.rectified = rectified
+        self.distance = _distance_of_units if normalize else _distance
+        self.forward = tf.function(self.distance, jit_compile=True)
+        self.backward = tf.function(self._backward, jit_compile=True)
+
+    def call(self, inputs: Any) -> Any:
+        @tf.custom_gradient
+        def compared(features: Any, target: Any) -> Any:
+            features = tf.nn.relu(features) if self.rectified else features
+            distance = self.forward(target, features)
+            return (features, distance), lambda *upstream: (self.backward(target, features, *upstream), None)
+
+        return compared(*inputs)
+
+    def _backward(self, target: Any, features: Any, onward: Any, upstream: Any) -> Any:
         with tf.GradientTape() as tape:
-            tape.watch(feature)
-            found = distance(target, feature)
-        return tape.gradient(found, feature, upstream)
+            tape.watch(features)
+            # A second ReLU changes nothing, and its gradient is that of the first.
+            found = tf.nn.relu(features) if self.rectified else features
+            distance = self.distance(target, found)
+        return tape.gradient([found, distance], features, [onward, upstream])
 
-    @tf.custom_gradient
-    def in_one_pass(target: Any, feature: Any) -> Any:
-        return forward(target, feature), lambda upstream: (None, backward(target, feature, upstream))
-
-    return in_one_pass
+    def compute_output_spec(self, inputs: Any) -> Any:
+        features, _ = inputs
+        return keras.KerasTensor(features.shape, features.dtype), keras.KerasTensor((features.shape[0],), "float32")
 
 
 def _own_features(network: keras.Model, layers: tuple[str, ...]) -> keras.Model:

@@ -662,7 +662,7 @@ class VAE(keras.Model):
         return self._fused(network)(inputs, training=training)
 
     def _fused(self, network: keras.Model) -> keras.Model:
-        """The network as it is computed, made at its first use: encoder and decoder may be replaced."""
+        """The network as it is computed, made when it is first used."""
         if id(network) not in self._fusions.items:
             with tf.init_scope():  # out of the function that is being traced
                 self._fusions.items[id(network)] = (network, fuse(network))

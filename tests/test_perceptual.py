@@ -232,8 +232,10 @@ def test_features_of_the_real_images_are_not_taped(images: np.ndarray, monkeypat
     vae = VAE((32, 32, 3), 4, perceptual=loss, seed=0)
     vae.compile(run_eagerly=True)
     taped: list[bool] = []
-    features = loss.features
-    monkeypatch.setattr(loss, "features", lambda batch: taped.append(record.could_possibly_record()) or features(batch))
+    prepared = loss._prepared
+    monkeypatch.setattr(
+        loss, "_prepared", lambda *batch: taped.append(record.could_possibly_record()) or prepared(*batch)
+    )
     vae.train_on_batch(images[:4])
     assert taped == [False, True]  # the real images, the decoded ones
 

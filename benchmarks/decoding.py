@@ -16,19 +16,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks import runners
 
 RESULTS = Path(__file__).parent / "results"
 LATENTS = 100
@@ -61,6 +60,16 @@ CUDA = {
     },
     "PyTorch, float16, compiled": ("torch-compiled", "float16", "weights.npz"),
 }
+PACKAGES = (
+    "keras-vae",
+    "keras",
+    "tensorflow",
+    "tf2onnx",
+    "onnxruntime-gpu",
+    "openvino",
+    "ai-edge-litert",
+    "torch",
+)
 BATCHES = {"cpu": (1, 64), "cuda": (1, 256)}
 # Largest difference of a pixel from ours in float32 that a runner of this precision may have.
 ALLOWED = {"float32": 1e-4, "f32": 1e-4, "float16": 0.02, "bfloat16": 0.1, "bf16": 0.1, "int8": 0.2}
@@ -77,8 +86,10 @@ def main() -> None:
         "--work", nargs=4, help=argparse.SUPPRESS
     )  # kind, precision, file, device: one runner's process
     arguments = parser.parse_args()
+    if arguments.rounds < 2:
+        parser.error("--rounds: give at least 2, for a spread")
     if arguments.work:
-        work(*arguments.work)
+        runners.serve(lambda: work(*arguments.work))
         return
     if arguments.prepare:
         prepare(arguments.prepare)
@@ -129,31 +140,31 @@ def prepare(folder: Path) -> None:
 def measure(models: Path, device: str, rounds: int) -> dict[str, Any]:
     """Runs all in turn, and returns what is written."""
     workers: dict[str, subprocess.Popen[str]] = {}
-    runners = CPU if device == "cpu" else CUDA
-    for name, (kind, precision, file) in runners.items():
-        command = [sys.executable, "-m", "benchmarks.decoding", "--work", kind, precision, str(models / file), device]
-        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-        workers[name] = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-        _ask(workers[name], {"batch": 1, "runs": 1})  # one after the other: starting takes all cores
+    known = CPU if device == "cpu" else CUDA
+    for name, (kind, precision, file) in known.items():
+        workers[name] = runners.start("benchmarks.decoding", kind, precision, str(models / file), device)
+        runners.ask(workers[name], {"batch": 1, "runs": 1})  # one after the other: starting takes all cores
         print(f"{name} is ready", file=sys.stderr)
-    record: dict[str, Any] = {"device": _device(device), "cores": os.cpu_count(), "versions": _versions()}
+    record: dict[str, Any] = {
+        "device": runners.device_name(device),
+        "cores": os.cpu_count(),
+        "versions": runners.versions(PACKAGES),
+    }
     for batch in BATCHES[device]:
         record[f"batch_{batch}"] = {}
         expected = None
-        for name, (_, precision, _) in runners.items():
-            image = np.array(_ask(workers[name], {"batch": batch, "runs": 5})["pixels"])
+        for name, (_, precision, _) in known.items():
+            image = np.array(runners.ask(workers[name], {"batch": batch, "runs": 5})["pixels"])
             expected = image if expected is None else expected
             difference = float(np.abs(image - expected).max())
             if difference > ALLOWED[precision]:
                 raise SystemExit(f"{name} differs from {OURS} by {difference}: these are not the same decoder")
-        seconds: dict[str, list[float]] = {name: [] for name in runners}
+        seconds: dict[str, list[float]] = {name: [] for name in known}
         for number in range(rounds):
             print(f"batch {batch}, round {number + 1} of {rounds}", file=sys.stderr)
-            for name in runners:
+            for name in known:
                 time.sleep(0.25)  # threads of the one before stop spinning
-                found = _ask(workers[name], {"batch": batch, "runs": 30 if batch == 1 else 6})["seconds"]
+                found = runners.ask(workers[name], {"batch": batch, "runs": 30 if batch == 1 else 6})["seconds"]
                 seconds[name].append(statistics.median(found))
         for name, found in seconds.items():
             ratios = [one / ours for one, ours in zip(found, seconds[OURS], strict=True)]
@@ -162,10 +173,10 @@ def measure(models: Path, device: str, rounds: int) -> dict[str, Any]:
                 "times_ours": statistics.median(ratios),
                 "quartiles": statistics.quantiles(ratios, n=4)[::2],
             }
-    record["peak_memory_mib"] = {name: _ask(worker, {"end": True})["peak_mib"] for name, worker in workers.items()}
+    record["peak_memory_mib"] = {name: runners.end(worker)["peak_mib"] for name, worker in workers.items()}
     if device == "cpu":
         record["first_image_s"] = first_image(models / "ours.onnx")
-    record["bytes"] = {name: _size(models / file) for name, (_, _, file) in runners.items()}
+    record["bytes"] = {name: _size(models / file) for name, (_, _, file) in known.items()}
     return record
 
 
@@ -180,65 +191,20 @@ def first_image(path: Path, starts: int = 11) -> float:
     return statistics.median(seconds)
 
 
-def _ask(worker: subprocess.Popen[str], request: dict[str, Any]) -> dict[str, Any]:
-    assert worker.stdin is not None
-    assert worker.stdout is not None
-    print(json.dumps(request), file=worker.stdin, flush=True)
-    answer = worker.stdout.readline()
-    if not answer:
-        raise SystemExit(f"a runner ended: {' '.join(map(str, worker.args))}")  # type: ignore[arg-type]
-    return json.loads(answer)
-
-
 def _size(path: Path) -> int:
     if path.suffix == ".xml":
         return path.stat().st_size + path.with_suffix(".bin").stat().st_size
     return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
 
 
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in (
-        "keras-vae",
-        "keras",
-        "tensorflow",
-        "tf2onnx",
-        "onnxruntime-gpu",
-        "openvino",
-        "ai-edge-litert",
-        "torch",
-    ):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _device(device: str) -> str:
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.get_device_name()
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 # One runner's process ------------------------------------------------------------------------------
 
 
-def work(kind: str, precision: str, file: str, device: str) -> None:
-    """Decodes what it is asked to on standard input, and answers on standard output."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # libraries print
+def work(kind: str, precision: str, file: str, device: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """What decodes as it is asked to."""
     run = RUNNERS[kind](file, precision, device)
-    for line in sys.stdin:
-        request = json.loads(line)
-        if request.get("end"):
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            print(json.dumps({"peak_mib": peak}), file=answers, flush=True)
-            return
+
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
         z = np.random.default_rng(request["batch"]).standard_normal((request["batch"], LATENTS)).astype(np.float32)
         run(z)  # caches and threads are warm for all alike
         seconds = []
@@ -246,8 +212,9 @@ def work(kind: str, precision: str, file: str, device: str) -> None:
             start = time.perf_counter()
             images = run(z)
             seconds.append(time.perf_counter() - start)
-        pixels = images[:, ::16, ::16].astype(float).round(6).tolist()
-        print(json.dumps({"seconds": seconds, "pixels": pixels}), file=answers, flush=True)
+        return {"seconds": seconds, "pixels": images[:, ::16, ::16].astype(float).round(6).tolist()}
+
+    return answer
 
 
 Runner = Callable[[np.ndarray], np.ndarray]

@@ -1,8 +1,8 @@
-"""The same networks and losses in PyTorch, as its users write them: what `benchmarks.train_step` runs beside ours.
+"""The same networks and losses in PyTorch, as its users write them.
 
-The paper's encoder and decoder, VGG16's features read from the same file as ours, Adam (fused), channels_last, autocast,
-and the step's loss under `torch.compile` where that is asked for. It reports nothing but the loss: ours counts its
-metrics besides.
+What `benchmarks.train_step` runs beside ours: the paper's encoder and decoder, VGG16's features with the weights of
+ours, Adam (fused), channels_last, autocast, and the step's loss under `torch.compile` where that is asked for. It
+reports nothing but the loss: ours counts its metrics besides.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class Decoder(nn.Module):
     def __init__(self, size: int, latent_dim: int, width: int, compiled: bool) -> None:
         super().__init__()
         small, channels = size // 16, 8 * width
+        self.small = small
         layers: list[nn.Module] = [
             nn.Linear(latent_dim, channels * small**2),
             nn.Unflatten(1, (channels, small, small)),
@@ -94,7 +95,8 @@ class Features(nn.Module):
         self.convolutions = nn.ModuleDict()
         channels = 3
         for block in range(max(blocks) + 1):
-            for index, filters in enumerate(VGG16[block]):
+            used = VGG16[block] if block < max(blocks) else VGG16[block][:1]
+            for index, filters in enumerate(used):
                 name = f"block{block + 1}_conv{index + 1}"
                 self.convolutions[name] = nn.Conv2d(channels, filters, 3, padding=1)
                 self.convolutions[name].weight.data = (
@@ -151,6 +153,56 @@ class Step:
             device, getattr(torch, precision), enabled=precision != "float32"
         )
         self.loss: Callable[[torch.Tensor], torch.Tensor] = torch.compile(self._loss) if compiled else self._loss
+
+    def load(self, weights: dict[str, np.ndarray]) -> None:
+        """Takes over the weights of our encoder and decoder, arrays by role and path: "decoder/conv1/kernel"."""
+        small = self.decoder.small
+        blocks = [f"conv{index}{part}" for index in range(1, 5) for part in ("", "_norm")]
+        layers = {
+            "encoder": (
+                [*self.encoder.layers, self.encoder.mean, self.encoder.log_var],
+                [*blocks, "mean", "raw_log_var"],
+            ),
+            "decoder": (list(self.decoder.layers), ["project", *blocks]),
+        }
+        for role, (modules, names) in layers.items():
+            learning = [module for module in modules if list(module.parameters())]
+            for module, layer in zip(learning, names, strict=False):  # the decoder's last is not normalized
+                name = f"{role}/{layer}"
+                parts = {
+                    path.rpartition("/")[2]: torch.from_numpy(weights[path])
+                    for path in weights
+                    if path.startswith(f"{name}/")
+                }
+                if isinstance(module, nn.BatchNorm2d):
+                    parameters = {"weight": parts["gamma"], "bias": parts["beta"]}
+                elif isinstance(module, nn.Conv2d):
+                    parameters = {"weight": parts["kernel"].permute(3, 2, 0, 1)}
+                elif role == "encoder":  # Keras flattens channels last, PyTorch channels first
+                    kernel = parts["kernel"].reshape(small, small, -1, module.out_features)
+                    parameters = {"weight": kernel.permute(3, 2, 0, 1).flatten(1)}
+                else:
+                    kernel = parts["kernel"].reshape(-1, small, small, module.out_features // small**2)
+                    parameters = {"weight": kernel.permute(3, 1, 2, 0).flatten(0, 2)}
+                    parts["bias"] = parts["bias"].reshape(small, small, -1).permute(2, 0, 1).flatten()
+                if "bias" in parts:
+                    parameters["bias"] = parts["bias"]
+                for key, value in parameters.items():
+                    getattr(module, key).data.copy_(value)
+
+    def terms(self, images: torch.Tensor) -> dict[str, float]:
+        """The loss's terms with latents at the posterior's mean, nothing drawn, to compare with ours."""
+        with torch.no_grad(), self.autocast():
+            mean, log_var = (each.float() for each in self.encoder(images))
+            decoded = self.decoder(mean).float()
+            kl = (0.5 * (log_var.exp() + mean.square() - 1.0 - log_var).sum(1)).mean()
+            found = {"kl": kl, "squared_error": (images - decoded).square().sum((1, 2, 3)).mean()}
+            if self.features is not None:
+                pairs = zip(self.features(images), self.features(decoded), strict=True)
+                found["perceptual"] = sum(
+                    (0.5 * (one.float() - other.float()).square().mean() for one, other in pairs), torch.zeros(())
+                )
+        return {name: value.item() for name, value in found.items()}
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         self.optimizer.zero_grad()

@@ -1,7 +1,7 @@
 """Networks in fewer operations, for training: the same function and gradients, but for rounding.
 
-Layers keep their names, weights and files; what changes is how a step computes them. `benchmarks/NOTES.md` has what each
-change gains.
+Layers keep their names, weights and files; what changes is how a step computes them. `benchmarks/NOTES.md` has what
+each change gains.
 """
 
 from __future__ import annotations

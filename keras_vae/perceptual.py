@@ -17,9 +17,8 @@ import keras
 import tensorflow as tf
 from keras import layers, ops
 
-from keras_vae import hosts
+from keras_vae import fusion, hosts
 from keras_vae.errors import InputError, check_weight
-from keras_vae.fusion import WithoutActivation
 
 # Section 4.2 of the paper names its two models after the blocks whose first activations they compare.
 # The third is ours, shallow and deep; the last is what LPIPS takes of VGG16 (Zhang et al. 2018).
@@ -280,11 +279,11 @@ def _comparison(features: keras.Model, names: tuple[str, ...], normalize: bool) 
         rectified = type(layer) is layers.Conv2D and layer.activation is keras.activations.relu
         if layer.name in names:
             target = targets[names.index(layer.name)]
-            x = WithoutActivation(layer)(*args) if rectified else layer(*args, **kwargs)
+            x = fusion.WithoutActivation(layer)(*args) if rectified else layer(*args, **kwargs)
             x, distances[layer.name] = Compared(normalize, rectified)([x, target])
             return x
         if rectified:
-            before = WithoutActivation(layer)(*args)
+            before = fusion.WithoutActivation(layer)(*args)
             after = layers.Activation("relu", dtype=layer.dtype_policy)(before)
             linear[id(after)] = (after, before)
             return after

@@ -16,13 +16,12 @@ import tensorflow as tf
 from keras import ops
 
 from export import latents
-from keras_vae import networks, precision, schedules
-from keras_vae.distributions import DiagonalGaussian, Likelihood, RunningVariance, get_likelihood
+
+# As modules: any of them may be what imported Keras first, whose import brings this module along (see `keras_vae`).
+from keras_vae import distributions, fusion, metrics, networks, precision, schedules
+from keras_vae import perceptual as features
 from keras_vae.errors import InputError, check_count, check_weight
-from keras_vae.fusion import fuse
-from keras_vae.metrics import ActiveUnits
 from keras_vae.objectives import DEFAULT_LAYERS, DEFAULT_PERCEPTUAL_WEIGHT
-from keras_vae.perceptual import BALANCE, PerceptualLoss, check_perceptual_weight
 
 LEARNING_RATE = 5e-4  # Hou et al., section 4.1
 # Where float16's loss scale begins. Keras begins at 2^15, meant for losses near 1. Likelihoods are sums over pixels: it
@@ -98,13 +97,13 @@ class VAE(keras.Model):
         image_shape: Sequence[int] = (64, 64, 3),
         latent_dim: int = 100,
         network: str = "dfc",
-        perceptual: str | PerceptualLoss | None = "vgg19",
+        perceptual: str | features.PerceptualLoss | None = "vgg19",
         perceptual_layers: str | Sequence[str] = DEFAULT_LAYERS,
         perceptual_weight: float | Sequence[float] | str = DEFAULT_PERCEPTUAL_WEIGHT,
         pixel_weight: float = 1.0,
         beta: float = 1.0,
         free_bits: float = 0.0,
-        likelihood: str | Likelihood = "gaussian-calibrated",
+        likelihood: str | distributions.Likelihood = "gaussian-calibrated",
         network_options: Mapping[str, Any] | None = None,
         encoder: keras.Model | None = None,
         decoder: keras.Model | None = None,
@@ -141,27 +140,31 @@ class VAE(keras.Model):
         self.initial_beta = check_weight("beta", beta)
         self.free_bits = check_weight("free_bits", free_bits)
         self.pixel_weight = check_weight("pixel_weight", pixel_weight)
-        self.likelihood = get_likelihood(likelihood)
+        self.likelihood = distributions.get_likelihood(likelihood)
         # A plain object, so that Keras neither saves nor counts the frozen network as a part of the model.
-        self.perceptual = PerceptualLoss(perceptual, perceptual_layers) if isinstance(perceptual, str) else perceptual
-        if not isinstance(self.perceptual, PerceptualLoss | None):
+        if isinstance(perceptual, str):
+            perceptual = features.PerceptualLoss(perceptual, perceptual_layers)
+        self.perceptual = perceptual
+        if not isinstance(self.perceptual, features.PerceptualLoss | None):
             raise InputError(
                 f"perceptual={perceptual!r}: give a name, or keras_vae.PerceptualLoss(model, layers, preprocessing=...)"
             )
-        self.perceptual_weight = check_perceptual_weight(perceptual_weight, self.perceptual)
+        self.perceptual_weight = features.check_perceptual_weight(perceptual_weight, self.perceptual)
         if self.perceptual is None and not self.pixel_weight:
             raise InputError("pixel_weight=0 and no perceptual network: nothing says what an image should look like")
         self._scalar("_beta", self.initial_beta)
         self._scalar("_last_kl", 0.0)
         if self.perceptual is not None and isinstance(self.perceptual_weight, str):
             count = len(self.perceptual.keras_layers)
-            self.feature_variances = RunningVariance(count, minimum=MIN_FEATURE_VARIANCE, name="feature_variances")
+            self.feature_variances = distributions.RunningVariance(
+                count, minimum=MIN_FEATURE_VARIANCE, name="feature_variances"
+            )
         # Evaluation draws from a stream of its own, from the same start each time: it neither changes the training
         # that goes on after it, nor finds other figures the second time.
         self.train_noise = keras.random.SeedGenerator(seed, name="train_noise")
         self.test_noise = keras.random.SeedGenerator(seed, name="test_noise")
         self.trackers = {name: keras.metrics.Mean(name=name) for name in self._metric_names()}
-        self.active_units = ActiveUnits(self.latent_dim)
+        self.active_units = metrics.ActiveUnits(self.latent_dim)
         self._statistics_averages = _Untracked([])
         self._xla_functions: dict[str, Any] = {}
         self._fusions = _Untracked({})
@@ -193,7 +196,7 @@ class VAE(keras.Model):
 
     # The three steps of the model ------------------------------------------------------------
 
-    def encode(self, images: Any, training: bool = False) -> DiagonalGaussian:
+    def encode(self, images: Any, training: bool = False) -> distributions.DiagonalGaussian:
         """The posterior q(z | x) of a batch of images.
 
         Args:
@@ -203,7 +206,7 @@ class VAE(keras.Model):
             InputError: images of another shape than the model's.
         """
         parameters = self._run(self.encoder, self._images(images), training)
-        return DiagonalGaussian(parameters["mean"], parameters["log_var"])
+        return distributions.DiagonalGaussian(parameters["mean"], parameters["log_var"])
 
     def decode(self, z: Any, training: bool = False) -> Any:
         """Images of a batch of latents: float32, (batch, height, width, channels) in [0, 1].
@@ -241,7 +244,7 @@ class VAE(keras.Model):
 
     def objective(
         self, images: Any, noise: keras.random.SeedGenerator, training: bool, targets: list[Any] | None = None
-    ) -> tuple[dict[str, Any], DiagonalGaussian]:
+    ) -> tuple[dict[str, Any], distributions.DiagonalGaussian]:
         """Every term of the objective for each image, in float32, shape (batch,), and the posterior.
 
         Args:
@@ -291,11 +294,11 @@ class VAE(keras.Model):
         nats = 0.5 * (squared_errors / variances + ops.log(2.0 * math.pi * variances))
         sizes = [math.prod(target.shape[1:]) for target in targets]
         if self.perceptual_weight == "balanced":
-            sizes = [BALANCE * math.prod(self.image_shape)] * len(targets)
+            sizes = [features.BALANCE * math.prod(self.image_shape)] * len(targets)
         total = ops.sum(nats * ops.convert_to_tensor(sizes, "float32"), axis=1)
         return total, total
 
-    def _floored(self, posterior: DiagonalGaussian) -> Any:
+    def _floored(self, posterior: distributions.DiagonalGaussian) -> Any:
         """The KL that the loss charges under free bits: the same for each image of the batch."""
         per_latent = ops.mean(posterior.kl_per_latent(), axis=0)
         charged = ops.sum(ops.maximum(per_latent, self.free_bits))
@@ -333,7 +336,7 @@ class VAE(keras.Model):
     def predict_step(self, data: Any) -> Any:
         return self(_inputs(data), training=False)
 
-    def _track(self, terms: dict[str, Any], posterior: DiagonalGaussian) -> dict[str, Any]:
+    def _track(self, terms: dict[str, Any], posterior: distributions.DiagonalGaussian) -> dict[str, Any]:
         # A mean over images, not over batches: a smaller last batch weighs less.
         for name, tracker in self.trackers.items():
             tracker.update_state(terms[name])
@@ -665,7 +668,7 @@ class VAE(keras.Model):
         """The network as it is computed, made when it is first used."""
         if id(network) not in self._fusions.items:
             with tf.init_scope():  # out of the function that is being traced
-                self._fusions.items[id(network)] = (network, fuse(network))
+                self._fusions.items[id(network)] = (network, fusion.fuse(network))
         return self._fusions.items[id(network)][1]
 
     def _latents_of(self, images: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A training step in fewer operations computes what the straightforward code computes: values, gradients, statistics."""
+"""A training step in fewer operations computes what the straightforward code does: values, gradients, statistics."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def everything(model: keras.Model, original: keras.Model, training: bool = True)
 
 
 def assert_close(found: list[np.ndarray], expected: list[np.ndarray], tolerance: float = 1e-4) -> None:
-    """As close as float32 allows; gradients that cancel out, such as a bias's before normalization, are rounding alone."""
+    """As close as float32 allows. Gradients that cancel out, a bias's before normalization, are rounding alone."""
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * max(np.abs(other).max(), 1))
@@ -61,8 +61,7 @@ def kinds(model: keras.Model) -> set[str]:
 
 
 @pytest.mark.parametrize("network", ["dfc", "resnet"])
-@pytest.mark.parametrize("shape", [(16, 16, 3), (17, 30, 1), (48, 32, 3)])
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("shape", "training"), [((16, 16, 3), True), ((17, 30, 1), True), ((48, 32, 3), False)])
 def test_families_compute_the_same(network: str, shape: tuple[int, int, int], training: bool) -> None:
     """At every border: 16 pixels leave one place at the lowest resolution, odd sides are cut."""
     for model in networks.build(network, shape, 5, "float32", {"width": 8}):
@@ -86,16 +85,21 @@ def upsampling() -> layers.Layer:
 
 
 FUSED: dict[str, Callable[[], keras.Model]] = {
-    "same padding, bias and activation": lambda: stack(upsampling(), layers.Conv2D(3, 3, padding="same", activation="tanh")),
+    "same padding, bias and activation": lambda: stack(
+        upsampling(), layers.Conv2D(3, 3, padding="same", activation="tanh")
+    ),
     "padded with zeros": lambda: stack(upsampling(), layers.ZeroPadding2D(1), layers.Conv2D(3, 3)),
     "padded with the edge and cut": lambda: stack(
-        upsampling(), layers.Cropping2D(((0, 1), (0, 0))), networks.ReplicationPadding2D(), layers.Conv2D(3, 3, use_bias=False)
+        upsampling(), layers.Cropping2D(((0, 1), (0, 0))), networks.ReplicationPadding2D(),
+        layers.Conv2D(3, 3, use_bias=False),
     ),
     "one after the other": lambda: stack(
         upsampling(), layers.Conv2D(4, 3, padding="same"), layers.BatchNormalization(), layers.LeakyReLU(),
         upsampling(), layers.Conv2D(2, 3, padding="same"),
     ),
-    "within another model": lambda: stack(stack(upsampling(), layers.Conv2D(3, 3, padding="same")), layers.BatchNormalization()),
+    "within another model": lambda: stack(
+        stack(upsampling(), layers.Conv2D(3, 3, padding="same")), layers.BatchNormalization()
+    ),
     "sequential": lambda: keras.Sequential([keras.Input((4, 4, 2)), upsampling(), layers.Conv2D(3, 3, padding="same")]),
     "normalization alone": lambda: stack(layers.BatchNormalization(momentum=0.7, epsilon=0.01)),
 }  # fmt: skip
@@ -126,7 +130,9 @@ class Subclassed(keras.Model):
 
 
 ALONE: dict[str, Callable[[], keras.Model]] = {
-    "bilinear upsampling": lambda: stack(layers.UpSampling2D(2, interpolation="bilinear"), layers.Conv2D(3, 3, padding="same")),
+    "bilinear upsampling": lambda: stack(
+        layers.UpSampling2D(2, interpolation="bilinear"), layers.Conv2D(3, 3, padding="same")
+    ),
     "tripled": lambda: stack(layers.UpSampling2D(3), layers.Conv2D(3, 3, padding="same")),
     "no padding": lambda: stack(upsampling(), layers.Conv2D(3, 3)),
     "a larger kernel": lambda: stack(upsampling(), layers.Conv2D(3, 5, padding="same")),
@@ -284,13 +290,20 @@ def own_network() -> keras.Model:
     return keras.Model(inputs, layers.Conv2D(3, 1, name="five")(x))
 
 
+def unit_length(features: tf.Tensor) -> tf.Tensor:
+    return features * tf.math.rsqrt(tf.reduce_sum(features**2, -1, keepdims=True) + 1e-6)
+
+
 def comparisons() -> dict[str, Callable[[], PerceptualLoss]]:
     own = [("one", "two"), ("pooled", "three"), ("two", "four", "five"), ("five",)]
+    hed = ("vae-123", "vae-345", "vae-12345")
     return {
-        **{preset: lambda preset=preset: PerceptualLoss("hed-vgg16", preset) for preset in ("vae-123", "vae-345", "vae-12345")},
+        **{preset: lambda preset=preset: PerceptualLoss("hed-vgg16", preset) for preset in hed},
         "normalized": lambda: PerceptualLoss("hed-vgg16", normalize=True),
         **{
-            " ".join(names): lambda names=names: PerceptualLoss(randomized(own_network(), 3), names, preprocessing="0..1")
+            " ".join(names): lambda names=names: PerceptualLoss(
+                randomized(own_network(), 3), names, preprocessing="0..1"
+            )
             for names in own
         },
     }  # fmt: skip
@@ -310,10 +323,7 @@ def test_distances_and_their_gradient_are_the_straightforward_ones(images: np.nd
             if straightforward:
                 pairs = zip(targets, perceptual.features(decoded), strict=True)
                 if perceptual.normalize:
-                    pairs = [
-                        [each * tf.math.rsqrt(tf.reduce_sum(each**2, -1, keepdims=True) + 1e-6) for each in pair]
-                        for pair in pairs
-                    ]
+                    pairs = [[unit_length(each) for each in pair] for pair in pairs]
                 distances = tf.stack([0.5 * tf.reduce_mean((one - two) ** 2, (1, 2, 3)) for one, two in pairs], 1)
             else:
                 distances = perceptual.distances(targets, decoded)

@@ -342,7 +342,15 @@ def test_perceptual_network_is_neither_saved_nor_needed(
     assert loaded.export(tmp_path / "decoder.onnx", format="onnx").passed
 
 
-@pytest.mark.parametrize("order", ["import keras, keras_vae", "import keras_vae, keras"])
+@pytest.mark.parametrize(
+    "order",
+    [
+        "import keras, keras_vae",
+        "import keras_vae, keras",
+        "import keras_vae.perceptual, keras",
+        "import keras_vae.distributions, keras",
+    ],
+)
 def test_a_fresh_process_loads_the_model(make_vae: MakeVAE, tmp_path: Path, order: str) -> None:
     make_vae().save(tmp_path / "vae.keras")
     script = f"{order}; print(type(keras.saving.load_model({str(tmp_path / 'vae.keras')!r})).__name__)"

@@ -1,0 +1,457 @@
+"""How fast a training step is: ours beside the same networks in PyTorch, and how its cost grows.
+
+    python -m benchmarks.train_step            # beside PyTorch: train_step.json and train_step.md
+    python -m benchmarks.train_step --growth   # ours by batch, image, width and data: train_step_growth.json and .png
+    python -m benchmarks.train_step --device cuda
+
+Each runner has a process of its own, and in each of several rounds all take their steps in turn. Ours is what `fit`
+runs, its metrics included, on batches that a tf.data pipeline hands over; PyTorch's is `benchmarks.peer`, eager and
+compiled. Before anything is timed, both compute the same terms of the loss from the same weights. Batches are in
+memory, random images: nothing a step does depends on what they show.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import runners
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("keras-vae", "keras", "tensorflow", "torch", "numpy")
+LATENTS = 100
+OURS = "ours"
+# PyTorch's own advice on CPUs: memory that is freed is kept, rather than handed back and asked for again each step. It
+# is not what `pip install torch` gives, and gives TensorFlow, which keeps memory by itself, nothing.
+KEEP_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "8000000000",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+KINDS = {
+    OURS: ("ours", {}),
+    "PyTorch, eager": ("eager", {}),
+    "PyTorch, compiled": ("compiled", {}),
+    "PyTorch, compiled, malloc set to keep memory": ("compiled", KEEP_MEMORY),
+}
+# The reach is measured against PyTorch as it is installed.
+PEERS = ("PyTorch, eager", "PyTorch, compiled")
+SECONDS_A_TURN = 1.5
+LEAST_STEPS = 2
+WARM_STEPS = 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--objectives", nargs="+", default=["plain", "vae-123", "vae-345"])
+    parser.add_argument("--precisions", nargs="+", help="float32 and bfloat16; on a GPU float16 too")
+    parser.add_argument("--sizes", nargs="+", type=int, help="64 and 128")
+    parser.add_argument("--batches", nargs="+", type=int, help="images a batch: 64, on a GPU 256")
+    parser.add_argument("--growth", action="store_true", help="measure how cost grows instead")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)  # kind and case: one runner's process
+    arguments = parser.parse_args()
+    if arguments.work:
+        kind, case = arguments.work[0], json.loads(arguments.work[1])
+        runners.serve(lambda: _ours(case) if kind == "ours" else _torch(kind, case))
+        return
+    if arguments.rounds < 2:
+        parser.error("--rounds: give at least 2, for a spread")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    device = arguments.device
+    suffix = "" if device == "cpu" else "_cuda"
+    record = {
+        "device": runners.device_name(device),
+        "cores": os.cpu_count(),
+        "versions": runners.versions(PACKAGES),
+        "rounds": arguments.rounds,
+    }
+    if arguments.growth:
+        record |= growth(device)
+        _write(arguments.out / f"train_step_growth{suffix}.json", record)
+        draw(record, arguments.out / f"train_step_growth{suffix}.png")
+        return
+    precisions = arguments.precisions or ["float32", "bfloat16", *(["float16"] if device == "cuda" else [])]
+    batches = arguments.batches or [64 if device == "cpu" else 256]
+    record["cases"] = []
+    for size in arguments.sizes or [64, 128]:
+        for objective in arguments.objectives:
+            for precision in precisions:
+                for batch in batches:
+                    case = {"objective": objective, "precision": precision, "size": size, "batch": batch, "width": 32}
+                    record["cases"].append(measure({**case, "device": device}, arguments.rounds))
+                    # After each: a run that is cut short leaves what it measured.
+                    _write(arguments.out / f"train_step{suffix}.json", record)
+                    (arguments.out / f"train_step{suffix}.md").write_text(table(record))
+    print(table(record))
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    path.write_text(json.dumps(record, indent=2) + "\n")
+
+
+# Beside PyTorch -----------------------------------------------------------------------------------
+
+
+def measure(case: dict[str, Any], rounds: int) -> dict[str, Any]:
+    """Runs ours and PyTorch's in turn, and returns the case with what was measured."""
+    name = f"{case['objective']} {case['precision']} {case['size']}x{case['size']} batch {case['batch']}"
+    print(name, file=sys.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = json.dumps({**case, "folder": folder})
+        workers: dict[str, subprocess.Popen[str]] = {}
+        kinds = {name: kind for name, kind in KINDS.items() if case["device"] == "cpu" or kind[1] is not KEEP_MEMORY}
+        for runner, (kind, environment) in kinds.items():
+            workers[runner] = runners.start("benchmarks.train_step", kind, settings, **environment)
+            terms = runners.ask(workers[runner], {"terms": True})
+            if runner == OURS:
+                expected = terms
+            _compare(runner, terms, expected, 1e-3 if case["precision"] == "float32" else 0.05)
+        seconds: dict[str, list[float]] = {runner: [] for runner in workers}
+        for number in range(rounds):
+            for runner, worker in workers.items():
+                time.sleep(0.25)  # threads of the one before stop spinning
+                seconds[runner].append(statistics.median(runners.ask(worker, {"seconds": SECONDS_A_TURN})["steps"]))
+            print(f"  round {number + 1} of {rounds}", file=sys.stderr)
+        convolutions = runners.ask(workers[OURS], {"convolutions": True})
+        memory = {runner: runners.end(worker)["peak_mib"] for runner, worker in workers.items()}
+    found: dict[str, Any] = {**case, "convolutions": convolutions, "runners": {}}
+    for runner, times in seconds.items():
+        ratios = [one / ours for one, ours in zip(times, seconds[OURS], strict=True)]
+        found["runners"][runner] = {
+            "median_ms": 1e3 * statistics.median(times),
+            "images_per_second": case["batch"] / statistics.median(times),
+            "times_ours": statistics.median(ratios),
+            "quartiles": statistics.quantiles(ratios, n=4)[::2],
+            "peak_mib": memory[runner],
+        }
+    best = min(PEERS, key=lambda runner: statistics.median(seconds[runner]))
+    found["best_peer"] = best
+    convolutions["share_of_step"] = convolutions["alone_ms"] / found["runners"][OURS]["median_ms"]
+    return found
+
+
+def _compare(runner: str, terms: dict[str, float], expected: dict[str, float], tolerance: float) -> None:
+    for name, value in terms.items():
+        if not math.isclose(value, expected[name], rel_tol=tolerance):
+            raise SystemExit(f"{runner} has a {name} of {value}, ours is {expected[name]}: this is not the same work")
+
+
+def table(record: dict[str, Any]) -> str:
+    """The cases as a Markdown table."""
+    lines = [
+        f"{record['device']}, {record['cores']} cores; TensorFlow {record['versions'].get('tensorflow')}, "
+        f"PyTorch {record['versions'].get('torch')}. Medians of {record['rounds']} rounds; ratios are medians of the "
+        "rounds' own, with their quartiles.",
+        "",
+        "| objective | size | precision | batch | ours, images/s | PyTorch eager | compiled | compiled, malloc set | "
+        "best of the first two to ours | peak MiB, ours / PyTorch eager / compiled | convolutions' share |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for case in record["cases"]:
+        of = case["runners"]
+        rates = [f"{of[name]['images_per_second']:.0f}" if name in of else "-" for name in KINDS]
+        best = of[case["best_peer"]]
+        low, high = best["quartiles"]
+        memory = " / ".join(f"{of[name]['peak_mib']:.0f}" for name in (OURS, *PEERS))
+        lines.append(
+            f"| {case['objective']} | {case['size']} | {case['precision']} | {case['batch']} | {' | '.join(rates)} | "
+            f"{best['times_ours']:.2f} ({low:.2f} to {high:.2f}) | {memory} | "
+            f"{case['convolutions']['share_of_step']:.0%} at {case['convolutions']['tflops']:.2f} TFLOP/s |"
+        )
+    return "\n".join([*lines, ""])
+
+
+# How cost grows -------------------------------------------------------------------------------------
+
+
+GROWTH = {"batch": (8, 16, 32, 64, 128, 256), "size": (32, 64, 96, 128, 192), "width": (16, 32, 48, 64)}
+DATA_SIZES = (1024, 2048, 4096, 8192)
+
+
+def growth(device: str) -> dict[str, Any]:
+    """Our steps' time and memory by batch, image size and width, and an epoch's time by the data set's size."""
+    record: dict[str, Any] = {}
+    base = {"precision": "bfloat16", "size": 64, "batch": 64 if device == "cpu" else 256, "width": 32}
+    for objective in ("plain", "vae-123"):
+        record[objective] = {**base, "by": {}}
+        for axis, values in GROWTH.items():
+            points = record[objective]["by"][axis] = []
+            for value in values:
+                case = {**base, axis: value, "objective": objective, "device": device, "folder": ""}
+                worker = runners.start("benchmarks.train_step", "ours", json.dumps(case))
+                runners.ask(worker, {"seconds": 1.0})
+                steps = runners.ask(worker, {"seconds": 3 * SECONDS_A_TURN})["steps"]
+                points.append(
+                    {axis: value, "ms": 1e3 * statistics.median(steps), "peak_mib": runners.end(worker)["peak_mib"]}
+                )
+                print(objective, points[-1], file=sys.stderr)
+    case = {**base, "objective": "plain", "device": device, "folder": ""}
+    worker = runners.start("benchmarks.train_step", "ours", json.dumps(case))
+    record["epochs"] = runners.ask(worker, {"epochs": list(DATA_SIZES)})["points"]
+    runners.end(worker)
+    return record
+
+
+def draw(record: dict[str, Any], path: Path) -> None:
+    """The plot of how cost grows."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, 4, figsize=(13, 5.5), constrained_layout=True)
+    for objective, color in (("plain", "tab:blue"), ("vae-123", "tab:red")):
+        for column, (axis, points) in enumerate(record[objective]["by"].items()):
+            places = [point[axis] for point in points]
+            for row, key in ((0, "ms"), (1, "peak_mib")):
+                axes[row, column].plot(places, [point[key] for point in points], "o-", color=color, label=objective)
+    words = {"batch": "images a batch", "size": "pixels a side", "width": "width of the network"}
+    for column, axis in enumerate(GROWTH):
+        for row, label in ((0, "step, ms"), (1, "peak memory, MiB")):
+            axes[row, column].set(xlabel=words[axis], ylabel=label, ylim=(0, None))
+    axes[0, 0].legend()
+    points = record["epochs"]
+    for row, key, label in ((0, "seconds", "epoch, s"), (1, "images_per_second", "images/s")):
+        axes[row, 3].plot(
+            [point["images"] for point in points], [point[key] for point in points], "o-", color="tab:blue"
+        )
+        axes[row, 3].set(xlabel="images in a folder", ylabel=label, ylim=(0, None))
+    figure.suptitle(f"A training step in bfloat16 on {record['device']}, {record['cores']} cores")
+    figure.savefig(path, dpi=80)
+
+
+# One runner's process -------------------------------------------------------------------------------
+
+
+Answer = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def _images(case: dict[str, Any], count: int = 4) -> np.ndarray:
+    """Some batches of smooth random images: float32 (count, batch, size, size, 3)."""
+    size = case["size"]
+    coarse = np.random.default_rng(0).random((count, case["batch"], size // 8, size // 8, 3), np.float32)
+    return np.repeat(np.repeat(coarse, 8, axis=2), 8, axis=3)
+
+
+def _times(step: Callable[[], Any], seconds: float) -> list[float]:
+    """Seconds of each step, for so long, and of a few at least."""
+    found: list[float] = []
+    while len(found) < LEAST_STEPS or sum(found) < seconds:
+        start = time.perf_counter()
+        step()
+        found.append(time.perf_counter() - start)
+    return found
+
+
+def _ours(case: dict[str, Any]) -> Answer:
+    import keras
+    import tensorflow as tf
+
+    from keras_vae import OBJECTIVES, VAE
+
+    keras.utils.set_random_seed(0)
+    objective = {**OBJECTIVES[case["objective"]], "latent_dim": LATENTS, "network_options": {"width": case["width"]}}
+    if case["objective"] != "plain":
+        objective["perceptual"] = "hed-vgg16"
+    policy = case["precision"] if case["precision"] == "float32" else f"mixed_{case['precision']}"
+    vae = VAE((case["size"], case["size"], 3), **objective, seed=0, dtype=policy)
+    vae.compile(keras.optimizers.Adam(5e-4))
+    batches = _images(case)
+    step: list[Any] = []
+
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        if "terms" in request:
+            return _our_terms(vae, batches[0], Path(case["folder"]))
+        if "convolutions" in request:
+            return _convolutions(vae, case)
+        if "epochs" in request:
+            return {"points": [_epoch(vae, case, count) for count in request["epochs"]]}
+        if not step:
+            data = tf.data.Dataset.from_tensors(batches[0]).concatenate(tf.data.Dataset.from_tensor_slices(batches[1:]))
+            iterator = iter(data.cache().repeat().prefetch(2))
+            vae.make_train_function()
+            step.append(lambda: float(vae.train_function(iterator)["loss"]))
+            for _ in range(WARM_STEPS):
+                step[0]()
+        return {"steps": _times(step[0], request["seconds"])}
+
+    return answer
+
+
+def _our_terms(vae: Any, images: np.ndarray, folder: Path) -> dict[str, Any]:
+    """The loss's terms with latents at the posterior's mean, and the weights for PyTorch."""
+    weights = {
+        f"{role}/{weight.path}": weight.numpy()
+        for role, network in (("encoder", vae.encoder), ("decoder", vae.decoder))
+        for weight in network.trainable_weights
+    }
+    np.savez(folder / "weights.npz", **weights)
+    vae.load_perceptual()
+    if vae.perceptual is not None:
+        layers = vae.perceptual._features.layers
+        vgg = {f"{layer.name}/{place}": each for layer in layers for place, each in enumerate(layer.get_weights())}
+        np.savez(folder / "vgg.npz", **vgg)
+    posterior = vae.encode(images, training=True)
+    decoded = np.array(vae.decode(posterior.mean, training=True))
+    terms = {
+        "kl": float(np.mean(posterior.kl())),
+        "squared_error": float(np.square(images - decoded).sum((1, 2, 3)).mean()),
+    }
+    if vae.perceptual is not None:
+        terms["perceptual"] = float(np.mean(vae.perceptual(images, decoded)))
+    return terms
+
+
+def _epoch(vae: Any, case: dict[str, Any], count: int) -> dict[str, Any]:
+    """An epoch of `fit` from a folder of so many JPEG files, the second: seconds, and images/s."""
+    from PIL import Image
+
+    from keras_vae import data
+
+    with tempfile.TemporaryDirectory() as folder:
+        pixels = (255 * _images(case, 1)[0]).astype(np.uint8)
+        for index in range(count + count // 9):  # a tenth is held out
+            # No two files the same: those are read once.
+            Image.fromarray(np.roll(pixels[index % len(pixels)], index // len(pixels), 0)).save(
+                Path(folder) / f"{index:06d}.jpg"
+            )
+        images = data.load(folder, case["size"], case["batch"], 0)
+        seconds = []
+        for _ in range(2):
+            start = time.perf_counter()
+            vae.fit(images.train, epochs=1, verbose=0)
+            seconds.append(time.perf_counter() - start)
+    return {"images": images.train_size, "seconds": seconds[-1], "images_per_second": images.train_size / seconds[-1]}
+
+
+def _convolutions(vae: Any, case: dict[str, Any]) -> dict[str, Any]:
+    """Every convolution and matrix product in the step's graph, forward and back, run alone.
+
+    Returns:
+        `alone_ms`, their time together; `gflop`, of the step; `tflops`, what they reach alone; `peak_tflops`, what a
+        large matrix product reaches in the same precision: the roof.
+    """
+    import tensorflow as tf
+
+    shape = (case["batch"], case["size"], case["size"], 3)
+    graph = tf.function(vae.train_step).get_concrete_function(tf.TensorSpec(shape)).graph
+    total_ms = total_flop = 0.0
+    for operation in graph.get_operations():
+        made = _alone(operation, case["batch"])
+        if made is not None:
+            run, flop = made
+            total_ms += 1e3 * _median_seconds(run)
+            total_flop += flop
+    side = 4096
+    square = tf.cast(tf.random.normal((side, side)), case["precision"])
+    product = tf.function(lambda a: tf.matmul(a, a)[:1, :1])
+    return {
+        "alone_ms": total_ms,
+        "gflop": total_flop / 1e9,
+        "tflops": total_flop / total_ms / 1e9,
+        "peak_tflops": 2.0 * side**3 / _median_seconds(lambda: product(square)) / 1e12,
+    }
+
+
+def _alone(operation: Any, batch: int) -> tuple[Callable[[], Any], float] | None:
+    """What runs an operation of a graph on random numbers, and its multiplications and additions."""
+    import tensorflow as tf
+
+    if operation.type not in ("Conv2D", "Conv2DBackpropInput", "Conv2DBackpropFilter", "MatMul"):
+        return None
+
+    def shape(tensor: Any) -> tuple[int, ...]:
+        return tuple(batch if side is None else side for side in tensor.shape)
+
+    def random(tensor: Any) -> Any:
+        return tf.cast(tf.random.normal(shape(tensor)), tensor.dtype)
+
+    if operation.type == "MatMul":
+        one, other = map(random, operation.inputs)
+        transposed = {name: operation.get_attr(name) for name in ("transpose_a", "transpose_b")}
+        function = tf.function(lambda: tf.matmul(one, other, **transposed))
+        inner = one.shape[0 if transposed["transpose_a"] else 1]
+        return function, 2.0 * inner * math.prod(shape(operation.outputs[0]))
+    settings = {name: operation.get_attr(name) for name in ("strides", "padding", "explicit_paddings", "dilations")}
+    settings["padding"] = settings["padding"].decode()
+    if operation.type == "Conv2D":
+        images, kernel, result = operation.inputs[0], operation.inputs[1], operation.outputs[0]
+        x, k = random(images), random(kernel)
+        function = tf.function(lambda: tf.raw_ops.Conv2D(input=x, filter=k, **settings))
+    elif operation.type == "Conv2DBackpropInput":
+        images, kernel, result = operation.outputs[0], operation.inputs[1], operation.inputs[2]
+        k, y, sizes = random(kernel), random(result), shape(images)
+        function = tf.function(
+            lambda: tf.raw_ops.Conv2DBackpropInput(input_sizes=sizes, filter=k, out_backprop=y, **settings)
+        )
+    else:
+        images, kernel, result = operation.inputs[0], operation.outputs[0], operation.inputs[2]
+        x, y, sizes = random(images), random(result), shape(kernel)
+        function = tf.function(
+            lambda: tf.raw_ops.Conv2DBackpropFilter(input=x, filter_sizes=sizes, out_backprop=y, **settings)
+        )
+    return function, 2.0 * math.prod(shape(result)) * math.prod(shape(kernel)[:3])
+
+
+def _median_seconds(run: Callable[[], Any], runs: int = 7) -> float:
+    run()
+    seconds = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        run()[0].device  # noqa: B018
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def _torch(kind: str, case: dict[str, Any]) -> Answer:
+    import torch
+
+    from benchmarks.peer import Step
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    device = case["device"]
+    steps: list[Step] = []
+    batches = [
+        torch.from_numpy(np.moveaxis(each, -1, 1)).to(device=device, memory_format=torch.channels_last)
+        for each in _images(case)
+    ]
+    taken: list[int] = []
+
+    def run() -> None:
+        steps[0](batches[len(taken) % len(batches)]).item()
+        taken.append(1)
+
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        if "terms" in request:
+            folder = Path(case["folder"])
+            vgg = {} if case["objective"] == "plain" else dict(np.load(folder / "vgg.npz"))
+            settings = (case["objective"], case["precision"], case["size"], case["width"])
+            steps.append(Step(*settings, kind == "compiled", vgg, device))
+            steps[0].load(dict(np.load(folder / "weights.npz")))
+            return steps[0].terms(batches[0])
+        if not taken:
+            for _ in range(WARM_STEPS):
+                run()
+        return {"steps": _times(run, request["seconds"])}
+
+    return answer
+
+
+if __name__ == "__main__":
+    main()

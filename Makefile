@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint figures objectives loading decoding clean
+.PHONY: demo test test-slow lint figures objectives loading decoding train-step clean
 
 demo: $(VENV)/.demo  ## draw avatars, train a few minutes, export, verify; everything lands in runs/demo
 	$(BIN)/keras-vae demo
@@ -31,6 +31,11 @@ loading: $(VENV)/.bench  ## how fast a folder of JPEG files comes in, beside PyT
 
 decoding: $(VENV)/.bench  ## how fast decoders run, beside Keras's export and PyTorch: benchmarks/results/decoding.json
 	$(BIN)/python -m benchmarks.decoding
+
+train-step: $(VENV)/.bench  ## how fast a training step is, beside PyTorch, and how its cost grows: half an hour
+	$(BIN)/python -m benchmarks.train_step
+	$(BIN)/python -m benchmarks.train_step --changes --objectives plain vae-123 --precisions bfloat16 --sizes 64
+	$(BIN)/python -m benchmarks.train_step --growth
 
 clean:
 	rm -rf $(VENV) build dist

@@ -2,6 +2,7 @@
 
     python -m benchmarks.train_step            # beside PyTorch: train_step.json and train_step.md
     python -m benchmarks.train_step --growth   # ours by batch, image, width and data: train_step_growth.json and .png
+    python -m benchmarks.train_step --changes  # ours without each of its changes: train_step_changes.json and .md
     python -m benchmarks.train_step --device cuda
 
 Each runner has a process of its own, and in each of several rounds all take their steps in turn. Ours is what `fit`
@@ -41,12 +42,27 @@ KEEP_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": "8000000000",
     "MALLOC_TOP_PAD_": "268435456",
 }
-KINDS = {
+KINDS: dict[str, tuple[str, dict[str, str]]] = {
     OURS: ("ours", {}),
     "PyTorch, eager": ("eager", {}),
     "PyTorch, compiled": ("compiled", {}),
     "PyTorch, compiled, malloc set to keep memory": ("compiled", KEEP_MEMORY),
 }
+# On a GPU, where `compile(jit_compile="auto")` compiles the whole step.
+KINDS_CUDA: dict[str, tuple[str, dict[str, str]]] = {
+    OURS: ("ours", {}),
+    "ours, not compiled by XLA": ("ours without XLA", {}),
+    "PyTorch, eager": ("eager", {}),
+    "PyTorch, compiled": ("compiled", {}),
+}
+CHANGES = (
+    "the low resolution",
+    "fused normalization",
+    "matrix products",
+    "the optimizer compiled",
+    "one pass over features",
+    "all of these",
+)
 # The reach is measured against PyTorch as it is installed.
 PEERS = ("PyTorch, eager", "PyTorch, compiled")
 SECONDS_A_TURN = 1.5
@@ -62,13 +78,14 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", help="float32 and bfloat16; on a GPU float16 too")
     parser.add_argument("--sizes", nargs="+", type=int, help="64 and 128")
     parser.add_argument("--batches", nargs="+", type=int, help="images a batch: 64, on a GPU 256")
+    parser.add_argument("--changes", action="store_true", help="measure ours without each of its changes instead")
     parser.add_argument("--growth", action="store_true", help="measure how cost grows instead")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)  # kind and case: one runner's process
     arguments = parser.parse_args()
     if arguments.work:
         kind, case = arguments.work[0], json.loads(arguments.work[1])
-        runners.serve(lambda: _ours(case) if kind == "ours" else _torch(kind, case))
+        runners.serve(lambda: _ours(kind, case) if kind.startswith("ours") else _torch(kind, case))
         return
     if arguments.rounds < 2:
         parser.error("--rounds: give at least 2, for a spread")
@@ -86,6 +103,11 @@ def main() -> None:
         _write(arguments.out / f"train_step_growth{suffix}.json", record)
         draw(record, arguments.out / f"train_step_growth{suffix}.png")
         return
+    kinds = KINDS if device == "cpu" else KINDS_CUDA
+    name, heading = f"train_step{suffix}", table
+    if arguments.changes:
+        kinds = {OURS: ("ours", {}), **{f"without {change}": (f"ours without {change}", {}) for change in CHANGES}}
+        name, heading = f"train_step_changes{suffix}", table_of_changes
     precisions = arguments.precisions or ["float32", "bfloat16", *(["float16"] if device == "cuda" else [])]
     batches = arguments.batches or [64 if device == "cpu" else 256]
     record["cases"] = []
@@ -94,11 +116,11 @@ def main() -> None:
             for precision in precisions:
                 for batch in batches:
                     case = {"objective": objective, "precision": precision, "size": size, "batch": batch, "width": 32}
-                    record["cases"].append(measure({**case, "device": device}, arguments.rounds))
+                    record["cases"].append(measure({**case, "device": device}, kinds, arguments.rounds))
                     # After each: a run that is cut short leaves what it measured.
-                    _write(arguments.out / f"train_step{suffix}.json", record)
-                    (arguments.out / f"train_step{suffix}.md").write_text(table(record))
-    print(table(record))
+                    _write(arguments.out / f"{name}.json", record)
+                    (arguments.out / f"{name}.md").write_text(heading(record))
+    print(heading(record))
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:
@@ -108,14 +130,13 @@ def _write(path: Path, record: dict[str, Any]) -> None:
 # Beside PyTorch -----------------------------------------------------------------------------------
 
 
-def measure(case: dict[str, Any], rounds: int) -> dict[str, Any]:
-    """Runs ours and PyTorch's in turn, and returns the case with what was measured."""
+def measure(case: dict[str, Any], kinds: dict[str, tuple[str, dict[str, str]]], rounds: int) -> dict[str, Any]:
+    """Runs ours and the others in turn, and returns the case with what was measured."""
     name = f"{case['objective']} {case['precision']} {case['size']}x{case['size']} batch {case['batch']}"
     print(name, file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         settings = json.dumps({**case, "folder": folder})
         workers: dict[str, subprocess.Popen[str]] = {}
-        kinds = {name: kind for name, kind in KINDS.items() if case["device"] == "cpu" or kind[1] is not KEEP_MEMORY}
         for runner, (kind, environment) in kinds.items():
             workers[runner] = runners.start("benchmarks.train_step", kind, settings, **environment)
             terms = runners.ask(workers[runner], {"terms": True})
@@ -140,8 +161,8 @@ def measure(case: dict[str, Any], rounds: int) -> dict[str, Any]:
             "quartiles": statistics.quantiles(ratios, n=4)[::2],
             "peak_mib": memory[runner],
         }
-    best = min(PEERS, key=lambda runner: statistics.median(seconds[runner]))
-    found["best_peer"] = best
+    if all(runner in seconds for runner in PEERS):
+        found["best_peer"] = min(PEERS, key=lambda runner: statistics.median(seconds[runner]))
     convolutions["share_of_step"] = convolutions["alone_ms"] / found["runners"][OURS]["median_ms"]
     return found
 
@@ -177,6 +198,25 @@ def table(record: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
+def table_of_changes(record: dict[str, Any]) -> str:
+    """How many times as long a step takes without each change, as a Markdown table."""
+    lines = [f"{record['device']}, {record['cores']} cores. A step's time to ours, quartiles, and peak MiB.", ""]
+    cases = record["cases"]
+    names = [f"{case['objective']}, {case['precision']}, {case['size']}x{case['size']}" for case in cases]
+    lines += [f"| | {' | '.join(names)} |", "|---" * (1 + len(cases)) + "|"]
+    for runner in cases[0]["runners"]:
+        cells = []
+        for case in cases:
+            of = case["runners"][runner]
+            low, high = of["quartiles"]
+            spread = (
+                f"{of['median_ms']:.0f} ms" if runner == OURS else f"{of['times_ours']:.2f} ({low:.2f} to {high:.2f})"
+            )
+            cells.append(f"{spread}, {of['peak_mib']:.0f}")
+        lines.append(f"| {runner} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
 # How cost grows -------------------------------------------------------------------------------------
 
 
@@ -203,7 +243,12 @@ def growth(device: str) -> dict[str, Any]:
                 print(objective, points[-1], file=sys.stderr)
     case = {**base, "objective": "plain", "device": device, "folder": ""}
     worker = runners.start("benchmarks.train_step", "ours", json.dumps(case))
+    runners.ask(worker, {"seconds": 1.0})
+    at_hand = statistics.median(runners.ask(worker, {"seconds": 3 * SECONDS_A_TURN})["steps"])
     record["epochs"] = runners.ask(worker, {"epochs": list(DATA_SIZES)})["points"]
+    for point in record["epochs"]:
+        # The share of an epoch that its steps take with batches at hand: how busy the device is kept.
+        point["busy"] = point["images"] // case["batch"] * at_hand / point["seconds"]
     runners.end(worker)
     return record
 
@@ -259,19 +304,43 @@ def _times(step: Callable[[], Any], seconds: float) -> list[float]:
     return found
 
 
-def _ours(case: dict[str, Any]) -> Answer:
+def _without(change: str) -> None:
+    """Has ours compute one thing, or all, the straightforward way."""
+    from keras import ops
+
+    from keras_vae import VAE, PerceptualLoss, fusion
+
+    def distances(self: Any, targets: list[Any], decoded: Any) -> Any:
+        pairs = zip(targets, self.features(decoded), strict=True)
+        squares = [ops.square(ops.cast(one, "float32") - ops.cast(other, "float32")) for one, other in pairs]
+        return ops.stack([0.5 * ops.mean(each, axis=(1, 2, 3)) for each in squares], axis=1)
+
+    ways: dict[str, tuple[Any, str, Any]] = {
+        "the low resolution": (fusion, "convolves", lambda *_: ""),
+        "fused normalization": (fusion, "_is_plain", lambda *_: False),
+        "matrix products": (fusion, "_as_matrix", lambda *_: False),
+        "the optimizer compiled": (VAE, "_apply", lambda self, *pairs: self.optimizer.apply(*pairs)),
+        "one pass over features": (PerceptualLoss, "distances", distances),
+    }
+    for name, (owner, attribute, way) in ways.items():
+        if change in (name, "all of these"):
+            setattr(owner, attribute, way)
+
+
+def _ours(kind: str, case: dict[str, Any]) -> Answer:
     import keras
     import tensorflow as tf
 
     from keras_vae import OBJECTIVES, VAE
 
+    _without(kind.removeprefix("ours without "))
     keras.utils.set_random_seed(0)
     objective = {**OBJECTIVES[case["objective"]], "latent_dim": LATENTS, "network_options": {"width": case["width"]}}
     if case["objective"] != "plain":
         objective["perceptual"] = "hed-vgg16"
     policy = case["precision"] if case["precision"] == "float32" else f"mixed_{case['precision']}"
     vae = VAE((case["size"], case["size"], 3), **objective, seed=0, dtype=policy)
-    vae.compile(keras.optimizers.Adam(5e-4))
+    vae.compile(keras.optimizers.Adam(5e-4), jit_compile=False if kind == "ours without XLA" else "auto")
     batches = _images(case)
     step: list[Any] = []
 

@@ -324,10 +324,12 @@ class VAE(keras.Model):
 
     def _apply(self, gradients: list[Any], weights: list[Any]) -> None:
         """The optimizer's step; on a CPU compiled by XLA, into one loop a weight instead of a dozen operations."""
-        if self.jit_compile or tf.config.list_physical_devices("GPU"):
+        whole = self.jit_compile or tf.executing_eagerly() or tf.distribute.has_strategy()
+        keras_own = type(self.optimizer).__module__.startswith("keras.")
+        if whole or not keras_own or tf.config.list_physical_devices("GPU"):
             self.optimizer.apply(gradients, weights)
-            return
-        tf.function(lambda gradients: self.optimizer.apply(gradients, weights), jit_compile=True)(gradients)
+        else:
+            tf.function(lambda gradients: self.optimizer.apply(gradients, weights), jit_compile=True)(gradients)
 
     def test_step(self, data: Any) -> dict[str, Any]:
         images = self._images(_inputs(data))

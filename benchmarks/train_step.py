@@ -65,6 +65,8 @@ CHANGES = (
 )
 # The reach is measured against PyTorch as it is installed.
 PEERS = ("PyTorch, eager", "PyTorch, compiled")
+OBJECTIVES = ("plain", "vae-123", "vae-345")
+PRECISIONS = ("float32", "bfloat16", "float16")
 SECONDS_A_TURN = 1.5
 LEAST_STEPS = 2
 WARM_STEPS = 3
@@ -74,8 +76,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--objectives", nargs="+", default=["plain", "vae-123", "vae-345"])
-    parser.add_argument("--precisions", nargs="+", help="float32 and bfloat16; on a GPU float16 too")
+    parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=OBJECTIVES)
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, help="on a GPU float16 too")
     parser.add_argument("--sizes", nargs="+", type=int, help="64 and 128")
     parser.add_argument("--batches", nargs="+", type=int, help="images a batch: 64, on a GPU 256")
     parser.add_argument("--changes", action="store_true", help="measure ours without each of its changes instead")
@@ -108,19 +110,32 @@ def main() -> None:
     if arguments.changes:
         kinds = {OURS: ("ours", {}), **{f"without {change}": (f"ours without {change}", {}) for change in CHANGES}}
         name, heading = f"train_step_changes{suffix}", table_of_changes
-    precisions = arguments.precisions or ["float32", "bfloat16", *(["float16"] if device == "cuda" else [])]
-    batches = arguments.batches or [64 if device == "cpu" else 256]
     record["cases"] = []
-    for size in arguments.sizes or [64, 128]:
-        for objective in arguments.objectives:
-            for precision in precisions:
-                for batch in batches:
-                    case = {"objective": objective, "precision": precision, "size": size, "batch": batch, "width": 32}
-                    record["cases"].append(measure({**case, "device": device}, kinds, arguments.rounds))
-                    # After each: a run that is cut short leaves what it measured.
-                    _write(arguments.out / f"{name}.json", record)
-                    (arguments.out / f"{name}.md").write_text(heading(record))
+    for case in cases(arguments):
+        record["cases"].append(measure({**case, "device": device}, kinds, arguments.rounds))
+        # After each: a run that is cut short leaves what it measured.
+        _write(arguments.out / f"{name}.json", record)
+        (arguments.out / f"{name}.md").write_text(heading(record))
     print(heading(record))
+
+
+def cases(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """What is asked for; where batches are not, other sizes of them for two objectives besides."""
+    cuda = arguments.device == "cuda"
+    usual = 256 if cuda else 64
+    found = [
+        {"objective": objective, "precision": precision, "size": size, "batch": batch, "width": 32}
+        for size in arguments.sizes or [64, 128]
+        for objective in arguments.objectives
+        for precision in arguments.precisions or ["float32", "bfloat16", *(["float16"] if cuda else [])]
+        for batch in arguments.batches or [usual]
+    ]
+    if arguments.batches or arguments.changes:
+        return found
+    scaled = [case for case in found if case["objective"] != "vae-345" and case["precision"] == "bfloat16"]
+    return found + [
+        {**case, "batch": batch} for case in scaled if case["size"] == 64 for batch in (usual // 4, 4 * usual)
+    ]
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:

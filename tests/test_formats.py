@@ -94,7 +94,7 @@ def test_lower_precision_is_smaller_and_measured(trained: VAE, images: np.ndarra
         found, expected = Decoder(path), []
         errors = []
         for z in draws(8):
-            expected = keras.ops.convert_to_numpy(trained.decode(z))
+            expected = keras.ops.convert_to_numpy(trained.decoder(z))
             errors.append(np.square(found.decode(z) - expected).sum() / len(expected))
         assert pair.psnr == pytest.approx(-10 * np.log10(np.mean(errors) / expected[0].size), abs=0.5)
         assert found.precision == precision

@@ -36,7 +36,10 @@ class Encoder(nn.Module):
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         features = self.layers(images)
-        return self.mean(features), self.log_var(features)
+        log_var = self.log_var(features).float()
+        inside = log_var.clamp(-10.0, 2.0)  # as ours, `keras_vae.networks.SafeLogVariance`
+        excess = log_var - inside
+        return self.mean(features).float(), inside + excess.sign() * excess.abs().log1p()
 
 
 class Doubled(nn.Module):
@@ -193,7 +196,7 @@ class Step:
     def terms(self, images: torch.Tensor) -> dict[str, float]:
         """The loss's terms with latents at the posterior's mean, nothing drawn, to compare with ours."""
         with torch.no_grad(), self.autocast():
-            mean, log_var = (each.float() for each in self.encoder(images))
+            mean, log_var = self.encoder(images)
             decoded = self.decoder(mean).float()
             kl = (0.5 * (log_var.exp() + mean.square() - 1.0 - log_var).sum(1)).mean()
             found = {"kl": kl, "squared_error": (images - decoded).square().sum((1, 2, 3)).mean()}
@@ -214,7 +217,7 @@ class Step:
 
     def _loss(self, images: torch.Tensor) -> torch.Tensor:
         with self.autocast():
-            mean, log_var = (each.float() for each in self.encoder(images))
+            mean, log_var = self.encoder(images)
             decoded = self.decoder(mean + torch.exp(0.5 * log_var) * torch.randn_like(mean)).float()
             if self.features is not None:
                 with torch.no_grad():

@@ -125,9 +125,9 @@ def cases(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     usual = 256 if cuda else 64
     found = [
         {"objective": objective, "precision": precision, "size": size, "batch": batch, "width": 32}
+        for precision in arguments.precisions or [*(["float16"] if cuda else []), "bfloat16", "float32"]
         for size in arguments.sizes or [64, 128]
         for objective in arguments.objectives
-        for precision in arguments.precisions or ["float32", "bfloat16", *(["float16"] if cuda else [])]
         for batch in arguments.batches or [usual]
     ]
     if arguments.batches or arguments.changes:

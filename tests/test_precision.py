@@ -79,8 +79,24 @@ def test_float16_on_a_cpu_is_compiled(make_vae: MakeVAE) -> None:
         make_vae(dtype="mixed_float16").compile("adam", jit_compile=False)
 
 
-@pytest.mark.parametrize("policy", POLICIES[1:])
-@pytest.mark.parametrize("name", ["default", "plain", "vae-123", "vae-123-calibrated"])
+@pytest.mark.parametrize(
+    ("name", "policy"),
+    [
+        ("plain", "mixed_bfloat16"),
+        ("vae-123", "mixed_bfloat16"),
+        ("default", "mixed_bfloat16"),
+        ("default", "mixed_float16"),
+        *(
+            pytest.param(name, policy, marks=pytest.mark.slow)
+            for name, policy in (
+                ("vae-123-calibrated", "mixed_bfloat16"),
+                ("plain", "mixed_float16"),
+                ("vae-123", "mixed_float16"),
+                ("vae-123-calibrated", "mixed_float16"),
+            )
+        ),
+    ],
+)
 def test_gradients_point_where_those_of_float32_do(
     make_vae: MakeVAE, images: np.ndarray, policy: str, name: str
 ) -> None:

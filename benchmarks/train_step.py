@@ -235,8 +235,8 @@ def table_of_changes(record: dict[str, Any]) -> str:
 # How cost grows -------------------------------------------------------------------------------------
 
 
-GROWTH = {"batch": (8, 16, 32, 64, 128, 256), "size": (32, 64, 96, 128, 192), "width": (16, 32, 48, 64)}
-DATA_SIZES = (1024, 2048, 4096, 8192)
+GROWTH = {"batch": (16, 64, 128, 256), "size": (32, 64, 96, 128), "width": (16, 32, 64)}
+DATA_SIZES = (1024, 2048, 4096)
 
 
 def growth(device: str) -> dict[str, Any]:

@@ -44,13 +44,17 @@ def end(worker: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def serve(make: Callable[[], Callable[[dict[str, Any]], dict[str, Any]]]) -> None:
-    """A runner's process: answers each request on standard input by a line of JSON on standard output."""
+    """A runner's process: answers each request on standard input by a line of JSON on standard output.
+
+    With each answer it says `peak_mib`, the most memory that was resident in it so far.
+    """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries print
     run = make()
     for line in sys.stdin:
         request = json.loads(line)
-        answer = {"peak_mib": peak_mib()} if request.get("end") else run(request)
+        answer = {} if request.get("end") or request.get("peak") else run(request)
+        answer["peak_mib"] = peak_mib()
         print(json.dumps(answer), file=answers, flush=True)
         if request.get("end"):
             return

@@ -155,6 +155,7 @@ def measure(case: dict[str, Any], kinds: dict[str, tuple[str, dict[str, str]]], 
         for runner, (kind, environment) in kinds.items():
             workers[runner] = runners.start("benchmarks.train_step", kind, settings, **environment)
             terms = runners.ask(workers[runner], {"terms": True})
+            del terms["peak_mib"]
             if runner == OURS:
                 expected = terms
             _compare(runner, terms, expected, 1e-3 if case["precision"] == "float32" else 0.05)
@@ -164,8 +165,11 @@ def measure(case: dict[str, Any], kinds: dict[str, tuple[str, dict[str, str]]], 
                 time.sleep(0.25)  # threads of the one before stop spinning
                 seconds[runner].append(statistics.median(runners.ask(worker, {"seconds": SECONDS_A_TURN})["steps"]))
             print(f"  round {number + 1} of {rounds}", file=sys.stderr)
+        memory = {runner: runners.ask(worker, {"peak": True})["peak_mib"] for runner, worker in workers.items()}
         convolutions = runners.ask(workers[OURS], {"convolutions": True})
-        memory = {runner: runners.end(worker)["peak_mib"] for runner, worker in workers.items()}
+        del convolutions["peak_mib"]
+        for worker in workers.values():
+            runners.end(worker)
     found: dict[str, Any] = {**case, "convolutions": convolutions, "runners": {}}
     for runner, times in seconds.items():
         ratios = [one / ours for one, ours in zip(times, seconds[OURS], strict=True)]

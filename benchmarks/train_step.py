@@ -59,7 +59,6 @@ CHANGES = (
     "the low resolution",
     "fused normalization",
     "matrix products",
-    "the optimizer compiled",
     "one pass over features",
     "all of these",
 )
@@ -327,7 +326,7 @@ def _without(change: str) -> None:
     """Has ours compute one thing, or all, the straightforward way."""
     from keras import ops
 
-    from keras_vae import VAE, PerceptualLoss, fusion
+    from keras_vae import PerceptualLoss, fusion
 
     def distances(self: Any, targets: list[Any], decoded: Any) -> Any:
         pairs = zip(targets, self.features(decoded), strict=True)
@@ -338,7 +337,6 @@ def _without(change: str) -> None:
         "the low resolution": (fusion, "convolves", lambda *_: ""),
         "fused normalization": (fusion, "_is_plain", lambda *_: False),
         "matrix products": (fusion, "_as_matrix", lambda *_: False),
-        "the optimizer compiled": (VAE, "_apply", lambda self, *pairs: self.optimizer.apply(*pairs)),
         "one pass over features": (PerceptualLoss, "distances", distances),
     }
     for name, (owner, attribute, way) in ways.items():

@@ -317,19 +317,10 @@ class VAE(keras.Model):
             loss = loss + sum(ops.cast(extra, "float32") for extra in self.losses)
             scaled_loss = self.optimizer.scale_loss(loss)
         weights = self.trainable_weights
-        self._apply(tape.gradient(scaled_loss, weights), weights)
+        self.optimizer.apply(tape.gradient(scaled_loss, weights), weights)
         self._average_statistics()
         self._last_kl.assign(ops.mean(terms["kl"]))
         return {**self._track(terms, posterior), "beta": self._beta + 0.0}
-
-    def _apply(self, gradients: list[Any], weights: list[Any]) -> None:
-        """The optimizer's step; on a CPU compiled by XLA, into one loop a weight instead of a dozen operations."""
-        whole = self.jit_compile or tf.executing_eagerly() or tf.distribute.has_strategy()
-        keras_own = type(self.optimizer).__module__.startswith("keras.")
-        if whole or not keras_own or tf.config.list_physical_devices("GPU"):
-            self.optimizer.apply(gradients, weights)
-        else:
-            tf.function(lambda gradients: self.optimizer.apply(gradients, weights), jit_compile=True)(gradients)
 
     def test_step(self, data: Any) -> dict[str, Any]:
         images = self._images(_inputs(data))

@@ -252,45 +252,6 @@ def test_a_step_is_the_straightforward_one(images: np.ndarray, objective: str) -
         np.testing.assert_allclose(np.array(weight), value, rtol=0, atol=1e-4 * step + 1e-7)
 
 
-class Halved(keras.optimizers.SGD):
-    """One of the user's own, which is run as it is: it may do what cannot be compiled."""
-
-    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        halved = tf.py_function(lambda each: each / 2, [gradient], gradient.dtype)
-        super().update_step(tf.ensure_shape(halved, gradient.shape), variable, learning_rate)
-
-
-OPTIMIZERS: dict[str, Callable[[], keras.optimizers.Optimizer]] = {
-    "adam": lambda: keras.optimizers.Adam(clipnorm=1.0),
-    "adam with averages": lambda: keras.optimizers.Adam(use_ema=True, ema_momentum=0.5),
-    "adamw, accumulating": lambda: keras.optimizers.AdamW(gradient_accumulation_steps=2),
-    "sgd with a schedule": lambda: keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.5), 0.9),
-    "muon": lambda: keras.optimizers.Muon(),
-    "own": lambda: Halved(0.1),
-}
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_optimizers_compiled_take_the_same_steps(name: str) -> None:
-    vae = VAE((16, 16, 3), 4, perceptual=None, network_options={"width": 4})
-    weights = vae.trainable_weights
-    rng = np.random.default_rng(0)
-    updates = [[tf.constant(rng.normal(0, 0.1, weight.shape), tf.float32) for weight in weights] for _ in range(3)]
-    start = [np.array(weight) for weight in weights]
-    found = []
-    for eagerly in (False, True):
-        vae.compile(OPTIMIZERS[name](), run_eagerly=eagerly)
-        step = vae._apply if eagerly else tf.function(lambda gradients, _: vae._apply(gradients, weights))
-        for gradients in updates:
-            step(gradients, weights)
-        found.append([np.array(weight) for weight in weights])
-        for weight, value in zip(weights, start, strict=True):
-            weight.assign(value)
-    for one, other in zip(*found, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
-    assert not np.allclose(found[0][0], start[0])
-
-
 # The perceptual distance -----------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ import typer
 from export.formats import FORMATS, PRECISIONS
 from keras_vae._backend import require_tensorflow
 from keras_vae._version import __version__
-from keras_vae.errors import InputError
+from keras_vae.errors import InputError, RunError, StoppedError
 from keras_vae.objectives import DEFAULT_LAYERS, DEFAULT_PERCEPTUAL_WEIGHT, PRESETS
 
 app = typer.Typer(
@@ -70,8 +70,10 @@ def run(arguments: list[str]) -> int:
         return int(app(arguments, standalone_mode=False) or 0)
     except (InputError, ExportError) as error:
         return _fail(error, 2)
-    except VerificationError as error:
+    except (VerificationError, RunError) as error:
         return _fail(error, 1)
+    except StoppedError as error:
+        return _fail(error, 128 + error.signal)
     except typer.TyperException as error:
         return _fail(f"{error.format_message()} (see keras-vae --help)", error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
@@ -117,8 +119,11 @@ def demo(
 @app.command()
 def train(
     context: typer.Context,
-    data: DataOption,
-    out: Annotated[Path, typer.Option(help="Run folder to make.")],
+    out: Annotated[Path, typer.Option(parser=_path, metavar="PATH", help="Run folder to make, or to go on with.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="'avatars', 'tfds:NAME[/CONFIG][:SPLIT]', a folder of images, or an .npy or .npz file."),
+    ] = None,
     preset: Annotated[
         str | None, typer.Option(help=f"Settings by name, which other options override: {', '.join(PRESETS)}.")
     ] = None,
@@ -162,6 +167,17 @@ def train(
         float | None, typer.Option(help="Momentum of averaged weights, such as 0.999, to evaluate and export.")
     ] = None,
     precision: Annotated[str, typer.Option(help="auto, float32, mixed_float16 or mixed_bfloat16.")] = "auto",
+    strategy: Annotated[
+        str, typer.Option(help="Devices: auto, none (one), mirrored (all GPUs here) or multi-worker (TF_CONFIG's).")
+    ] = "auto",
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="The same bits each time, where that can be slower.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out, if there is one, with its settings.")
+    ] = False,
+    checkpoint_minutes: Annotated[float, typer.Option(help="Minutes between checkpoints; one ends each epoch.")] = 5.0,
+    checkpoints_kept: Annotated[int, typer.Option(help="Checkpoints to keep, the last ones.")] = 3,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -197,19 +213,40 @@ def train(
         "learning_rate_decay": learning_rate_decay,
         "ema": ema,
         "precision": precision,
+        "strategy": strategy,
+        "deterministic": deterministic,
+        "checkpoint_minutes": checkpoint_minutes,
+        "checkpoints_kept": checkpoints_kept,
         "seed": seed,
     }
+    given = {name for name in settings if _typed(context, name)}
     if preset is not None:
         if preset not in PRESETS:
             raise InputError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
-        typed = {name for name in settings if _typed(context, name)}
-        if typed & {"steps", "minutes"}:
-            typed.add("epochs")  # who bounds the run in another way does not want the preset's epochs
-        settings |= {name: value for name, value in PRESETS[preset].items() if name not in typed}
-    _refuse_idle(context, settings)
+        # Who bounds the run in another way does not want the preset's epochs.
+        bounded = {"epochs"} if given & {"steps", "minutes"} else set()
+        preset_only = {name: value for name, value in PRESETS[preset].items() if name not in given | bounded}
+        settings |= preset_only
+        given |= set(preset_only)
+    continues = resume and _is_run(out)
+    if not continues:
+        if data is None:
+            raise InputError(
+                "--data is missing: give 'avatars', tfds:NAME, a folder of images, or an .npy or .npz file"
+            )
+        _refuse_idle(context, settings)
     with _reporting(as_json) as report:
         training = _library("keras_vae.training")
-        report(training.train(training.TrainingConfig(data=data, out=str(out), network_options=options, **settings)))
+        if continues:
+            changes = {name: settings[name] for name in settings if name in given}
+            changes |= {"network_options": options} if options else {}
+            changes |= {"data": data} if data is not None else {}
+            config = training.continued(out, changes)
+        else:
+            config = training.TrainingConfig(
+                data=data, out=str(out), network_options=options, resume=resume, **settings
+            )
+        report(training.train(config))
 
 
 data_app = typer.Typer(
@@ -388,6 +425,12 @@ def verify(
 
 
 # Helpers -----------------------------------------------------------------------------------------
+
+
+def _is_run(folder: Path) -> bool:
+    from keras_vae.models import is_run  # not for --help
+
+    return is_run(folder)
 
 
 def _check_exists(model: Path, whole: bool) -> None:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import keras
 from keras import layers, ops
 
+from keras_vae import replicas
 from keras_vae.errors import InputError
 
 LOG_TWO_PI = math.log(2.0 * math.pi)
@@ -57,7 +58,7 @@ class DiagonalGaussian:
         Returns:
             float32 tensor, shape (batch, latent_dim).
         """
-        noise = keras.random.normal(ops.shape(self.mean), dtype="float32", seed=seed)
+        noise = replicas.normal(ops.shape(self.mean), seed)
         return self.mean + ops.exp(0.5 * self.log_var) * noise
 
     def mode(self) -> Any:
@@ -127,10 +128,12 @@ class RunningVariance(layers.Layer):
         """
         if not training:
             return ops.maximum(self.value, self.minimum)
-        optimal = ops.maximum(ops.stop_gradient(ops.mean(squared_errors, axis=0)), self.minimum)
+        optimal = ops.maximum(ops.stop_gradient(replicas.mean(squared_errors)), self.minimum)
         # A plain mean over the first updates, which then forgets: no trace of the initial value is left.
         share = ops.maximum(1.0 - VARIANCE_MOMENTUM, 1.0 / (self.updates + 1.0))
-        self.value.assign(self.value + share * (optimal - self.value))
+        followed = self.value + share * (optimal - self.value)
+        # A step whose loss is no number fails only when this is done: nothing of it may stay.
+        self.value.assign(ops.where(ops.isfinite(followed), followed, self.value))
         self.updates.assign(self.updates + 1.0)
         return optimal
 

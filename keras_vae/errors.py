@@ -1,4 +1,4 @@
-"""The one exception the command line turns into a single line and exit status 2."""
+"""The exceptions that the command line turns into a single line."""
 
 from __future__ import annotations
 
@@ -14,6 +14,29 @@ class InputError(ValueError):
     A `ValueError`, so that library users catch it as they would any wrong argument; the
     command line prints its message alone, without a traceback, and exits with 2.
     """
+
+
+class NotFiniteError(InputError):
+    """The loss or its gradient is no number: training stopped before the weights took part in it."""
+
+
+class RunError(RuntimeError):
+    """Training cannot go on for what happened outside of it: a full disk, a folder that is gone, a lost worker.
+
+    The command line exits with 1.
+    """
+
+
+class StoppedError(Exception):
+    """Training was asked to stop, and has saved where it is. The command line exits with 128 and the signal's number.
+
+    Attributes:
+        signal: the signal's number.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 def check_weight(name: str, value: Any) -> float:

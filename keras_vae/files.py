@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,16 +11,44 @@ from pathlib import Path
 from export.files import is_writable
 from keras_vae.errors import InputError
 
+ASIDE = ".aside-"  # how temporary files begin
+
 
 @contextmanager
-def write_aside(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed onto it when the block ends well, removed when it does not."""
-    aside = path.with_name(f".{os.getpid()}.{path.name}")  # keeps the ending, by which writers pick the format
+def write_aside(path: Path, durable: bool = False) -> Iterator[Path]:
+    """A temporary path beside `path`, renamed onto it when the block ends well, removed when it does not.
+
+    Args:
+        path: the file to write.
+        durable: whether the file is to be on the disk when the block ends, should the machine lose its power.
+    """
+    aside = path.with_name(f"{ASIDE}{os.getpid()}.{path.name}")  # keeps the ending, by which writers pick the format
     try:
         yield aside
+        if durable:
+            _sync(aside)
         aside.replace(path)
+        if durable:
+            _sync(path.parent)
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a folder that is gone, or can no longer be written to
+            aside.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Removes what processes left that were killed while they wrote in a folder, which must be in no one's use."""
+    for left in folder.glob(f"{ASIDE}*"):
+        left.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def check_output_file(path: Path, endings: tuple[str, ...]) -> None:

@@ -15,6 +15,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 from export.upsampling import TAPS, convolves, doubles, end_crop, padding_of
+from keras_vae import replicas
 
 # Up to so many places in an image, a convolution in bfloat16 is faster as a matrix product on a CPU: of a few places,
 # oneDNN's gradient with respect to many weights takes several times as long.
@@ -132,13 +133,18 @@ class WithoutActivation(_Wrapper):
 
 
 class FusedBatchNormalization(_Wrapper):
-    """Batch normalization in one operation forward and one back."""
+    """Batch normalization in one operation forward and one back; over all replicas' images where there are several."""
 
     def call(self, images: Any, training: bool = False) -> Any:
         norm = self.layer
         if not (training and norm.trainable):
             return norm(images, training=False)
         images = self.cast(images)
+        if replicas.count() > 1:
+            mean, variance = replicas.moments(images)
+            self._follow(mean, variance)
+            scale = tf.math.rsqrt(variance + norm.epsilon) * norm.gamma
+            return self.cast(ops.cast(images, "float32") * scale + (norm.beta - mean * scale))
         none = tf.zeros((0,))
         normalized, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=images,
@@ -151,10 +157,15 @@ class FusedBatchNormalization(_Wrapper):
         )
         # The operation's variance is the unbiased estimate, Keras's moving one follows the biased.
         count = ops.cast(tf.size(images, tf.int64) // images.shape[-1], "float32")
-        variance = variance * (ops.maximum(count - 1.0, 1.0) / count)
-        for moving, now in ((norm.moving_mean, mean), (norm.moving_variance, variance)):
-            moving.assign(moving * norm.momentum + ops.stop_gradient(now) * (1.0 - norm.momentum))
+        self._follow(mean, variance * (ops.maximum(count - 1.0, 1.0) / count))
         return normalized
+
+    def _follow(self, mean: Any, variance: Any) -> None:
+        norm = self.layer
+        for moving, now in ((norm.moving_mean, mean), (norm.moving_variance, variance)):
+            followed = moving * norm.momentum + ops.stop_gradient(now) * (1.0 - norm.momentum)
+            # A step whose loss is no number fails only when this is done: nothing of it may stay.
+            moving.assign(tf.where(tf.math.is_finite(followed), followed, moving))
 
 
 class UpsampledConv2D(_Wrapper):

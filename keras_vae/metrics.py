@@ -7,6 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_vae import replicas
+
 # Of the posterior mean over the data, above which a latent is taken to carry something (Burda et al. 2016).
 ACTIVE_VARIANCE = 0.01
 
@@ -25,20 +27,22 @@ class ActiveUnits(keras.metrics.Metric):
     def __init__(self, latent_dim: int, name: str = "active_units", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
         self.latent_dim = latent_dim
-        self.count = self.add_variable((), "zeros", dtype="float32", name="count")
-        self.mean = self.add_variable((latent_dim,), "zeros", dtype="float32", name="mean")
-        self.squares = self.add_variable((latent_dim,), "zeros", dtype="float32", name="squares")
+        # The same on every replica: each takes in the whole batch.
+        same: dict[str, Any] = {"dtype": "float32", "aggregation": "only_first_replica"}
+        self.count = self.add_variable((), "zeros", name="count", **same)
+        self.mean = self.add_variable((latent_dim,), "zeros", name="mean", **same)
+        self.squares = self.add_variable((latent_dim,), "zeros", name="squares", **same)
 
     def update_state(self, means: Any) -> None:
         """Takes in the posterior means of a batch: float32 (batch, latent_dim)."""
         # Two sets' squared deviations add up as in Chan et al. 1979: no difference of large sums.
-        size = ops.cast(ops.shape(means)[0], "float32")
-        mean = ops.mean(means, axis=0)
+        size = replicas.batch_size(means)
+        mean = replicas.mean(means)
         shift = mean - self.mean
         total = self.count + size
         self.squares.assign(
             self.squares
-            + ops.sum(ops.square(means - mean), axis=0)
+            + replicas.total(ops.sum(ops.square(means - mean), axis=0))
             + ops.square(shift) * self.count * size / ops.maximum(total, 1.0)
         )
         self.mean.assign(self.mean + shift * size / ops.maximum(total, 1.0))

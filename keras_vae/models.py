@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 MODEL_FILE = "model.keras"
 CONFIG_FILE = "config.json"
 CHECKPOINT_FOLDER = "checkpoints"
+METRICS_FILE = "metrics.jsonl"
 BATCH = 64
 KINDS = (
     f"a run folder (with {CONFIG_FILE}), a .keras file, a SavedModel folder (with saved_model.pb), or an .onnx, "
@@ -91,7 +92,7 @@ def is_run(path: Path) -> bool:
 
 def checkpoints(run: Path) -> list[Path]:
     """A run's checkpoints, the last one last."""
-    return sorted((run / CHECKPOINT_FOLDER).glob("*.keras"))
+    return sorted((run / CHECKPOINT_FOLDER).glob("step-*.keras"))
 
 
 def open_model(path: str | os.PathLike[str]) -> Model:
@@ -109,7 +110,7 @@ def open_model(path: str | os.PathLike[str]) -> Model:
         file = path / MODEL_FILE
         if not file.is_file():
             kept = checkpoints(path)
-            instead = f"use its last checkpoint, {kept[-1]}" if kept else "train it again"
+            instead = f"go on with `keras-vae train --resume --out {path}`" + (f", or use {kept[-1]}" if kept else "")
             raise InputError(f"{path} is a run without {MODEL_FILE}, whose training did not end: {instead}")
         return _open_keras(file, "run", path, read_config(path))
     if path.is_file() and path.suffix == ".keras":
@@ -135,6 +136,24 @@ def read_config(run: Path) -> dict[str, Any]:
 def _open_keras(file: Path, kind: str, path: Path, config: dict[str, Any]) -> Model:
     import keras
 
+    vae = load_vae(file)
+    for variable, average in vae.averages():  # a checkpoint has both; the averages are what is evaluated and exported
+        variable.assign(average)
+
+    def decode(z: np.ndarray) -> np.ndarray:
+        return keras.ops.convert_to_numpy(vae.decode(z))
+
+    return Model(path, kind, vae.latent_dim, decode, vae, config)
+
+
+def load_vae(file: Path) -> VAE:
+    """A VAE as it was saved, optimizer and noise too.
+
+    Raises:
+        InputError: the file is damaged, or holds something else.
+    """
+    import keras
+
     from keras_vae.vae import VAE
 
     if not zipfile.is_zipfile(file):
@@ -147,10 +166,4 @@ def _open_keras(file: Path, kind: str, path: Path, config: dict[str, Any]) -> Mo
         raise InputError(
             f"{file} holds a {type(vae).__name__}, not a keras_vae.VAE: give a model that keras-vae trained"
         )
-    for variable, average in vae.averages():  # a checkpoint has both; the averages are what is evaluated and exported
-        variable.assign(average)
-
-    def decode(z: np.ndarray) -> np.ndarray:
-        return keras.ops.convert_to_numpy(vae.decode(z))
-
-    return Model(path, kind, vae.latent_dim, decode, vae, config)
+    return vae

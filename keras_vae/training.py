@@ -6,42 +6,52 @@ import json
 import math
 import platform
 import sys
-import time
 import uuid
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import filelock
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_vae import data, networks, pictures, precision, schedules
+from keras_vae import callbacks, checkpoints, data, networks, pictures, precision, schedules, strategies
 from keras_vae._version import __version__
 from keras_vae.data import sources
 from keras_vae.distributions import check_likelihood
-from keras_vae.errors import InputError, check_weight
+from keras_vae.errors import InputError, NotFiniteError, RunError, check_count, check_weight
 from keras_vae.evaluation.fidelity import psnr, sharpness_ratio
-from keras_vae.files import is_writable, write_aside
-from keras_vae.models import CHECKPOINT_FOLDER, CONFIG_FILE, MODEL_FILE, checkpoints, is_run
+from keras_vae.files import is_writable, sweep, write_aside
+from keras_vae.models import CHECKPOINT_FOLDER, CONFIG_FILE, MODEL_FILE, is_run, load_vae, read_config
+from keras_vae.models import checkpoints as checkpoints_of
 from keras_vae.objectives import DEFAULT_LAYERS, DEFAULT_PERCEPTUAL_WEIGHT
 from keras_vae.perceptual import PerceptualLoss, check_perceptual_weight
-from keras_vae.progress import SECONDS_BETWEEN_LINES
 from keras_vae.vae import LEARNING_RATE, VAE
 
-DEFAULT_EPOCHS = 5
-PICTURED = 24  # images in the grids of each epoch
 SKIPPED_FILE = "skipped.csv"
 MEASURED = 1024  # held-out images on which the final figures are taken
-CHECKPOINTS_KEPT = 2
 KL_SCHEDULES = {
     "linear": schedules.LinearWarmup,
     "cosine": schedules.CosineWarmup,
     "cyclical": schedules.CyclicalAnnealing,
 }
-STEPS_BETWEEN_CHECKS = 50  # of the loss, each of which waits for the device
+LOCK_FILE = ".lock"
+LIMITS = ("epochs", "steps", "minutes")
+# What may change when a run is taken up again; the rest would make another run of it.
+CHANGEABLE = (*LIMITS, "learning_rate", "strategy", "deterministic", "checkpoint_minutes", "checkpoints_kept")
+# What TensorFlow's collectives raise where a worker is gone.
+LOST = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.InternalError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.FailedPreconditionError,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +69,11 @@ class TrainingConfig:
         kl_schedule: "constant", or a key of `KL_SCHEDULES`: beta rises over the first `kl_steps` training steps.
         kl_target: nats to steer the KL to, with beta as the first weight; instead of a schedule.
         learning_rate: of Adam; multiplied by `learning_rate_decay` after each epoch.
+        strategy: devices to train on, a name of `keras_vae.strategies.STRATEGIES`; `batch_size` is of all together.
+        deterministic: whether TensorFlow's operations are to give the same bits each time, where they can be slower.
+        resume: go on with the run in `out`, where there is one, from its last checkpoint.
+        checkpoint_minutes: a checkpoint is written so often, and after each epoch.
+        checkpoints_kept: how many of them are kept.
         ema: momentum of an exponential moving average of the weights, such as 0.999, which evaluation, pictures and
             the saved model use; None for none.
         Others: as `VAE` and `keras_vae.data.load` take them.
@@ -92,7 +107,37 @@ class TrainingConfig:
     learning_rate_decay: float = 1.0
     ema: float | None = None
     precision: str = "auto"
+    strategy: str = "auto"
+    deterministic: bool = False
     seed: int = 0
+    resume: bool = False
+    checkpoint_minutes: float = 5.0
+    checkpoints_kept: int = 3
+
+
+def continued(run: Path, changes: Mapping[str, Any]) -> TrainingConfig:
+    """The configuration with which a run is taken up: its own, less what is changed.
+
+    Args:
+        run: the run folder.
+        changes: settings by name. A limit, of epochs, steps or minutes, takes the place of all the run had.
+
+    Raises:
+        InputError: it is no run, or a change would make another run of it.
+    """
+    record = read_config(run)
+    settings = {each.name: record[each.name] for each in fields(TrainingConfig) if each.name in record}
+    settings |= {name: tuple(value) for name, value in settings.items() if isinstance(value, list)}
+    for name, value in changes.items():
+        own = settings.get(name)
+        if name not in CHANGEABLE and (_absolute(value) if name == "data" else value) != own:
+            raise InputError(
+                f"{run} was begun with {name}={own!r}, not {value!r}: leave it out to go on, or begin another run "
+                f"(what may change is {', '.join(CHANGEABLE)})"
+            )
+    limits = dict.fromkeys(LIMITS) if set(changes) & set(LIMITS) else {}
+    settings |= {**limits, **{name: value for name, value in changes.items() if name in CHANGEABLE}}
+    return TrainingConfig(**{**settings, "out": str(run), "resume": True})
 
 
 def train(config: TrainingConfig) -> dict[str, Any]:
@@ -104,21 +149,80 @@ def train(config: TrainingConfig) -> dict[str, Any]:
         The run's figures: `run`, `run_id`, `steps`, `epochs`, `minutes`, `images_per_second`, `precision`, the last
         `loss`, `elbo`, `reconstruction`, `kl`, `perceptual` and their `val_` counterparts, on held-out images the
         `psnr` (dB) and `sharpness` (1 is the originals') of reconstructions, and how many images were `skipped`, which
-        `skipped.csv` in the run folder names.
+        `skipped.csv` in the run folder names. Of several workers the chief alone writes and measures; the others return
+        `run`, `steps` and their last figures.
 
     Raises:
         InputError: a setting, the data or the output folder cannot be used.
+        NotFiniteError: the loss or its gradient became infinite or no number.
+        RunError: the folder can no longer be written to, the data no longer be read, or a worker was lost.
+        StoppedError: SIGTERM or Ctrl-C was received, and where training is was saved.
     """
     out = Path(config.out)
+    chief = strategies.is_chief() or not strategies.is_multi_worker(config.strategy)
+    resumes = config.resume and is_run(out)
     perceptual = None
     if config.perceptual is not None:
         perceptual = PerceptualLoss(config.perceptual, config.perceptual_layers)
-    _check(config, out, perceptual)
+    _check(config, perceptual)
+    if chief and not resumes:
+        check_folder(out)
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    strategy, devices = strategies.choose(config.strategy)
     policy, reason = precision.choose(config.precision)
-    print(f"precision: {policy} ({reason})")
-    # Weights, data and model before the folder: each may turn out to be unusable.
-    if perceptual is not None:
-        perceptual.load(policy)
+    with ExitStack() as stack:
+        if resumes and chief:
+            stack.enter_context(_held(out))
+        found = _found(out, config, strategy, chief, resumes)
+        vae, images = _prepared(config, strategy, perceptual, policy, None if found is None else found[0])
+        policy = vae.dtype_policy.name
+        if chief:
+            height, width, channels = images.image_shape
+            print(
+                f"precision: {policy} ({reason if found is None else 'as the run was begun'})\n"
+                f"data: {images.name}, {images.train_size} images to train on, {images.test_size} held out, "
+                f"{height}x{width}x{channels}\n"
+                f"model: {config.network}, {vae.count_params():,} parameters, run folder {out}"
+            )
+            if strategy.num_replicas_in_sync > 1:
+                print(f"strategy: {devices}")
+            if not resumes:
+                stack.enter_context(_made(out))
+            _write_config(out, config, policy, images)
+            if resumes:
+                where = "the beginning: it has no checkpoint" if found is None else f"step {found[1].step} ({found[0]})"
+                print(f"going on from {where}", flush=True)
+        return _trained(vae, images, config, strategy, found and found[1], chief)
+
+
+def _found(
+    out: Path, config: TrainingConfig, strategy: tf.distribute.Strategy, chief: bool, resumes: bool
+) -> tuple[Path, checkpoints.State] | None:
+    """The checkpoint to go on from; of several workers the chief's choice."""
+    found = None
+    if chief and resumes:
+        for folder in (out, out / CHECKPOINT_FOLDER, out / "samples"):
+            sweep(folder)
+        found = checkpoints.latest(out)
+    step = int(strategies.agreed(strategy, [found[1].step + 1.0 if found else 0.0])[0]) - 1
+    if step < 0 or found:
+        return found
+    path = checkpoints.path(out, step)
+    return path, checkpoints.read(path)
+
+
+def _prepared(
+    config: TrainingConfig,
+    strategy: tf.distribute.Strategy,
+    perceptual: PerceptualLoss | None,
+    policy: str,
+    checkpoint: Path | None,
+) -> tuple[VAE, data.ImageData]:
+    """The model, new or from a checkpoint, and its data: before the folder is made, for each may be unusable."""
+    if perceptual is not None and checkpoint is None:
+        with strategy.scope():
+            perceptual.load(policy)
     keras.utils.set_random_seed(config.seed)
     images = data.load(
         config.data,
@@ -129,45 +233,63 @@ def train(config: TrainingConfig) -> dict[str, Any]:
         flip=config.flip,
         random_crop=config.random_crop,
         strict=config.strict,
-    )
-    vae = VAE(
-        image_shape=images.image_shape,
-        latent_dim=config.latent_dim,
-        network=config.network,
-        network_options=config.network_options,
-        perceptual=perceptual,
-        perceptual_weight=config.perceptual_weight,
-        pixel_weight=config.pixel_weight,
-        beta=config.beta,
-        free_bits=config.free_bits,
-        likelihood=config.likelihood,
-        seed=config.seed,
-        dtype=policy,
+        share=strategies.share(strategy),
     )
     steps_per_epoch = images.train_size // config.batch_size
-    vae.compile(keras.optimizers.Adam(_learning_rate(config, steps_per_epoch), **_averaging(config)))
-    height, width, channels = images.image_shape
-    print(
-        f"data: {images.name}, {images.train_size} images to train on, {images.test_size} held out, "
-        f"{height}x{width}x{channels}\nmodel: {config.network}, {vae.count_params():,} parameters, run folder {out}"
-    )
-    _make_folder(out, config, policy)
+    with strategy.scope():
+        if checkpoint is not None:
+            _check_data_is_the_same(config, images)
+            vae = load_vae(checkpoint)
+            vae.load_perceptual()
+            if config.learning_rate_decay == 1.0:
+                vae.optimizer.learning_rate = config.learning_rate
+            return vae, images
+        vae = VAE(
+            image_shape=images.image_shape,
+            latent_dim=config.latent_dim,
+            network=config.network,
+            network_options=config.network_options,
+            perceptual=perceptual,
+            perceptual_weight=config.perceptual_weight,
+            pixel_weight=config.pixel_weight,
+            beta=config.beta,
+            free_bits=config.free_bits,
+            likelihood=config.likelihood,
+            seed=config.seed,
+            dtype=policy,
+        )
+        vae.compile(keras.optimizers.Adam(_learning_rate(config, steps_per_epoch), **_averaging(config)))
+    return vae, images
 
-    progress = _Progress(config, steps_per_epoch)
+
+def _check_data_is_the_same(config: TrainingConfig, images: data.ImageData) -> None:
+    record = read_config(Path(config.out))
+    for name, now in (("train_images", images.train_size), ("test_images", images.test_size)):
+        if record.get(name, now) != now:
+            raise InputError(
+                f"{images.name} has changed: {now} {name} where the run was begun with {record[name]}: restore it, "
+                "or begin another run"
+            )
+
+
+def _trained(
+    vae: VAE,
+    images: data.ImageData,
+    config: TrainingConfig,
+    strategy: tf.distribute.Strategy,
+    state: checkpoints.State | None,
+    chief: bool,
+) -> dict[str, Any]:
+    out = Path(config.out)
+    progress = callbacks.Progress(config, images.train_size // config.batch_size, state, shown=chief)
     examples = _examples(images)
-    try:
-        _fit(vae, images, config, out, progress, examples)
-    except tf.errors.OpError:
-        if images.skips.error is not None:  # raised within the pipeline, which words it anew
-            raise images.skips.error from None
-        raise
-    except KeyboardInterrupt:
-        kept = checkpoints(out)
-        left = f"{kept[-1]} is kept" if kept else f"no checkpoint was made yet; remove {out} to begin again"
-        print(f"stopped at step {progress.steps}: {left}", file=sys.stderr)
-        raise
-    _save(vae, out / MODEL_FILE)
-    _report_skips(images, out)
+    with _failures(vae, images, config, strategy, progress, chief):
+        _fit(vae, images, config, strategy, state, progress, examples, chief)
+        if not chief:
+            return {"run": str(out), "steps": progress.steps, **progress.logs}
+        _save(vae, out / MODEL_FILE)
+        _report_skips(images, out)
+        figures = _finish(vae, out, examples, progress, config)
     reached = progress.logs.get("val_kl", math.nan)
     if config.kl_target is not None and abs(reached / config.kl_target - 1) > 0.1:
         print(
@@ -181,27 +303,122 @@ def train(config: TrainingConfig) -> dict[str, Any]:
             "are the first step's weights; train longer, or average less",
             file=sys.stderr,
         )
-    return {**_finish(vae, out, examples, progress, policy, config), "skipped": len(images.skips)}
+    return {**figures, "skipped": len(images.skips)}
 
 
 def _fit(
-    vae: VAE, images: data.ImageData, config: TrainingConfig, out: Path, progress: _Progress, examples: np.ndarray
+    vae: VAE,
+    images: data.ImageData,
+    config: TrainingConfig,
+    strategy: tf.distribute.Strategy,
+    state: checkpoints.State | None,
+    progress: callbacks.Progress,
+    examples: np.ndarray,
+    chief: bool,
 ) -> None:
-    vae.fit(
-        images.train,
-        epochs=progress.planned,
-        validation_data=images.test,
-        shuffle=False,  # the pipeline shuffles
-        verbose=0,  # `progress` shows Keras's bar, with headings that fit a run bounded by minutes
-        callbacks=[
-            progress,
-            *_kl_schedule(config),
-            keras.callbacks.TensorBoard(out / "logs", write_graph=False),
-            _MetricsLog(out / "metrics.jsonl", progress),
-            _EpochPictures(out, examples[:PICTURED], config.seed),
-            _Checkpoints(out / CHECKPOINT_FOLDER, progress),
-        ],
-    )
+    out = Path(config.out)
+    signals = callbacks.Signals()
+
+    def fit(last_epoch: int, steps: int, *more: keras.callbacks.Callback) -> None:
+        ours: list[keras.callbacks.Callback] = []
+        if chief:
+            ours = [
+                keras.callbacks.TensorBoard(out / "logs", write_graph=False),
+                callbacks.MetricsLog(out, progress),
+                callbacks.EpochPictures(out, examples, config.seed),
+            ]
+        saving = callbacks.Checkpoints(out, config, progress, signals, strategy, writes=chief)
+        distributed = strategy.num_replicas_in_sync > 1
+        vae.fit(
+            strategies.distributed(strategy, images.train_from(progress.steps)),
+            initial_epoch=progress.steps // progress.steps_per_epoch,
+            epochs=last_epoch,
+            steps_per_epoch=steps,
+            validation_data=strategies.distributed(strategy, images.test),
+            validation_steps=math.ceil(images.test_size / config.batch_size) if distributed else None,
+            shuffle=False,  # the pipeline shuffles
+            verbose=0,  # `progress` shows Keras's bar, with headings that fit a run bounded by minutes
+            callbacks=[progress, *_kl_schedule(config), *ours, *more, saving],
+        )
+
+    with signals.noted():
+        if state is not None and progress.within_epoch and not progress.done:
+            rest = callbacks.RestOfEpoch(state)
+            already = progress.steps % progress.steps_per_epoch
+            fit(progress.epochs_begun, progress.steps_per_epoch - already, rest)
+            if vae.stop_training:
+                return
+            rest.undo_averaging()
+        if not progress.done:
+            fit(progress.planned, progress.steps_per_epoch)
+        elif state is not None:  # what `fit` does in the end
+            for variable, average in vae.averages():
+                variable.assign(average)
+
+
+@contextmanager
+def _failures(
+    vae: VAE,
+    images: data.ImageData,
+    config: TrainingConfig,
+    strategy: tf.distribute.Strategy,
+    progress: callbacks.Progress,
+    chief: bool,
+) -> Iterator[None]:
+    """Words what ends training, and says what is kept."""
+    out = Path(config.out)
+    at = f"at step {progress.steps + 1}"
+    try:
+        yield
+    except NotFiniteError as error:
+        if not chief or strategy.num_replicas_in_sync > 1:
+            raise NotFiniteError(f"{error}; {_kept(out)}") from None
+        path = out / "last-finite.keras"
+        with _writing(out):
+            _save(vae, path)
+        raise NotFiniteError(f"{error}; {path} holds them, and {_kept(out)}") from None
+    except tf.errors.OpError as error:
+        at = f"at step {progress.steps + 1}"
+        text = " ".join(str(error).split())
+        if images.skips.error is not None:  # raised within the pipeline, which words it anew
+            raise images.skips.error from None
+        if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) and isinstance(error, LOST):
+            raise RunError(f"another worker was lost {at}: start all of them again; {_kept(out)}") from error
+        if str(out) in text:
+            raise RunError(f"cannot write to {out} {at}: {text[:200]}; mend that; {_kept(out)}") from error
+        if isinstance(error, tf.errors.ResourceExhaustedError):
+            height, width, _ = images.image_shape
+            raise InputError(
+                f"out of memory {at}: batch size {config.batch_size} of {height}x{width} in {vae.dtype_policy.name}: "
+                f"give a smaller --batch-size or --image-size, or another --precision ({text[:120]})"
+            ) from error
+        if isinstance(error, tf.errors.DataLossError | tf.errors.NotFoundError | tf.errors.PermissionDeniedError):
+            raise RunError(f"cannot read {images.name} {at}: {text[:200]}; mend it; {_kept(out)}") from error
+        raise
+    except OSError as error:
+        where = error.filename or out
+        raise RunError(
+            f"cannot write {where} at step {progress.steps}: {error.strerror or error}; mend that; {_kept(out)}"
+        ) from error
+    except KeyboardInterrupt:
+        print(f"stopped at step {progress.steps}: {_kept(out)}", file=sys.stderr)
+        raise
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot write {error.filename or out}: {error.strerror or error}; {_kept(out)}") from error
+
+
+def _kept(out: Path) -> str:
+    """What of a run can be gone on from, and how."""
+    kept = checkpoints_of(out)
+    if not kept:
+        return f"no checkpoint was made yet; remove {out} to begin again" if out.exists() else f"{out} is gone"
+    return f"{kept[-1]} is kept; go on with: {callbacks.resuming(out)}"
 
 
 def _report_skips(images: data.ImageData, out: Path) -> None:
@@ -231,9 +448,20 @@ def _kl_schedule(config: TrainingConfig) -> list[keras.callbacks.Callback]:
     return [KL_SCHEDULES[config.kl_schedule](config.kl_steps)]
 
 
-def _check(config: TrainingConfig, out: Path, perceptual: PerceptualLoss | None) -> None:
+def _check(config: TrainingConfig, perceptual: PerceptualLoss | None) -> None:
     """Refuses what can be refused before any work."""
-    for name in ("epochs", "steps", "minutes", "crop", "kl_target", "kl_steps", "learning_rate_decay"):
+    strategies.check(config.strategy)
+    check_count("checkpoints_kept", config.checkpoints_kept)
+    for name in (
+        "checkpoint_minutes",
+        "epochs",
+        "steps",
+        "minutes",
+        "crop",
+        "kl_target",
+        "kl_steps",
+        "learning_rate_decay",
+    ):
         value = getattr(config, name)
         if value is not None and not (math.isfinite(value) and value > 0):
             raise InputError(f"{name}={value}: give a number above 0")
@@ -262,8 +490,7 @@ def _check(config: TrainingConfig, out: Path, perceptual: PerceptualLoss | None)
     networks.check(config.network, (size, size, 3), config.latent_dim, config.network_options)
     precision.check(config.precision)
     check_likelihood(config.likelihood)
-    check_folder(out)
-    sources.check_outside(out, config.data)
+    sources.check_outside(Path(config.out), config.data)
     sources.check(config.data, config.image_size, config.batch_size)
 
 
@@ -275,31 +502,67 @@ def check_folder(out: Path) -> None:
     """
     if is_run(out):
         raise InputError(f"{out} already holds a run: give another folder, or remove it first")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(path.name != LOCK_FILE for path in out.iterdir())):
         raise InputError(f"{out} exists and is not a run: give a new or an empty folder")
     parent = next(folder for folder in out.absolute().parents if folder.exists())
     if not is_writable(parent):
         raise InputError(f"cannot make {out}: {parent} is not a folder that can be written to")
 
 
-def _make_folder(out: Path, config: TrainingConfig, policy: str) -> None:
+@contextmanager
+def _made(out: Path) -> Iterator[None]:
+    """Makes the run folder, and holds it."""
     try:
-        for part in (out, out / CHECKPOINT_FOLDER, out / "samples", out / "logs"):
-            part.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make the run folder {out}: {error.strerror}; give another") from error
+    with _held(out):
+        check_folder(out)  # another process may have come first
+        yield
+
+
+@contextmanager
+def _held(out: Path) -> Iterator[None]:
+    """Keeps other processes from training in the folder; the system drops the lock of one that is killed."""
+    lock = filelock.FileLock(out / LOCK_FILE, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise InputError(f"another process trains in {out}: wait for its end, or give another --out") from error
+    except OSError as error:
+        raise InputError(f"{out} cannot be written to: {error.strerror}; mend that, or give another --out") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _write_config(out: Path, config: TrainingConfig, policy: str, images: data.ImageData) -> None:
     packages = ("tensorflow", "keras", "numpy")
-    folder = sources.folder_of(config.data)
+    before = read_config(out) if is_run(out) else {}
     record = {
-        "run_id": uuid.uuid4().hex,
+        "run_id": before.get("run_id") or uuid.uuid4().hex,
         "keras_vae_version": __version__,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "policy": policy,
+        "train_images": images.train_size,
+        "test_images": images.test_size,
         **asdict(config),
-        "data": config.data if folder is None else str(folder.absolute()),  # later commands may run from elsewhere
+        "data": _absolute(config.data),  # later commands may run from elsewhere
     }
-    with write_aside(out / CONFIG_FILE) as aside:
-        aside.write_text(json.dumps(record, indent=2) + "\n")
+    del record["resume"]
+    try:
+        for part in (CHECKPOINT_FOLDER, "samples", "logs"):
+            (out / part).mkdir(exist_ok=True)
+        with write_aside(out / CONFIG_FILE) as aside:
+            aside.write_text(json.dumps(record, indent=2) + "\n")
+    except OSError as error:
+        raise InputError(f"cannot write to the run folder {out}: {error.strerror}; give another") from error
+
+
+def _absolute(source: str) -> str:
+    folder = sources.folder_of(source)
+    return source if folder is None else str(folder.absolute())
 
 
 def _examples(images: data.ImageData) -> np.ndarray:
@@ -312,184 +575,33 @@ def _examples(images: data.ImageData) -> np.ndarray:
 
 
 def _save(vae: VAE, path: Path) -> None:
-    with write_aside(path) as aside:
+    with write_aside(path, durable=True) as aside:
         vae.save(aside)
 
 
 def _finish(
-    vae: VAE, out: Path, examples: np.ndarray, progress: _Progress, policy: str, config: TrainingConfig
+    vae: VAE, out: Path, examples: np.ndarray, progress: callbacks.Progress, config: TrainingConfig
 ) -> dict[str, Any]:
-    reconstructions = vae.predict(examples, batch_size=config.batch_size, verbose=0)
-    pictures.save(
-        pictures.side_by_side(examples[:PICTURED], reconstructions[:PICTURED]), out / "samples" / "reconstructions.png"
+    # Not `predict`, in which all the workers would have to take part.
+    batches = range(0, len(examples), config.batch_size)
+    reconstructions = np.concatenate(
+        [keras.ops.convert_to_numpy(vae(examples[start:][: config.batch_size], training=False)) for start in batches]
     )
-    pictures.save(pictures.grid(_sample(vae, 64, config.seed)), out / "samples" / "samples.png")
-    run = json.loads((out / CONFIG_FILE).read_text())
+    first = callbacks.PICTURED
+    pictures.save(
+        pictures.side_by_side(examples[:first], reconstructions[:first]), out / "samples" / "reconstructions.png"
+    )
+    samples = keras.ops.convert_to_numpy(vae.sample(64, config.seed))
+    pictures.save(pictures.grid(samples), out / "samples" / "samples.png")
     return {
         "run": str(out),
-        "run_id": run["run_id"],
+        "run_id": read_config(out)["run_id"],
         "steps": progress.steps,
-        "epochs": progress.epoch,
+        "epochs": progress.epochs_begun,
         "minutes": round(progress.seconds / 60, 2),
         "images_per_second": round(progress.images_per_second, 1),
-        "precision": policy,
+        "precision": vae.dtype_policy.name,
         **progress.logs,
         "psnr": psnr(examples, reconstructions),
         "sharpness": sharpness_ratio(examples, reconstructions),
     }
-
-
-def _sample(vae: VAE, count: int, seed: int) -> np.ndarray:
-    return keras.ops.convert_to_numpy(vae.sample(count, seed))
-
-
-class _Progress(keras.callbacks.ProgbarLogger):
-    """Keras's progress bar, the end of the run at a number of steps or minutes, and the clock.
-
-    Keras tells fit's epochs alone, which for a run bounded by minutes is no number anyone chose.
-    """
-
-    def __init__(self, config: TrainingConfig, steps_per_epoch: int) -> None:
-        super().__init__()
-        self.config = config
-        self.steps_per_epoch = steps_per_epoch
-        self.steps = 0
-        self.epoch = 0
-        self.seconds = 0.0
-        self.logs: dict[str, float] = {}
-        self._training_seconds = 0.0
-        self._timed_steps = 0
-        limits = [] if config.epochs is None else [config.epochs]
-        if config.steps is not None:
-            limits.append(math.ceil(config.steps / steps_per_epoch))
-        if not limits:
-            limits.append(DEFAULT_EPOCHS if config.minutes is None else sys.maxsize)
-        self.planned = min(limits)
-
-    @property
-    def images_per_second(self) -> float:
-        """Speed of the training steps, without the first (where there are more), in which TensorFlow compiles."""
-        if not self._timed_steps:
-            return self.steps * self.config.batch_size / self.seconds if self.steps else 0.0
-        return self._timed_steps * self.config.batch_size / self._training_seconds
-
-    def set_params(self, params: dict[str, Any]) -> None:
-        # fit is told to be silent, so that it adds no second bar. Where the bar cannot be redrawn, lines are printed.
-        super().set_params({**params, "verbose": 1 if sys.stdout.isatty() else 2})
-
-    def on_train_begin(self, logs: Any = None) -> None:
-        super().on_train_begin(logs)
-        self._start = self._spoke = time.perf_counter()
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self._reset_progbar()
-        self._maybe_init_progbar()
-        heading = f"Epoch {epoch + 1}" if self.planned == sys.maxsize else f"Epoch {epoch + 1}/{self.planned}"
-        if self.config.minutes is not None:
-            heading += f" ({(time.perf_counter() - self._start) / 60:.1f} of {self.config.minutes:g} minutes)"
-        print(heading, flush=True)
-
-    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        self._step_start = time.perf_counter()
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        super().on_train_batch_end(batch, logs)
-        self.steps += 1
-        now = time.perf_counter()
-        if self.steps > 1:
-            self._training_seconds += now - self._step_start
-            self._timed_steps += 1
-        self.seconds = now - self._start
-        if self.steps % STEPS_BETWEEN_CHECKS == 1:
-            self._check(logs)
-        if self.verbose == 2 and now - self._spoke > SECONDS_BETWEEN_LINES:
-            self._spoke = now
-            shown = ", ".join(f"{name} {float(value):.4g}" for name, value in (logs or {}).items())
-            print(
-                f"  step {batch + 1}/{self.steps_per_epoch}: {shown}; {self.images_per_second:.0f} images/s", flush=True
-            )
-        done = self.config.steps is not None and self.steps >= self.config.steps
-        late = self.config.minutes is not None and self.seconds >= 60 * self.config.minutes
-        if done or late:
-            self.model.stop_training = True
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self._check(logs)
-        # Keras would fill the bar of an epoch cut short, and divide its time by all the steps it never made.
-        self.target = self.progbar.target = self.seen
-        super().on_epoch_end(epoch, logs)
-        self.target = self.steps_per_epoch
-        self.epoch = epoch + 1
-        self.logs = {name: float(value) for name, value in (logs or {}).items()}
-
-    def _check(self, logs: Any) -> None:
-        """Stops a run whose loss is no number: it does not recover, and must not be kept as a result."""
-        loss = float((logs or {}).get("loss", 0.0))
-        if not math.isfinite(loss):
-            kept = checkpoints(Path(self.config.out))
-            instead = f"; {kept[-1]} is from before" if kept else ""
-            raise InputError(
-                f"the loss became {loss} within {self.steps} steps: give a lower learning rate than "
-                f"{self.config.learning_rate:g}, or another precision{instead}"
-            )
-
-
-class _MetricsLog(keras.callbacks.Callback):
-    """Appends a line of JSON for each epoch."""
-
-    def __init__(self, path: Path, progress: _Progress) -> None:
-        super().__init__()
-        self.path = path
-        self.progress = progress
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        record = {
-            "epoch": epoch + 1,
-            "step": self.progress.steps,
-            "seconds": round(self.progress.seconds, 1),
-            "images_per_second": round(self.progress.images_per_second, 1),
-            "learning_rate": float(self.model.optimizer.learning_rate),
-            **{name: float(value) for name, value in (logs or {}).items()},
-        }
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-
-
-class _EpochPictures(keras.callbacks.Callback):
-    """After each epoch, held-out images above their reconstructions, and samples, as PNG and in TensorBoard."""
-
-    def __init__(self, run: Path, examples: np.ndarray, seed: int) -> None:
-        super().__init__()
-        self.run = run
-        self.examples = examples
-        self.seed = seed
-        self.writer = tf.summary.create_file_writer(str(run / "logs" / "pictures"))
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        with self.model.averaged_weights():
-            reconstructions = keras.ops.convert_to_numpy(self.model(self.examples, training=False))
-            samples = _sample(self.model, PICTURED, self.seed)
-        shown = {
-            "reconstructions": pictures.side_by_side(self.examples, reconstructions),
-            "samples": pictures.grid(samples, columns=12),
-        }
-        for name, picture in shown.items():
-            pictures.save(picture, self.run / "samples" / f"epoch-{epoch + 1:04d}-{name}.png")
-        with self.writer.as_default(step=epoch):
-            for name, picture in shown.items():
-                tf.summary.image(name, np.asarray(picture)[np.newaxis])
-        self.writer.flush()
-
-
-class _Checkpoints(keras.callbacks.Callback):
-    """Saves model and optimizer after each epoch, in one piece, and keeps the last few."""
-
-    def __init__(self, folder: Path, progress: _Progress) -> None:
-        super().__init__()
-        self.folder = folder
-        self.progress = progress
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        _save(self.model, self.folder / f"step-{self.progress.steps:08d}.keras")
-        for old in sorted(self.folder.glob("step-*.keras"))[:-CHECKPOINTS_KEPT]:
-            old.unlink()

@@ -18,9 +18,9 @@ from keras import ops
 from export import latents
 
 # As modules: any of them may be what imported Keras first, whose import brings this module along (see `keras_vae`).
-from keras_vae import distributions, fusion, metrics, networks, precision, schedules
+from keras_vae import distributions, fusion, metrics, networks, precision, replicas, schedules
 from keras_vae import perceptual as features
-from keras_vae.errors import InputError, check_count, check_weight
+from keras_vae.errors import InputError, NotFiniteError, check_count, check_weight
 from keras_vae.objectives import DEFAULT_LAYERS, DEFAULT_PERCEPTUAL_WEIGHT
 
 LEARNING_RATE = 5e-4  # Hou et al., section 4.1
@@ -33,6 +33,10 @@ PIXELS_PER_LOSS_SCALE = 64
 RANGE_TOLERANCE = 1e-3  # beyond [0, 1]: what resizing overshoots
 RANGE_MARK = "images lie outside of"
 RANGE_ADVICE = "scale them to [0, 1], or pass 0..255 images as uint8"
+NOT_FINITE_MARK = "the loss or its gradient is no number"
+# Steps in a row that float16's loss scaling may leave out, halving the scale each time, before no scale will help.
+LEFT_OUT_AT_MOST = 25
+STEPS_BETWEEN_CHECKS = 50  # where a check waits for the device
 MIN_FEATURE_VARIANCE = 1e-8  # below the rounding of bfloat16 features of length 1
 
 
@@ -168,6 +172,8 @@ class VAE(keras.Model):
         self._statistics_averages = _Untracked([])
         self._xla_functions: dict[str, Any] = {}
         self._fusions = _Untracked({})
+        # Steps in a row that were no numbers, the gradient's squared norm and the terms' means of the last step.
+        self._health = _Untracked(tf.Variable(tf.zeros(2 + len(self._metric_names())), trainable=False))
         self.build((None, *self.image_shape))
 
     def _scalar(self, name: str, value: float) -> None:
@@ -310,31 +316,97 @@ class VAE(keras.Model):
         targets = None if self.perceptual is None else self.perceptual.targets(images)
         with tf.GradientTape() as tape:
             terms, posterior = self.objective(images, self.train_noise, training=True, targets=targets)
-            loss = ops.mean(terms["loss"])
+            # The whole batch's mean: replicas add their gradients up.
+            size = replicas.batch_size(images)
+            loss = ops.sum(terms["loss"]) / size
             if not self.pixel_weight and self.likelihood.trainable_weights:
-                loss = loss + ops.mean(terms["reconstruction"])
+                loss = loss + ops.sum(terms["reconstruction"]) / size
             # Losses that layers added (weight decay, say); float16 needs the loss scaled before the gradient.
-            loss = loss + sum(ops.cast(extra, "float32") for extra in self.losses)
+            loss = loss + sum(ops.cast(extra, "float32") for extra in self.losses) / replicas.count()
             scaled_loss = self.optimizer.scale_loss(loss)
         weights = self.trainable_weights
-        self.optimizer.apply(tape.gradient(scaled_loss, weights), weights)
+        gradients = self._finite(tape.gradient(scaled_loss, weights), terms)
+        self.optimizer.apply(gradients, weights)
         self._average_statistics()
-        self._last_kl.assign(ops.mean(terms["kl"]))
-        return {**self._track(terms, posterior), "beta": self._beta + 0.0}
+        self._last_kl.assign(replicas.mean(terms["kl"]))
+        return self._logged({**self._track(terms, posterior.mean), "beta": self._beta + 0.0})
+
+    def _finite(self, gradients: list[Any], terms: dict[str, Any]) -> list[Any]:
+        """The gradients, unless they or a term of the loss are no numbers: then the step fails before any is applied.
+
+        XLA leaves assertions out, and float16's loss scaling passes over gradients that overflow: there the gradients
+        become zeros, or are left to the scaling, and `fit` looks at times whether that goes on.
+        """
+        norm = tf.add_n([tf.nn.l2_loss(each) for each in gradients if each is not None])
+        means = replicas.mean(ops.stack([terms[name] for name in self.trackers], axis=1))
+        values = tf.concat([[replicas.total(norm)], means], 0)
+        fine = tf.reduce_all(tf.math.is_finite(values))
+        row = tf.where(fine, 0.0, self._health.items[0] + 1.0)
+        noted = self._health.items.assign(tf.concat([[row], values], 0))
+        if self._scales_loss():
+            return gradients
+        if self.jit_compile:
+            return [each if each is None else tf.where(fine, each, tf.zeros_like(each)) for each in gradients]
+        with tf.control_dependencies([noted]):
+            checked = tf.debugging.Assert(fine, [NOT_FINITE_MARK])
+        with tf.control_dependencies([checked] if checked is not None else []):
+            return [each if each is None else tf.identity(each) for each in gradients]
+
+    def _scales_loss(self) -> bool:
+        return isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
+
+    def check_finite(self) -> None:
+        """Refuses to go on where the last steps' loss or gradient was no number; `fit` calls it by itself.
+
+        Raises:
+            NotFiniteError: it was.
+        """
+        row, norm, *means = np.array(self._health.items)
+        if row > (LEFT_OUT_AT_MOST if self._scales_loss() else 0):
+            raise self._not_finite(norm, means)
+
+    def _not_finite(self, norm: float, means: list[float]) -> NotFiniteError:
+        found = dict(zip(self.trackers, map(float, means), strict=True))
+        wrong = [f"{name} is {value}" for name, value in found.items() if not math.isfinite(value)]
+        if not wrong:
+            wrong = ["the gradient is no number" if math.isnan(norm) else "the gradient is infinite"]
+        policy = self.dtype_policy.name
+        other = "" if policy == "float32" else ", or float32"
+        return NotFiniteError(
+            f"step {int(self.optimizer.iterations) + 1}: {', '.join(wrong)} in {policy}; the weights are those before "
+            f"it: give a lower learning rate than {float(self.optimizer.learning_rate):g}{other}"
+        )
 
     def test_step(self, data: Any) -> dict[str, Any]:
         images = self._images(_inputs(data))
-        return self._track(*self.objective(images, self.test_noise, training=False))
+        rows = ops.shape(images)[0]
+        if replicas.count() > 1:
+            # A replica may get no rows of the last batch, and oneDNN cannot convolve none: one in their place.
+            images = tf.pad(images, ((0, tf.cast(tf.equal(rows, 0), tf.int32)), (0, 0), (0, 0), (0, 0)))
+        terms, posterior = self.objective(images, self.test_noise, training=False)
+        terms = {name: values[:rows] for name, values in terms.items()}
+        return self._logged(self._track(terms, posterior.mean[:rows]))
 
     def predict_step(self, data: Any) -> Any:
         return self(_inputs(data), training=False)
 
-    def _track(self, terms: dict[str, Any], posterior: distributions.DiagonalGaussian) -> dict[str, Any]:
+    def _track(self, terms: dict[str, Any], means: Any) -> dict[str, Any]:
         # A mean over images, not over batches: a smaller last batch weighs less.
         for name, tracker in self.trackers.items():
             tracker.update_state(terms[name])
-        self.active_units.update_state(ops.stop_gradient(posterior.mean))
-        return {metric.name: metric.result() for metric in self.metrics}
+        self.active_units.update_state(ops.stop_gradient(means))
+        if replicas.count() == 1:
+            return {metric.name: metric.result() for metric in self.metrics}
+        sums = [[tracker.total.value, tracker.count.value] for tracker in self.trackers.values()]
+        totals, counts = tf.unstack(replicas.total(tf.convert_to_tensor(sums)), axis=1)
+        means = tf.unstack(tf.math.divide_no_nan(totals, counts))
+        return {**dict(zip(self.trackers, means, strict=True)), self.active_units.name: self.active_units.result()}
+
+    def _logged(self, logs: dict[str, Any]) -> dict[str, Any]:
+        """What a step returns, as Keras 3.15 can reduce it over workers: it asks their scalars for a first axis."""
+        if not isinstance(self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            return logs
+        return {name: ops.reshape(value, (1,)) for name, value in logs.items()}
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -418,6 +490,8 @@ class VAE(keras.Model):
         Raises:
             InputError: images outside of [0, 1], or of another shape than the model's; weights of samples or classes;
                 two callbacks that set beta; perceptual weights that cannot be had.
+            NotFiniteError: the loss or its gradient became infinite or no number; the weights are those before it.
+                (Where XLA compiles the step, it is found within 50 steps, which apply no such gradient.)
         """
         _check_data("fit", x, kwargs)
         held_out = kwargs.get("validation_data")
@@ -428,7 +502,13 @@ class VAE(keras.Model):
             raise InputError(f"{names} both set beta: give one of them")
         if isinstance(x, tf.data.Dataset):
             kwargs.setdefault("shuffle", False)  # Keras's default, True, makes it warn that datasets shuffle themselves
-        with _range_errors():
+        if self.jit_compile or self._scales_loss():
+            callbacks = kwargs.get("callbacks")
+            if isinstance(callbacks, keras.callbacks.CallbackList):
+                callbacks.append(_Watch())
+            else:
+                kwargs["callbacks"] = [*_callbacks(kwargs), _Watch()]
+        with self._worded():
             history = super().fit(x, *args, **kwargs)
         # Keras has put the averages in the weights' place: the statistics have to belong to them.
         for variable, average in self.averages():
@@ -445,7 +525,7 @@ class VAE(keras.Model):
             _check_data("evaluate", args[0] if args else kwargs.get("x"), kwargs)
         # Keras's callback does the same: twice would be not at all.
         swaps = any(isinstance(each, keras.callbacks.SwapEMAWeights) for each in _callbacks(kwargs))
-        with _swapped(self._averaged_statistics()) if swaps else self.averaged_weights(), _range_errors():
+        with _swapped(self._averaged_statistics()) if swaps else self.averaged_weights(), self._worded():
             return super().evaluate(*args, **kwargs)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
@@ -454,7 +534,7 @@ class VAE(keras.Model):
         Raises:
             InputError: as `fit`.
         """
-        with _range_errors():
+        with self._worded():
             return super().predict(*args, **kwargs)
 
     @contextmanager
@@ -512,6 +592,9 @@ class VAE(keras.Model):
         self.load_perceptual()
         return super().make_test_function(force)
 
+    def _maybe_symbolic_build(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the model is built when it is made, and Keras 3.15 fails here to put replicas' batches together."""
+
     def load_perceptual(self) -> None:
         """Loads the perceptual network's weights, once; training and evaluation call it by themselves.
 
@@ -519,7 +602,8 @@ class VAE(keras.Model):
             InputError: the weights cannot be had.
         """
         if self.perceptual is not None:
-            self.perceptual.load(self.dtype_policy.name)
+            with self.distribute_strategy.scope():  # a copy on each device
+                self.perceptual.load(self.dtype_policy.name)
 
     # Saving and exporting --------------------------------------------------------------------
 
@@ -645,6 +729,19 @@ class VAE(keras.Model):
 
     # Helpers ---------------------------------------------------------------------------------
 
+    @contextmanager
+    def _worded(self) -> Iterator[None]:
+        """Words what `_in_range` and `_finite` find within a compiled step."""
+        try:
+            yield
+        except tf.errors.InvalidArgumentError as error:
+            if RANGE_MARK in str(error):
+                raise InputError(f"{RANGE_MARK} [0, 1] in a batch: {RANGE_ADVICE}") from None
+            if NOT_FINITE_MARK in str(error):
+                _, norm, *means = np.array(self._health.items)
+                raise self._not_finite(norm, means) from None
+            raise
+
     def _needs_xla(self) -> bool:
         return self.computes_in_float16 and precision.needs_xla("float16")
 
@@ -691,6 +788,17 @@ class VAE(keras.Model):
         return _in_range(ops.cast(images, "float32"))
 
 
+class _Watch(keras.callbacks.Callback):
+    """Looks at times whether a step's loss was a number, where the step itself cannot fail."""
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if batch % STEPS_BETWEEN_CHECKS == STEPS_BETWEEN_CHECKS - 1:
+            self.model.check_finite()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.model.check_finite()
+
+
 def _inputs(data: Any) -> Any:
     """The images of a batch of images, of (images, labels), or of a dict."""
     images, _, weights = keras.utils.unpack_x_y_sample_weight(data)
@@ -710,17 +818,6 @@ def _in_range(images: Any) -> Any:
     fine = tf.logical_and(low >= -RANGE_TOLERANCE, high <= 1.0 + RANGE_TOLERANCE)
     with tf.control_dependencies([tf.debugging.Assert(fine, [RANGE_MARK, low, "to", high, "."])]):
         return tf.identity(images)
-
-
-@contextmanager
-def _range_errors() -> Iterator[None]:
-    """Words what `_in_range` finds within a compiled step."""
-    try:
-        yield
-    except tf.errors.InvalidArgumentError as error:
-        if RANGE_MARK not in str(error):
-            raise
-        raise InputError(f"{RANGE_MARK} [0, 1] in a batch: {RANGE_ADVICE}") from None
 
 
 def _check_data(method: str, images: Any, options: dict[str, Any]) -> None:

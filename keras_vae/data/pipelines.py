@@ -1,8 +1,10 @@
-"""tf.data pipelines of image batches: shuffled, augmented and scaled."""
+"""tf.data pipelines of image batches: shuffled, augmented and scaled, each batch a function of seed and step."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,43 +18,131 @@ SHUFFLE_BYTES = 2**28  # of the buffer in which examples that come in sequence a
 SHUFFLE_EXAMPLES = 16_384
 
 
-def shuffled(
-    images: Images, indices: np.ndarray, batch_size: int, seed: int, attributes: bool, flip: bool, random_crop: int
-) -> tf.data.Dataset:
-    """Full batches in an order drawn anew each epoch, for training.
+@dataclass(frozen=True)
+class Share:
+    """The replicas of this process among those that share each batch: from `first` on, `count` of `replicas`.
 
-    The order is a pseudo-random permutation that is computed, not stored (`tf.random.experimental.index_shuffle`), so
+    A replica takes as many rows of the batch as every other, at its place among them: together they see the batch that
+    one alone would. Of a smaller last batch the last replicas get fewer rows, or none.
+    """
+
+    first: int = 0
+    count: int = 1
+    replicas: int = 1
+
+    def rows(self, batch_size: int) -> int:
+        """Rows of a full batch for each replica."""
+        return batch_size // self.replicas
+
+
+ALONE = Share()
+
+
+@dataclass(frozen=True)
+class Batches:
+    """How batches are made of images.
+
+    Attributes:
+        size: images in a batch.
+        attributes: whether they are dicts with the images' attributes.
+        seed: of order and augmentation.
+        flip, random_crop: augmentation of training images, as `keras_vae.data.load` takes them.
+        share: the replicas that this process makes batches for; an element is one replica's rows.
+    """
+
+    size: int
+    attributes: bool = False
+    seed: int = 0
+    flip: bool = False
+    random_crop: int = 0
+    share: Share = ALONE
+
+
+# One epoch's training batches: of a key that the epoch's order and augmentation follow from, less the first few.
+Epoch = Callable[[tf.Tensor, tf.Tensor], tf.data.Dataset]
+
+
+def epochs(epoch: Epoch, steps: int, batches: Batches) -> tf.data.Dataset:
+    """Training batches that are drawn anew each time the dataset is gone through."""
+    keys = tf.data.Dataset.random(seed=batches.seed, rerandomize_each_iteration=True).take(1)
+    once = keys.flat_map(lambda key: epoch(key, tf.constant(0, tf.int64)))
+    return _ready(once.apply(tf.data.experimental.assert_cardinality(steps * batches.share.count)))
+
+
+def continued(epoch: Epoch, steps: int, batches: Batches, step: int) -> tf.data.Dataset:
+    """Training batches without end, from a step on; epochs follow on each other.
+
+    A batch depends on the seed and its step alone: whoever goes on at a step sees what they would have seen.
+    """
+
+    def one(number: tf.Tensor) -> tf.data.Dataset:
+        key = tf.random.stateless_uniform((), tf.stack([batches.seed, number]), None, None, tf.int64)
+        return epoch(key, tf.where(number == step // steps, tf.constant(step % steps, tf.int64), 0))
+
+    return _ready(tf.data.Dataset.range(step // steps, np.iinfo(np.int64).max).flat_map(one))
+
+
+def shuffled(images: Images, indices: np.ndarray, batches: Batches) -> Epoch:
+    """Full batches of images that can be had by index.
+
+    Their order is a pseudo-random permutation that is computed, not stored (`tf.random.experimental.index_shuffle`), so
     that it shuffles the whole set and takes no memory. Images that cannot be read leave their places to others, and an
     epoch has as many batches as if there were none.
     """
     count = len(indices)
+    steps = count // batches.size
 
-    def order(epoch: tf.Tensor) -> tf.data.Dataset:
+    def epoch(key: tf.Tensor, skipped: tf.Tensor) -> tf.data.Dataset:
+        def once(time: tf.Tensor) -> tf.data.Dataset:
+            places = tf.data.Dataset.range(count).batch(batches.size).skip(tf.where(time == 0, skipped, 0))
+            return places.map(
+                lambda place: tf.random.experimental.index_shuffle(
+                    place, tf.stack([key, time]), tf.cast(count - 1, tf.int64)
+                )
+            )
+
         # Once through all of them, and a second time for the places of those that cannot be read.
-        return tf.data.Dataset.range(2).flat_map(lambda time: once(tf.stack([epoch, time])))
+        order = _shared(tf.data.Dataset.range(2).flat_map(once), batches)
+        read = order.map(lambda places: _read(images, indices, places), num_parallel_calls=CORES)
+        read = read.rebatch(batches.share.rows(batches.size), drop_remainder=True)
+        return _augmented(read.take((steps - skipped) * batches.share.count), batches, key, skipped)
 
-    def once(key: tf.Tensor) -> tf.data.Dataset:
-        places = tf.data.Dataset.range(count).batch(batch_size)
-        return places.map(lambda place: tf.random.experimental.index_shuffle(place, key, tf.cast(count - 1, tf.int64)))
-
-    epochs = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).take(1)
-    read = epochs.flat_map(order).map(lambda places: _read(images, indices, places), num_parallel_calls=CORES)
-    batches = read.rebatch(batch_size, drop_remainder=True).take(count // batch_size)
-    return _finish(batches, attributes, seed, flip, random_crop, count // batch_size)
+    return epoch
 
 
-def in_order(images: Images, indices: np.ndarray, batch_size: int, attributes: bool) -> tf.data.Dataset:
+def in_order(images: Images, indices: np.ndarray, batches: Batches) -> tf.data.Dataset:
     """Batches in a fixed order, for evaluation; the last one, and those with unreadable images, are smaller."""
-    places = tf.data.Dataset.range(len(indices)).batch(batch_size)
+    places = _shared(tf.data.Dataset.range(len(indices)).batch(batches.size), batches)
     read = places.map(lambda places: _read(images, indices, places), num_parallel_calls=CORES)
-    return _finish(read, attributes, None, False, 0, -(-len(indices) // batch_size))
+    return _evaluated(read, len(indices), batches)
+
+
+def shuffled_examples(examples: tf.data.Dataset, shape: tuple[int, int, int], count: int, batches: Batches) -> Epoch:
+    """Full batches of examples {"image": uint8, "attributes": uint8} that come in sequence.
+
+    They are shuffled in a buffer of at most 256 MiB.
+    """
+    buffer = min(count, SHUFFLE_EXAMPLES, max(batches.size, SHUFFLE_BYTES // int(np.prod(shape))))
+    examples = examples.take(count)
+
+    def epoch(key: tf.Tensor, skipped: tf.Tensor) -> tf.data.Dataset:
+        order = examples.shuffle(buffer, seed=key, reshuffle_each_iteration=False)
+        whole = order.skip(skipped * batches.size).batch(batches.size, drop_remainder=True)
+        return _augmented(_shared(whole, batches), batches, key, skipped)
+
+    return epoch
+
+
+def examples_in_order(examples: tf.data.Dataset, count: int, batches: Batches) -> tf.data.Dataset:
+    """Batches of such examples in their order, for evaluation."""
+    return _evaluated(_shared(examples.take(count).batch(batches.size), batches), count, batches)
 
 
 def _read(images: Images, indices: np.ndarray, places: tf.Tensor) -> dict[str, tf.Tensor]:
     def read(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         pixels, good = images.read(indices[places])
-        after = int(places[-1])
-        while not len(pixels):  # a batch of none has no mean: the next image that can be read stands in
+        after = int(places[-1]) if len(places) else 0
+        while len(places) and not len(pixels):  # a batch of none has no mean: the next image that can be read stands in
             after = (after + 1) % len(indices)
             pixels, good = images.read(indices[[after]])
         if images.attributes is None:
@@ -65,57 +155,65 @@ def _read(images: Images, indices: np.ndarray, places: tf.Tensor) -> dict[str, t
     return {"image": pixels, "attributes": attributes}
 
 
-def from_examples(
-    examples: tf.data.Dataset,
-    shape: tuple[int, int, int],
-    batch_size: int,
-    count: int,
-    attributes: bool,
-    seed: int | None = None,
-    flip: bool = False,
-    random_crop: int = 0,
-) -> tf.data.Dataset:
-    """Batches of examples {"image": uint8, "attributes": uint8} that come in sequence.
+def _shared(batches_: tf.data.Dataset, batches: Batches) -> tf.data.Dataset:
+    """Each batch's rows for the replicas of this process, an element each."""
+    share = batches.share
+    if share.replicas == 1:
+        return batches_
+    rows = share.rows(batches.size)
 
-    With a seed they are shuffled, in a buffer of at most 256 MiB, and only full batches are made.
-    """
-    examples = examples.take(count)
-    if seed is None:
-        return _finish(examples.batch(batch_size), attributes, None, False, 0, -(-count // batch_size))
-    buffer = min(count, SHUFFLE_EXAMPLES, max(batch_size, SHUFFLE_BYTES // int(np.prod(shape))))
-    examples = examples.shuffle(buffer, seed=seed, reshuffle_each_iteration=True)
-    batches = examples.batch(batch_size, drop_remainder=True)
-    return _finish(batches, attributes, seed, flip, random_crop, count // batch_size)
+    def of(batch: Any) -> tf.data.Dataset:
+        replicas = tf.data.Dataset.range(share.first, share.first + share.count)
+        return replicas.map(lambda replica: tf.nest.map_structure(lambda each: each[replica * rows :][:rows], batch))
+
+    return batches_.flat_map(of)
 
 
-def _finish(
-    batches: tf.data.Dataset, attributes: bool, seed: int | None, flip: bool, random_crop: int, count: int
-) -> tf.data.Dataset:
+def _augmented(read: tf.data.Dataset, batches: Batches, key: tf.Tensor, skipped: tf.Tensor) -> tf.data.Dataset:
+    """Training batches, from the one after those skipped on, flipped, moved and scaled."""
+    share, rows = batches.share, batches.share.rows(batches.size)
+
+    def finish(number: tf.Tensor, batch: dict[str, tf.Tensor]) -> Any:
+        image = batch["image"]
+        step, replica = skipped + number // share.count, share.first + number % share.count
+
+        def draw(kind: int, shape: tuple[int, ...], most: int) -> tf.Tensor:
+            # For all the replicas' images, of which these take theirs: however many there are, they draw the same.
+            seed = tf.stack([key, 2 * step + kind])
+            drawn = tf.random.stateless_uniform((share.replicas * rows, *shape), seed, 0, most, tf.int32)
+            return drawn[replica * rows :][: tf.shape(image)[0]]
+
+        if batches.flip:
+            image = tf.where(draw(0, (1, 1, 1), 2) == 0, image, tf.reverse(image, [2]))
+        if batches.random_crop:
+            image = _moved(image, batches.random_crop, draw(1, (2,), 2 * batches.random_crop + 1))
+        return _scaled({**batch, "image": image}, batches)
+
+    return read.enumerate().map(finish, num_parallel_calls=CORES)
+
+
+def _evaluated(read: tf.data.Dataset, count: int, batches: Batches) -> tf.data.Dataset:
+    steps = -(-count // batches.size) * batches.share.count
+    read = read.map(lambda batch: _scaled(batch, batches), num_parallel_calls=CORES)
+    return _ready(read.apply(tf.data.experimental.assert_cardinality(steps)))
+
+
+def _scaled(batch: dict[str, tf.Tensor], batches: Batches) -> Any:
+    image = tf.cast(batch["image"], tf.float32) / 255.0
+    return {"image": image, "attributes": batch["attributes"]} if batches.attributes else image
+
+
+def _ready(dataset: tf.data.Dataset) -> tf.data.Dataset:
     # With autotuning (TensorFlow 2.21) four runs stood idle for 33 to 57 s, three of them where one epoch's iterator
     # gives way to the next; without it none did. Why was not established; a guess is its thread, which sleeps at times.
     options = tf.data.Options()
     options.autotune.enabled = False
-
-    def finish(batch: dict[str, tf.Tensor], *seeds: tf.Tensor) -> Any:
-        image = batch["image"]
-        if flip:
-            image = tf.image.stateless_random_flip_left_right(image, seeds[0][:2])
-        if random_crop:
-            image = _shift(image, random_crop, seeds[0][2:])
-        image = tf.cast(image, tf.float32) / 255.0
-        return {"image": image, "attributes": batch["attributes"]} if attributes else image
-
-    if flip or random_crop:
-        draws = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(4)
-        batches = tf.data.Dataset.zip(batches, draws)
-    batches = batches.map(finish, num_parallel_calls=CORES).apply(tf.data.experimental.assert_cardinality(count))
-    return batches.prefetch(PREFETCH).with_options(options)
+    return dataset.prefetch(PREFETCH).with_options(options)
 
 
-def _shift(images: tf.Tensor, most: int, seed: tf.Tensor) -> tf.Tensor:
+def _moved(images: tf.Tensor, most: int, offsets: tf.Tensor) -> tf.Tensor:
     """Each image moved by up to so many pixels either way, its edges mirrored into what opens up."""
-    batch, height, width = tf.shape(images)[0], images.shape[1], images.shape[2]
+    height, width = images.shape[1], images.shape[2]
     padded = tf.pad(images, [[0, 0], [most, most], [most, most], [0, 0]], "REFLECT")
-    offsets = tf.random.stateless_uniform((2, batch, 1), seed, 0, 2 * most + 1, tf.int32)
-    padded = tf.gather(padded, offsets[0] + tf.range(height), axis=1, batch_dims=1)
-    return tf.gather(padded, offsets[1] + tf.range(width), axis=2, batch_dims=1)
+    padded = tf.gather(padded, offsets[:, :1] + tf.range(height), axis=1, batch_dims=1)
+    return tf.gather(padded, offsets[:, 1:] + tf.range(width), axis=2, batch_dims=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -45,6 +45,8 @@ class ImageData:
         attribute_names: names of the 0/1 attributes; with `attributes=True` a batch is
             `{"image": ..., "attributes": uint8 (batch, len(attribute_names))}`.
         skips: images of the source that are not used, and why; it fills as they are read.
+        train_from: gives training batches without end from a step on, counted from 0: what follows depends on the seed
+            and that step alone, so that training that goes on sees what it would have seen.
     """
 
     name: str
@@ -55,6 +57,7 @@ class ImageData:
     test_size: int
     attribute_names: tuple[str, ...]
     skips: Skips
+    train_from: Callable[[int], tf.data.Dataset]
 
 
 def load(
@@ -67,6 +70,7 @@ def load(
     flip: bool = False,
     random_crop: int = 0,
     strict: bool = False,
+    share: pipelines.Share = pipelines.ALONE,
 ) -> ImageData:
     """Loads images as tf.data pipelines of float32 batches in [0, 1].
 
@@ -93,6 +97,8 @@ def load(
         flip: mirror half of the training images, drawn anew each epoch.
         random_crop: move each training image by up to so many pixels each way, its edges mirrored.
         strict: refuse a source of which any image would be skipped; reads all of a folder first.
+        share: the replicas of distributed training that this process makes batches for; an element of the pipelines is
+            then one replica's rows of a batch.
 
     Raises:
         InputError: the source is unknown, cannot be had, is empty, holds no images, more than a tenth of it cannot be
@@ -119,10 +125,23 @@ def load(
             f"batch size {batch_size} is larger than the {parts.train_size} training images of {parts.name}: "
             f"give at most {parts.train_size}"
         )
+    if batch_size % share.replicas:
+        raise InputError(f"batch size {batch_size} cannot be shared among {share.replicas} replicas: give a multiple")
     attributes = bool(parts.attribute_names) if attributes is None else attributes
-    train, test = parts.pipelines(batch_size, seed, attributes, flip, random_crop)
-    sizes = (parts.train_size, parts.test_size)
-    return ImageData(parts.name, parts.image_shape, train, test, *sizes, parts.attribute_names, parts.skips)
+    batches = pipelines.Batches(batch_size, attributes, seed, flip, random_crop, share)
+    epoch, test = parts.pipelines(batches)
+    steps = parts.train_size // batch_size
+    return ImageData(
+        name=parts.name,
+        image_shape=parts.image_shape,
+        train=pipelines.epochs(epoch, steps, batches),
+        test=test,
+        train_size=parts.train_size,
+        test_size=parts.test_size,
+        attribute_names=parts.attribute_names,
+        skips=parts.skips,
+        train_from=lambda step: pipelines.continued(epoch, steps, batches, step),
+    )
 
 
 def check(source: Source, image_size: int | None = None, batch_size: int = 64) -> None:
@@ -204,26 +223,31 @@ class RandomAccess:
     def test_size(self) -> int:
         return len(self.test)
 
-    def pipelines(
-        self, batch_size: int, seed: int, attributes: bool, flip: bool, random_crop: int
-    ) -> tuple[tf.data.Dataset, tf.data.Dataset]:
+    def pipelines(self, batches: pipelines.Batches) -> tuple[pipelines.Epoch, tf.data.Dataset]:
         return (
-            pipelines.shuffled(self.images, self.train, batch_size, seed, attributes, flip, random_crop),
-            pipelines.in_order(self.images, self.test, batch_size, attributes),
+            pipelines.shuffled(self.images, self.train, batches),
+            pipelines.in_order(self.images, self.test, batches),
         )
 
 
-class _Sequential(ImageData):
-    """Images that come one after the other, its pipelines of single examples {"image": uint8, "attributes": uint8}."""
+@dataclass(frozen=True)
+class _Sequential:
+    """Images that come one after the other, as single examples {"image": uint8, "attributes": uint8}."""
 
-    def pipelines(
-        self, batch_size: int, seed: int, attributes: bool, flip: bool, random_crop: int
-    ) -> tuple[tf.data.Dataset, tf.data.Dataset]:
-        def batches(examples: tf.data.Dataset, count: int, **training: Any) -> tf.data.Dataset:
-            return pipelines.from_examples(examples, self.image_shape, batch_size, count, attributes, **training)
+    name: str
+    image_shape: tuple[int, int, int]
+    train: tf.data.Dataset
+    test: tf.data.Dataset
+    train_size: int
+    test_size: int
+    attribute_names: tuple[str, ...]
+    skips: Skips
 
-        train = batches(self.train, self.train_size, seed=seed, flip=flip, random_crop=random_crop)
-        return train, batches(self.test, self.test_size)
+    def pipelines(self, batches: pipelines.Batches) -> tuple[pipelines.Epoch, tf.data.Dataset]:
+        return (
+            pipelines.shuffled_examples(self.train, self.image_shape, self.train_size, batches),
+            pipelines.examples_in_order(self.test, self.test_size, batches),
+        )
 
 
 def _open(

@@ -1,0 +1,343 @@
+"""What goes on while a run trains: the clock and the bar, figures, pictures, checkpoints, and the end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_vae import checkpoints, pictures, strategies
+from keras_vae.errors import StoppedError
+from keras_vae.files import write_aside
+from keras_vae.models import METRICS_FILE
+from keras_vae.progress import SECONDS_BETWEEN_LINES
+
+if TYPE_CHECKING:
+    from keras_vae.training import TrainingConfig
+
+DEFAULT_EPOCHS = 5
+PICTURED = 24  # images in the grids of each epoch
+
+
+class Progress(keras.callbacks.ProgbarLogger):
+    """Keras's progress bar, the end of the run at a number of steps, and the clock.
+
+    Keras tells fit's epochs alone, which for a run bounded by minutes is no number anyone chose.
+
+    Args:
+        config: the run's.
+        steps_per_epoch: number of batches.
+        state: where training is taken up.
+        shown: whether this process speaks.
+    """
+
+    def __init__(
+        self, config: TrainingConfig, steps_per_epoch: int, state: checkpoints.State | None, shown: bool = True
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.steps_per_epoch = steps_per_epoch
+        self.shown = shown
+        state = state or checkpoints.State(0, 0.0, 0, 0.0, {}, [], 0.0)
+        self.steps = state.step
+        self.seconds = state.seconds
+        self.logs = state.logs
+        self._timed_steps, self._timed_seconds = state.timed_steps, state.timed_seconds
+        self._compiles = True  # the first step of a process
+        limits = [] if config.epochs is None else [config.epochs]
+        if config.steps is not None:
+            limits.append(math.ceil(config.steps / steps_per_epoch))
+        if not limits:
+            limits.append(DEFAULT_EPOCHS if config.minutes is None else sys.maxsize)
+        self.planned = min(limits)
+
+    @property
+    def epochs_begun(self) -> int:
+        """Epochs begun so far."""
+        return math.ceil(self.steps / self.steps_per_epoch)
+
+    @property
+    def within_epoch(self) -> bool:
+        """Whether an epoch's batches are not all done."""
+        return bool(self.steps % self.steps_per_epoch)
+
+    @property
+    def done(self) -> bool:
+        """Whether there is no step left to do."""
+        return self._at_last_step or self.late or self.steps >= self.planned * self.steps_per_epoch
+
+    @property
+    def late(self) -> bool:
+        """Whether the minutes are over."""
+        return self.config.minutes is not None and self.seconds >= 60 * self.config.minutes
+
+    @property
+    def _at_last_step(self) -> bool:
+        return self.config.steps is not None and self.steps >= self.config.steps
+
+    @property
+    def images_per_second(self) -> float:
+        """Speed of the training steps, without the first (where there are more), in which TensorFlow compiles."""
+        if not self._timed_steps:
+            return self.steps * self.config.batch_size / self.seconds if self.steps else 0.0
+        return self._timed_steps * self.config.batch_size / self._timed_seconds
+
+    def state(self) -> checkpoints.State:
+        """Where training is, for a checkpoint."""
+        metrics = checkpoints.metrics_of(self.model) if self.within_epoch else []
+        timed = (self._timed_steps, self._timed_seconds)
+        return checkpoints.State(self.steps, self.seconds, *timed, self.logs, metrics, self.model.last_kl)
+
+    def set_params(self, params: dict[str, Any]) -> None:
+        # fit is told to be silent, so that it adds no second bar. Where the bar cannot be redrawn, lines are printed.
+        super().set_params({**params, "verbose": 0 if not self.shown else 1 if sys.stdout.isatty() else 2})
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        super().on_train_begin(logs)
+        self._spoke = time.perf_counter()
+        self._start = self._spoke - self.seconds
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._reset_progbar()
+        self._maybe_init_progbar()
+        heading = f"Epoch {epoch + 1}" if self.planned == sys.maxsize else f"Epoch {epoch + 1}/{self.planned}"
+        if self.within_epoch:
+            heading += f", after {self.steps % self.steps_per_epoch} of {self.steps_per_epoch} steps"
+        if self.config.minutes is not None:
+            heading += f" ({self.seconds / 60:.1f} of {self.config.minutes:g} minutes)"
+        if self.shown:
+            print(heading, flush=True)
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self._step_start = time.perf_counter()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        super().on_train_batch_end(batch, logs)
+        self.steps += 1
+        now = time.perf_counter()
+        if not self._compiles:
+            self._timed_seconds += now - self._step_start
+            self._timed_steps += 1
+        self._compiles = False
+        self.seconds = now - self._start
+        if self.verbose == 2 and now - self._spoke > SECONDS_BETWEEN_LINES:
+            self._spoke = now
+            shown = ", ".join(f"{name} {float(value):.4g}" for name, value in (logs or {}).items())
+            step = (self.steps - 1) % self.steps_per_epoch + 1
+            print(f"  step {step}/{self.steps_per_epoch}: {shown}; {self.images_per_second:.0f} images/s", flush=True)
+        if self._at_last_step:
+            self.model.stop_training = True
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.logs = {name: float(value) for name, value in (logs or {}).items()}
+        # Keras would fill the bar of an epoch cut short, and divide its time by all the steps it never made.
+        self.target = self.progbar.target = self.seen
+        super().on_epoch_end(epoch, logs)
+        self.target = self.steps_per_epoch
+
+
+class MetricsLog(keras.callbacks.Callback):
+    """Appends a line of JSON for each epoch; of a run that is taken up, lines of steps to come are dropped."""
+
+    def __init__(self, run: Path, progress: Progress) -> None:
+        super().__init__()
+        self.path = run / METRICS_FILE
+        self.progress = progress
+        if self.path.exists():
+            kept = [line for line in self.path.read_text().splitlines() if _step(line) <= progress.steps]
+            with write_aside(self.path) as aside:
+                aside.write_text("".join(f"{line}\n" for line in kept))
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        record = {
+            "epoch": epoch + 1,
+            "step": self.progress.steps,
+            "seconds": round(self.progress.seconds, 1),
+            "images_per_second": round(self.progress.images_per_second, 1),
+            "learning_rate": float(self.model.optimizer.learning_rate),
+            **{name: float(value) for name, value in (logs or {}).items()},
+        }
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def _step(line: str) -> float:
+    """The step of a line of figures; infinite of one that is cut off."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+class EpochPictures(keras.callbacks.Callback):
+    """After each epoch, held-out images above their reconstructions, and samples, as PNG and in TensorBoard."""
+
+    def __init__(self, run: Path, examples: np.ndarray, seed: int) -> None:
+        super().__init__()
+        self.run = run
+        self.examples = examples[:PICTURED]
+        self.seed = seed
+        self.writer = tf.summary.create_file_writer(str(run / "logs" / "pictures"))
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        with self.model.averaged_weights():
+            reconstructions = keras.ops.convert_to_numpy(self.model(self.examples, training=False))
+            samples = keras.ops.convert_to_numpy(self.model.sample(PICTURED, self.seed))
+        shown = {
+            "reconstructions": pictures.side_by_side(self.examples, reconstructions),
+            "samples": pictures.grid(samples, columns=12),
+        }
+        for name, picture in shown.items():
+            pictures.save(picture, self.run / "samples" / f"epoch-{epoch + 1:04d}-{name}.png")
+        with self.writer.as_default(step=epoch):
+            for name, picture in shown.items():
+                tf.summary.image(name, np.asarray(picture)[np.newaxis])
+        self.writer.flush()
+
+
+class Checkpoints(keras.callbacks.Callback):
+    """Saves model, optimizer and position, after each epoch and now and then within, and ends where it is asked to.
+
+    Last of the callbacks: what the others set at the end of a step belongs to it.
+
+    Args:
+        run: the run folder.
+        config: the run's.
+        progress: its clock.
+        signals: what this process is asked.
+        strategy: how many workers have to agree.
+        writes: whether this process is the one to write.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        config: TrainingConfig,
+        progress: Progress,
+        signals: Signals,
+        strategy: tf.distribute.Strategy,
+        writes: bool = True,
+    ) -> None:
+        super().__init__()
+        self.run = run
+        self.config = config
+        self.progress = progress
+        self.signals = signals
+        self.strategy = strategy
+        self.writes = writes
+        self._saved = time.perf_counter()
+        self.path: Path | None = None
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        due = time.perf_counter() - self._saved >= 60 * self.config.checkpoint_minutes
+        # The chief's clock counts; whoever is sent a signal stops them all.
+        stop, late, due = self._agreed(
+            bool(self.signals.number), self.writes and self.progress.late, self.writes and due
+        )
+        if late:
+            self.model.stop_training = True
+        if self.progress.within_epoch and not self.model.stop_training:  # else the epoch's end is next
+            if stop or due:
+                self.save()
+            if stop:
+                raise self._stopped()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.save()
+        if self._agreed(bool(self.signals.number))[0]:
+            raise self._stopped()
+
+    def save(self) -> None:
+        """Writes a checkpoint of this moment.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        state = self.progress.state()  # of every worker: each has a part of the epoch's figures
+        if self.writes:
+            self.path = checkpoints.write(self.run, self.model.save, state, self.config.checkpoints_kept)
+        self._saved = time.perf_counter()
+
+    def _agreed(self, *asked: bool) -> list[bool]:
+        return [total > 0 for total in strategies.agreed(self.strategy, [float(each) for each in asked])]
+
+    def _stopped(self) -> StoppedError:
+        where = f"stopped at step {self.progress.steps}"
+        if self.path is not None:
+            where += f", which {self.path} holds"
+        return StoppedError(f"{where}; go on with: {resuming(self.run)}", self.signals.number or signal.SIGTERM)
+
+
+class RestOfEpoch(keras.callbacks.Callback):
+    """Lets an epoch that was broken off go on with its figures so far.
+
+    Args:
+        state: where it was broken off.
+    """
+
+    def __init__(self, state: checkpoints.State) -> None:
+        super().__init__()
+        self.state = state
+        self._own: list[np.ndarray] = []
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        if self.state.metrics:
+            checkpoints.restore_metrics(self.model, self.state.metrics)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._own = [np.array(variable) for variable, _ in self.model.averages()]
+
+    def undo_averaging(self) -> None:
+        """Puts back the weights in whose place `fit` has put their averages: it ended too early."""
+        for (variable, _), value in zip(self.model.averages(), self._own, strict=True):
+            variable.assign(value)
+
+
+def resuming(run: Path) -> str:
+    """The command that takes a run up."""
+    return f"keras-vae train --resume --out {run}"
+
+
+class Signals:
+    """Notes SIGTERM and Ctrl-C, so that training can end after a step; a second one ends it at once.
+
+    Attributes:
+        number: of the signal that was sent; 0 while none was.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[None]:
+        """Within it, signals are noted."""
+        if threading.current_thread() is not threading.main_thread():  # where Python hands out no signals
+            yield
+            return
+        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.number:
+            raise KeyboardInterrupt
+        self.number = number
+        name = signal.Signals(number).name
+        print(
+            f"\n{name}: stopping after this step, or the validation under way; once more stops at once", file=sys.stderr
+        )

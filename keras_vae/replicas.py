@@ -1,0 +1,80 @@
+"""Sums, means and draws over the whole batch, where `tf.distribute` shares it among replicas.
+
+Within a replica of a training step; anywhere else, and with one replica, they are what they are called, and cost
+nothing. Each is the same number on every replica, and gradients pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+
+def count() -> int:
+    """Number of replicas that share the batch."""
+    context = tf.distribute.get_replica_context()
+    return 1 if context is None else context.num_replicas_in_sync
+
+
+def total(values: Any) -> Any:
+    """Sum over replicas of a tensor, or of each of a list of tensors."""
+    if count() == 1:
+        return values
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
+
+
+def gathered(values: Any) -> Any:
+    """(...) to (replicas, ...): every replica's tensor, of a shape that all have in common."""
+    if count() == 1:
+        return values[tf.newaxis]
+    own = tf.one_hot(_index(), count(), dtype=values.dtype)
+    return total(tf.tensordot(own, values, axes=0))
+
+
+def batch_size(values: Any) -> Any:
+    """Number of rows of the whole batch, float32, of which `values` are this replica's."""
+    return total(ops.cast(ops.shape(values)[0], "float32"))
+
+
+def mean(values: Any) -> Any:
+    """Mean over the rows of the whole batch: (rows, ...) to (...), float32."""
+    if count() == 1:
+        return ops.mean(values, axis=0)
+    return total(ops.sum(values, axis=0)) / batch_size(values)
+
+
+def moments(images: Any) -> tuple[Any, Any]:
+    """Mean and biased variance of each channel over the whole batch: (rows, height, width, channels) to (channels,).
+
+    Replicas' moments are put together as in Chan et al. 1979, in one exchange and without differences of large sums.
+    """
+    mean, variance = tf.nn.moments(ops.cast(images, "float32"), (0, 1, 2))
+    rows = ops.cast(ops.shape(images)[0], "float32")
+    none = tf.zeros_like(mean)  # of a replica without rows, in a batch smaller than the number of replicas
+    parts = tf.stack([tf.where(rows > 0, mean, none), tf.where(rows > 0, variance, none), none + rows])
+    means, variances, counts = tf.unstack(gathered(parts), axis=1)
+    shares = counts / tf.reduce_sum(counts, 0)
+    mean = tf.reduce_sum(shares * means, 0)
+    return mean, tf.reduce_sum(shares * (variances + tf.square(means - mean)), 0)
+
+
+def normal(shape: Any, seed: Any) -> Any:
+    """Standard normal draws, float32: this replica's rows of what one replica would draw for the whole batch.
+
+    Args:
+        shape: of the rows, whose number may differ among replicas.
+        seed: int, `keras.random.SeedGenerator` or None.
+    """
+    if count() == 1 or not isinstance(seed, keras.random.SeedGenerator):
+        return keras.random.normal(shape, dtype="float32", seed=seed)
+    rows = gathered(ops.cast(shape[0], "int32"))
+    before = tf.reduce_sum(rows[: _index()])
+    whole = keras.random.normal((tf.reduce_sum(rows), *shape[1:]), dtype="float32", seed=seed)
+    return tf.slice(whole, (before, *[0] * (len(shape) - 1)), shape)
+
+
+def _index() -> Any:
+    return tf.distribute.get_replica_context().replica_id_in_sync_group

@@ -126,6 +126,7 @@ def shuffled_examples(examples: tf.data.Dataset, shape: tuple[int, int, int], co
     examples = examples.take(count)
 
     def epoch(key: tf.Tensor, skipped: tf.Tensor) -> tf.data.Dataset:
+        tf.random.set_seed(1)  # of this graph alone: the order is to follow from the key, not from a global seed
         order = examples.shuffle(buffer, seed=key, reshuffle_each_iteration=False)
         whole = order.skip(skipped * batches.size).batch(batches.size, drop_remainder=True)
         return _augmented(_shared(whole, batches), batches, key, skipped)

@@ -379,21 +379,24 @@ def _failures(
         raise NotFiniteError(f"{error}; {path} holds them, and {_kept(out)}") from None
     except tf.errors.OpError as error:
         at = f"at step {progress.steps + 1}"
-        text = " ".join(str(error).split())
+        text = _reason(error)
         if images.skips.error is not None:  # raised within the pipeline, which words it anew
-            raise images.skips.error from None
+            raise InputError(f"{images.skips.error}; {_kept(out)}") from None
         if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) and isinstance(error, LOST):
             raise RunError(f"another worker was lost {at}: start all of them again; {_kept(out)}") from error
         if str(out) in text:
-            raise RunError(f"cannot write to {out} {at}: {text[:200]}; mend that; {_kept(out)}") from error
-        if isinstance(error, tf.errors.ResourceExhaustedError):
+            reason = "No space left on device" if "no space left on device" in text.lower() else text
+            raise RunError(f"cannot write to {out} {at}: {reason}; mend that; {_kept(out)}") from error
+        # oneDNN and CUDA have their own words for it.
+        words = ("could not create a memory object", "out of memory", "OUT_OF_MEMORY")
+        if isinstance(error, tf.errors.ResourceExhaustedError) or any(each in str(error) for each in words):
             height, width, _ = images.image_shape
             raise InputError(
                 f"out of memory {at}: batch size {config.batch_size} of {height}x{width} in {vae.dtype_policy.name}: "
-                f"give a smaller --batch-size or --image-size, or another --precision ({text[:120]})"
+                f"give a smaller --batch-size or --image-size, or another --precision ({text})"
             ) from error
         if isinstance(error, tf.errors.DataLossError | tf.errors.NotFoundError | tf.errors.PermissionDeniedError):
-            raise RunError(f"cannot read {images.name} {at}: {text[:200]}; mend it; {_kept(out)}") from error
+            raise RunError(f"cannot read {images.name} {at}: {text}; mend it; {_kept(out)}") from error
         raise
     except OSError as error:
         where = error.filename or out
@@ -411,6 +414,14 @@ def _writing(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(f"cannot write {error.filename or out}: {error.strerror or error}; {_kept(out)}") from error
+
+
+def _reason(error: tf.errors.OpError) -> str:
+    """What went wrong, of an error of TensorFlow's, whose messages hold the places in the code too."""
+    noise = ("File ", "[[", "Detected at node", "Graph execution error", "<stack traces", "0 successful", "0 derived")
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [line for line in lines if line and not line.startswith(noise)]
+    return (said or [type(error).__name__])[-1].partition(" [Op:")[0][:200]
 
 
 def _kept(out: Path) -> str:

@@ -325,14 +325,15 @@ class VAE(keras.Model):
             loss = loss + sum(ops.cast(extra, "float32") for extra in self.losses) / replicas.count()
             scaled_loss = self.optimizer.scale_loss(loss)
         weights = self.trainable_weights
-        gradients = self._finite(tape.gradient(scaled_loss, weights), terms)
-        self.optimizer.apply(gradients, weights)
+        gradients, checks = self._finite(tape.gradient(scaled_loss, weights), terms)
+        with tf.control_dependencies(checks):
+            self.optimizer.apply(gradients, weights)
         self._average_statistics()
         self._last_kl.assign(replicas.mean(terms["kl"]))
         return self._logged({**self._track(terms, posterior.mean), "beta": self._beta + 0.0})
 
-    def _finite(self, gradients: list[Any], terms: dict[str, Any]) -> list[Any]:
-        """The gradients, unless they or a term of the loss are no numbers: then the step fails before any is applied.
+    def _finite(self, gradients: list[Any], terms: dict[str, Any]) -> tuple[list[Any], list[Any]]:
+        """The gradients, and what fails where they or a term of the loss are no numbers, before they are applied.
 
         XLA leaves assertions out, and float16's loss scaling passes over gradients that overflow: there the gradients
         become zeros, or are left to the scaling, and `fit` looks at times whether that goes on.
@@ -344,13 +345,15 @@ class VAE(keras.Model):
         row = tf.where(fine, 0.0, self._health.items[0] + 1.0)
         noted = self._health.items.assign(tf.concat([[row], values], 0))
         if self._scales_loss():
-            return gradients
+            return gradients, []
         if self.jit_compile:
-            return [each if each is None else tf.where(fine, each, tf.zeros_like(each)) for each in gradients]
+            return [each if each is None else tf.where(fine, each, tf.zeros_like(each)) for each in gradients], []
         with tf.control_dependencies([noted]):
-            checked = tf.debugging.Assert(fine, [NOT_FINITE_MARK])
-        with tf.control_dependencies([checked] if checked is not None else []):
-            return [each if each is None else tf.identity(each) for each in gradients]
+            check = tf.debugging.Assert(fine, [NOT_FINITE_MARK])
+        if check is None:  # outside of a graph, where it has failed already
+            return gradients, []
+        with tf.control_dependencies([check]):
+            return [each if each is None else tf.identity(each) for each in gradients], [check]
 
     def _scales_loss(self) -> bool:
         return isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)

@@ -332,6 +332,8 @@ def _open_array_file(path: Path) -> Any:
 def _from_array_file(path: Path, image_size: int | None, crop: int | None) -> RandomAccess:
     opened = _open_array_file(path)
     if isinstance(opened, np.ndarray):
+        # In memory where it fits: a mapped file that another program cuts short would end the process.
+        opened = np.array(opened) if fits_in_memory(opened.nbytes) else opened
         return _from_array(str(path), opened, image_size, crop)
     with opened:
         names = set(opened.files)

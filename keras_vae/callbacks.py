@@ -166,7 +166,7 @@ class MetricsLog(keras.callbacks.Callback):
             "step": self.progress.steps,
             "seconds": round(self.progress.seconds, 1),
             "images_per_second": round(self.progress.images_per_second, 1),
-            "learning_rate": float(self.model.optimizer.learning_rate),
+            "learning_rate": float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)),
             **{name: float(value) for name, value in (logs or {}).items()},
         }
         with self.path.open("a") as file:
@@ -297,7 +297,7 @@ class RestOfEpoch(keras.callbacks.Callback):
             checkpoints.restore_metrics(self.model, self.state.metrics)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self._own = [np.array(variable) for variable, _ in self.model.averages()]
+        self._own = [keras.ops.convert_to_numpy(variable) for variable, _ in self.model.averages()]
 
     def undo_averaging(self) -> None:
         """Puts back the weights in whose place `fit` has put their averages: it ended too early."""

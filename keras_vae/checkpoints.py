@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import keras
 
 from keras_vae import models
 from keras_vae.errors import InputError
@@ -113,7 +113,7 @@ def latest(run: Path) -> tuple[Path, State] | None:
 
 def metrics_of(model: Any) -> list[Any]:
     """The values of a model's metrics' variables, for `State.metrics`."""
-    return [np.array(variable).tolist() for metric in model.metrics for variable in metric.variables]
+    return [keras.ops.convert_to_numpy(variable).tolist() for metric in model.metrics for variable in metric.variables]
 
 
 def restore_metrics(model: Any, values: list[Any]) -> None:

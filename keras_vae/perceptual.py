@@ -135,6 +135,9 @@ class PerceptualLoss:
                     f"vae.perceptual = PerceptualLoss(network, {list(self.keras_layers)}, ...) to train on or evaluate"
                 )
             self._features = _feature_network(self.network, self.keras_layers, dtype, self.weights_path)
+        if self._comparison is None:
+            with tf.init_scope():  # out of a function that is being traced
+                self._comparison = _comparison(self._features, self.keras_layers, self.normalize)
         return self
 
     def features(self, images: Any) -> list[Any]:
@@ -188,12 +191,10 @@ class PerceptualLoss:
         Returns:
             float32, shape (batch, layers).
         """
-        model = self.load()._features
+        model, comparison = self.load()._features, self._comparison
         assert model is not None
-        if self._comparison is None:
-            with tf.init_scope():  # out of the function that is being traced
-                self._comparison = _comparison(model, self.keras_layers, self.normalize)
-        distances = self._comparison([self._prepared(decoded, model), *targets], training=False)
+        assert comparison is not None
+        distances = comparison([self._prepared(decoded, model), *targets], training=False)
         return ops.stack(keras.tree.flatten(distances), axis=1)
 
     def __call__(self, images: Any, decoded: Any) -> Any:

@@ -61,6 +61,17 @@ def moments(images: Any) -> tuple[Any, Any]:
     return mean, tf.reduce_sum(shares * (variances + tf.square(means - mean)), 0)
 
 
+def at_least_one(images: Any) -> Any:
+    """The same images, or a black one in the place of none, which oneDNN cannot convolve.
+
+    A replica gets none of a batch that is smaller than the number of replicas.
+    """
+    if count() == 1:
+        return images
+    missing = tf.cast(tf.equal(tf.shape(images)[0], 0), tf.int32)
+    return tf.pad(images, [[0, missing], *[[0, 0]] * (len(images.shape) - 1)])
+
+
 def normal(shape: Any, seed: Any) -> Any:
     """Standard normal draws, float32: this replica's rows of what one replica would draw for the whole batch.
 

@@ -38,7 +38,7 @@ class KLSchedule(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         end = self.model.initial_beta if self.end is None else self.end
-        self.model.beta = self.weight(int(self.model.optimizer.iterations), end)
+        self.model.beta = self.weight(int(keras.ops.convert_to_numpy(self.model.optimizer.iterations)), end)
 
 
 class LinearWarmup(KLSchedule):

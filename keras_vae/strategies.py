@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import signal
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,11 +17,12 @@ import numpy as np
 import tensorflow as tf
 
 from keras_vae.data.pipelines import ALONE, Share
-from keras_vae.errors import InputError
+from keras_vae.errors import InputError, RunError
 from keras_vae.progress import SECONDS_BETWEEN_LINES
 
 STRATEGIES = ("auto", "none", "mirrored", "multi-worker")
 TASKS = ("chief", "worker")
+SECONDS_TO_WAIT = 1800  # for the other workers to come
 
 
 def check(name: str) -> None:
@@ -71,14 +76,13 @@ def choose(name: str = "auto") -> tuple[tf.distribute.Strategy, str]:
         assert cluster is not None
         workers, kind, index = cluster
         number = sum(map(len, workers.values()))
-        with _waiting(f"waiting for the other workers of {json.dumps(workers)}"):
-            strategy: tf.distribute.Strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        strategy = _multi_worker(f"waiting for the other workers of {json.dumps(workers)}")
         replicas = strategy.num_replicas_in_sync
         return strategy, f"{kind} {index} of {number} workers with {_counted(replicas, 'replica')} altogether"
     gpus = tf.config.list_logical_devices("GPU")
     if name == "mirrored" or (name == "auto" and len(gpus) > 1):
         devices = [device.name for device in gpus or tf.config.list_logical_devices("CPU")]
-        return tf.distribute.MirroredStrategy(devices), _counted(len(devices), "replica") + " on this machine"
+        return _mirrored(tuple(devices)), _counted(len(devices), "replica") + " on this machine"
     return tf.distribute.get_strategy(), "one device"
 
 
@@ -144,13 +148,66 @@ def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+@functools.cache
+def _mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:
+    """One strategy a process: the exchanges of a second one would be taken for those of the first (TensorFlow 2.21)."""
+    return tf.distribute.MirroredStrategy(list(devices))
+
+
+@functools.cache
+def _multi_worker(waiting: str) -> tf.distribute.Strategy:
+    """TensorFlow's strategy, which is made once all the workers are there; says so where that takes a while."""
+    made: list[tf.distribute.Strategy] = []
+    failed: list[BaseException] = []
+
+    def make() -> None:
+        try:
+            made.append(tf.distribute.MultiWorkerMirroredStrategy())
+        except BaseException as error:  # raised anew below
+            failed.append(error)
+
+    # TensorFlow waits outside of Python, where no Ctrl-C comes through, and has a handler of its own for SIGTERM.
+    with _ending_at_once():
+        thread = threading.Thread(target=make, daemon=True)
+        thread.start()
+        start, spoke = time.monotonic(), False
+        while thread.is_alive():
+            thread.join(0.2)
+            waited = time.monotonic() - start
+            if waited > SECONDS_BETWEEN_LINES and not spoke:
+                print(waiting, flush=True)
+                spoke = True
+            if waited > SECONDS_TO_WAIT:
+                _end(
+                    f"{waiting[0].upper()}{waiting[1:]}: not all of them came within {SECONDS_TO_WAIT / 60:g} minutes",
+                    1,
+                )
+    if failed:
+        raise RunError(f"the workers cannot be joined: {' '.join(str(failed[0]).split())[:300]}") from failed[0]
+    return made[0]
+
+
 @contextmanager
-def _waiting(message: str) -> Iterator[None]:
-    """Says so where something takes more than a moment."""
-    timer = threading.Timer(SECONDS_BETWEEN_LINES, print, [message], {"flush": True})
-    timer.daemon = True
-    timer.start()
+def _ending_at_once() -> Iterator[None]:
+    """Within it, SIGTERM and Ctrl-C end the process, for TensorFlow would let no one else do it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: Any) -> None:
+        _end("interrupted", 128 + number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, end) for number in numbers}
     try:
         yield
     finally:
-        timer.cancel()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(message: str, status: int) -> None:
+    """Ends the process, whose other threads may never return."""
+    print(f"keras-vae: {message}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(status)

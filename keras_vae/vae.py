@@ -33,6 +33,7 @@ PIXELS_PER_LOSS_SCALE = 64
 RANGE_TOLERANCE = 1e-3  # beyond [0, 1]: what resizing overshoots
 RANGE_MARK = "images lie outside of"
 RANGE_ADVICE = "scale them to [0, 1], or pass 0..255 images as uint8"
+SHARE_MARK = "fewer images than replicas"
 NOT_FINITE_MARK = "the loss or its gradient is no number"
 # Steps in a row that float16's loss scaling may leave out, halving the scale each time, before no scale will help.
 LEFT_OUT_AT_MOST = 25
@@ -312,6 +313,9 @@ class VAE(keras.Model):
 
     def train_step(self, data: Any) -> dict[str, Any]:
         images = self._images(_inputs(data))
+        if replicas.count() > 1:  # a replica without images has no batch statistics, nor can oneDNN convolve none
+            with tf.control_dependencies([tf.debugging.Assert(ops.shape(images)[0] > 0, [SHARE_MARK])]):
+                images = tf.identity(images)
         # Before the tape: no gradient goes to the real images' features, and nothing is kept for one.
         targets = None if self.perceptual is None else self.perceptual.targets(images)
         with tf.GradientTape() as tape:
@@ -375,23 +379,23 @@ class VAE(keras.Model):
             wrong = ["the gradient is no number" if math.isnan(norm) else "the gradient is infinite"]
         policy = self.dtype_policy.name
         other = "" if policy == "float32" else ", or float32"
+        step = int(_number(self.optimizer.iterations)) + 1
         return NotFiniteError(
-            f"step {int(self.optimizer.iterations) + 1}: {', '.join(wrong)} in {policy}; the weights are those before "
-            f"it: give a lower learning rate than {float(self.optimizer.learning_rate):g}{other}"
+            f"step {step}: {', '.join(wrong)} in {policy}; the weights are those before it: give a lower learning rate "
+            f"than {_number(self.optimizer.learning_rate):g}{other}"
         )
 
     def test_step(self, data: Any) -> dict[str, Any]:
         images = self._images(_inputs(data))
         rows = ops.shape(images)[0]
-        if replicas.count() > 1:
-            # A replica may get no rows of the last batch, and oneDNN cannot convolve none: one in their place.
-            images = tf.pad(images, ((0, tf.cast(tf.equal(rows, 0), tf.int32)), (0, 0), (0, 0), (0, 0)))
+        images = replicas.at_least_one(images)
         terms, posterior = self.objective(images, self.test_noise, training=False)
         terms = {name: values[:rows] for name, values in terms.items()}
         return self._logged(self._track(terms, posterior.mean[:rows]))
 
     def predict_step(self, data: Any) -> Any:
-        return self(_inputs(data), training=False)
+        images = self._images(_inputs(data))
+        return self(replicas.at_least_one(images), training=False)[: ops.shape(images)[0]]
 
     def _track(self, terms: dict[str, Any], means: Any) -> dict[str, Any]:
         # A mean over images, not over batches: a smaller last batch weighs less.
@@ -423,7 +427,7 @@ class VAE(keras.Model):
     @property
     def beta(self) -> float:
         """Factor of the KL in the loss, as it is now."""
-        return float(self._beta)
+        return _number(self._beta)
 
     @beta.setter
     def beta(self, value: float) -> None:
@@ -432,7 +436,7 @@ class VAE(keras.Model):
     @property
     def last_kl(self) -> float:
         """Mean KL of the last training batch, in nats per image."""
-        return float(self._last_kl)
+        return _number(self._last_kl)
 
     def compile(self, optimizer: Any = None, *, jit_compile: bool | str = "auto", **kwargs: Any) -> None:
         """As `keras.Model.compile`, less `loss` and `metrics`: the model brings its own.
@@ -557,7 +561,7 @@ class VAE(keras.Model):
         and the calibrated variances.
         """
         optimizer = self._averaging_optimizer()
-        if optimizer is None or not int(optimizer.iterations):
+        if optimizer is None or not _number(optimizer.iterations):
             return []
         weights = zip(optimizer._trainable_variables, optimizer._model_variables_moving_average, strict=True)
         return [*weights, *self._averaged_statistics()]
@@ -588,12 +592,18 @@ class VAE(keras.Model):
             average.assign(momentum * average + (1.0 - momentum) * variable)
 
     def make_train_function(self, force: bool = False) -> Any:
-        self.load_perceptual()
+        self._make_networks()
         return super().make_train_function(force)
 
     def make_test_function(self, force: bool = False) -> Any:
-        self.load_perceptual()
+        self._make_networks()
         return super().make_test_function(force)
+
+    def _make_networks(self) -> None:
+        """All that a step calls, before it is traced: replicas trace it in threads, whose names Keras counts apart."""
+        self.load_perceptual()
+        for network in (self.encoder, self.decoder):
+            self._fused(network)
 
     def _maybe_symbolic_build(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: the model is built when it is made, and Keras 3.15 fails here to put replicas' batches together."""
@@ -740,6 +750,11 @@ class VAE(keras.Model):
         except tf.errors.InvalidArgumentError as error:
             if RANGE_MARK in str(error):
                 raise InputError(f"{RANGE_MARK} [0, 1] in a batch: {RANGE_ADVICE}") from None
+            if SHARE_MARK in str(error):
+                raise InputError(
+                    f"a batch has fewer images than the {self.distribute_strategy.num_replicas_in_sync} replicas that "
+                    "share it: leave out the smaller last one, as .batch(64, drop_remainder=True) does"
+                ) from None
             if NOT_FINITE_MARK in str(error):
                 _, norm, *means = np.array(self._health.items)
                 raise self._not_finite(norm, means) from None
@@ -789,6 +804,11 @@ class VAE(keras.Model):
         if keras.backend.standardize_dtype(images.dtype) == "uint8":
             return ops.cast(images, "float32") / 255.0
         return _in_range(ops.cast(images, "float32"))
+
+
+def _number(variable: Any) -> float:
+    """The value of a scalar variable, mirrored on several devices or not."""
+    return float(ops.convert_to_numpy(variable))
 
 
 class _Watch(keras.callbacks.Callback):

@@ -527,6 +527,8 @@ def test_a_run_that_diverges_keeps_its_last_finite_weights(
     line = result.err.splitlines()[-1]
     assert re.search(r"step \d+: .* is (nan|inf)", line)
     assert "give a lower learning rate than 1e+30" in line
+    assert not (run / "model.keras").exists()
+    assert not (run / "metrics.jsonl").exists()
     kept = models.load_vae(run / "last-finite.keras")
     assert all(np.isfinite(np.array(weight)).all() for weight in kept.weights)
 

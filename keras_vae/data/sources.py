@@ -31,7 +31,21 @@ Source: TypeAlias = str | os.PathLike[str] | np.ndarray | tf.data.Dataset
 
 
 @dataclass(frozen=True)
-class ImageData:
+class _Parts:
+    """Two parts of a source, and what is known about them, as `ImageData` says."""
+
+    name: str
+    image_shape: tuple[int, int, int]
+    train: tf.data.Dataset
+    test: tf.data.Dataset
+    train_size: int
+    test_size: int
+    attribute_names: tuple[str, ...]
+    skips: Skips
+
+
+@dataclass(frozen=True)
+class ImageData(_Parts):
     """Two pipelines of image batches and what is known about them.
 
     Attributes:
@@ -49,14 +63,6 @@ class ImageData:
             and that step alone, so that training that goes on sees what it would have seen.
     """
 
-    name: str
-    image_shape: tuple[int, int, int]
-    train: tf.data.Dataset
-    test: tf.data.Dataset
-    train_size: int
-    test_size: int
-    attribute_names: tuple[str, ...]
-    skips: Skips
     train_from: Callable[[int], tf.data.Dataset]
 
 
@@ -231,17 +237,8 @@ class RandomAccess:
 
 
 @dataclass(frozen=True)
-class _Sequential:
+class _Sequential(_Parts):
     """Images that come one after the other, as single examples {"image": uint8, "attributes": uint8}."""
-
-    name: str
-    image_shape: tuple[int, int, int]
-    train: tf.data.Dataset
-    test: tf.data.Dataset
-    train_size: int
-    test_size: int
-    attribute_names: tuple[str, ...]
-    skips: Skips
 
     def pipelines(self, batches: pipelines.Batches) -> tuple[pipelines.Epoch, tf.data.Dataset]:
         return (

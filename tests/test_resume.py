@@ -170,11 +170,11 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(
 @pytest.mark.slow
 def test_killed_at_twenty_random_moments_and_nothing_lost(image_folder: Path, tmp_path: Path) -> None:
     whole, run = tmp_path / "whole", tmp_path / "run"
-    arguments = ("train", "--data", image_folder, "--out", whole, "--epochs", 60, *OPTIONS, "--deterministic")
+    arguments = ("train", "--data", image_folder, "--out", whole, "--epochs", 100, *OPTIONS, "--deterministic")
     subprocess.run(program(*arguments), check=True, capture_output=True)
     chance = random.Random(1)
     moments = [chance.choice(["step", "step", "checkpoint", "picture"]) for _ in range(20)]
-    assert train_with_kills(image_folder, run, moments, 60) == 20
+    assert train_with_kills(image_folder, run, moments, 100) == 20
     assert_same(whole / "model.keras", run / "model.keras")
     assert figures(run) == figures(whole)
 

@@ -445,7 +445,8 @@ class VAE(keras.Model):
             optimizer: a Keras optimizer; Adam with the paper's learning rate, 5e-4, by default. Under the policy
                 "mixed_float16" Keras wraps it for dynamic loss scaling.
             jit_compile: whether to compile with XLA. "auto" follows Keras on a GPU; on a CPU it compiles only
-                float16, which cannot be computed there otherwise.
+                float16, which cannot be computed there otherwise. Under a strategy of several replicas it compiles
+                nothing: XLA cannot.
             **kwargs: `run_eagerly`, `steps_per_execution`, `auto_scale_loss`.
 
         Raises:
@@ -466,8 +467,15 @@ class VAE(keras.Model):
         self._statistics_averages = _Untracked(
             [tf.Variable(np.array(each)) for each in self._statistics()] if averaging else []
         )
-        if jit_compile == "auto" and not self.run_eagerly and not tf.config.list_physical_devices("GPU"):
+        replicas_in_sync = self.distribute_strategy.num_replicas_in_sync
+        one_gpu = replicas_in_sync == 1 and tf.config.list_physical_devices("GPU")
+        if jit_compile == "auto" and not self.run_eagerly and not one_gpu:
             self.jit_compile = self._needs_xla()
+        if self.jit_compile and replicas_in_sync > 1:
+            raise InputError(
+                f"XLA compiles a step for one device, not for {replicas_in_sync} replicas: leave out jit_compile, and "
+                "on CPUs use mixed_bfloat16 or float32"
+            )
         if self._needs_xla() and not self.jit_compile:
             raise InputError(
                 "float16 on a CPU runs only when compiled by XLA: leave out jit_compile and run_eagerly, "

@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint figures objectives loading decoding train-step clean
+.PHONY: demo test test-slow lint figures objectives loading decoding train-step soak scaling latents clean
 
 demo: $(VENV)/.demo  ## draw avatars, train a few minutes, export, verify; everything lands in runs/demo
 	$(BIN)/keras-vae demo
@@ -36,6 +36,15 @@ train-step: $(VENV)/.bench  ## how fast a training step is, beside PyTorch, and 
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.train_step --changes --objectives plain vae-123 --precisions bfloat16 --sizes 64
 	$(BIN)/python -m benchmarks.train_step --growth
+
+soak: $(VENV)/.bench  ## 30 minutes of training, its memory, file handles and speed: benchmarks/results/soak.*
+	$(BIN)/python -m benchmarks.soak --perceptual hed-vgg16 --checkpoint-minutes 0.5
+
+scaling: $(VENV)/.bench  ## training by one worker and by several: benchmarks/results/scaling.json
+	$(BIN)/python -m benchmarks.scaling
+
+latents: $(VENV)/.bench  ## what latents of a folder of faces know, and samplers: benchmarks/results/latents.*
+	$(BIN)/python -m benchmarks.latents $(if $(FACES),--faces $(FACES))
 
 clean:
 	rm -rf $(VENV) build dist

@@ -17,6 +17,7 @@ from export.errors import ExportError
 from export.formats import Opened
 from export.png import to_png
 from export.quiet import quiet_stderr
+from export.samplers import Prior, Sampler
 
 with quiet_stderr():
     import onnxruntime
@@ -91,13 +92,18 @@ class Decoder:
         """
         return self._session.run(["image"], {"z": latents.check(z, self.latent_dim)})[0]
 
-    def sample(self, count: int, seed: int | None = None) -> np.ndarray:
-        """Images of `count` draws from the standard normal prior; the same seed gives the same images.
+    def sample(self, count: int, seed: int | None = None, sampler: Sampler | None = None) -> np.ndarray:
+        """Images of `count` draws, by default from the standard normal prior; the same seed gives the same images.
+
+        Args:
+            count: how many.
+            seed: of the draw.
+            sampler: what else to draw from, as `export.samplers.load("gmm.npz")` gives.
 
         Raises:
-            ExportError: a count below 1, or a seed below 0.
+            ExportError: a count below 1, a seed below 0, or a sampler of other latents.
         """
-        return self.decode(latents.draw(count, self.latent_dim, seed))
+        return self.decode((sampler or Prior(self.latent_dim)).draw(count, seed))
 
 
 def open_decoder(path: Path) -> Opened:

@@ -52,6 +52,19 @@ CropOption = Annotated[int | None, typer.Option(help="Pixels a side of the centr
 StrictOption = Annotated[bool, typer.Option("--strict", help="Refuse a folder of which any image would be skipped.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Figures as JSON on standard output.")]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The same seed gives the same result.")]
+SamplerOption = Annotated[
+    str, typer.Option(help="Of latents: prior, gmm (mixture of Gaussians), second-stage (VAE), or a sampler's file.")
+]
+RunsDataOption = Annotated[str | None, typer.Option("--data", help="As for train; by default what the run trained on.")]
+ImageOption = Annotated[
+    list[Path] | None, typer.Option(parser=_path, help="An image file to start from; may come several times.")
+]
+CodesOption = Annotated[
+    Path | None, typer.Option(parser=_path, help="An .npy file of latents to start from, (count, latents).")
+]
+VectorsOption = Annotated[
+    Path | None, typer.Option(parser=_path, help="Attribute vectors; a run's own, or those beside the decoder.")
+]
 VAEArgument = Annotated[Path, typer.Argument(parser=_path, metavar="MODEL", help="Run folder or .keras file.")]
 DEFAULT_FORMATS = "tf_saved_model,onnx"
 EVERY_FORMAT = (*FORMATS, "triton")
@@ -312,22 +325,39 @@ def data_build(
 @app.command()
 def evaluate(
     model: VAEArgument,
-    data: Annotated[str | None, typer.Option(help="As for train; by default what the run trained on.")] = None,
+    data: RunsDataOption = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=_path, help="Folder for evaluation.json and report.html; a run's own.")
+    ] = None,
     importance_samples: Annotated[
         int | None, typer.Option(help="Also the importance-weighted bound, with so many draws an image.")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Held-out images to take at most; all.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images at a time; the run's own, or 64.")] = None,
+    features: Annotated[
+        str,
+        typer.Option(help="Network of the distances: efficientnet-lite0, inception, vgg16, vgg19, hed-vgg16, none."),
+    ] = "efficientnet-lite0",
+    feature_weights: Annotated[
+        Path | None, typer.Option(parser=_path, help="Its weights' file, to use instead of a download.")
+    ] = None,
+    sampler: SamplerOption = "prior",
+    samples: Annotated[int | None, typer.Option(help="Samples to measure; as many as held-out images.")] = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a model on held-out images.
 
-    The ELBO and its parts in nats per image, as training reports them, and with --importance-samples K a tighter
-    bound on log p(x) with its standard error.
+    The ELBO and its parts in nats per image, as training reports them; how close and sharp reconstructions are; how far
+    they and samples are from real images in a feature network; how the latents lie. Writes report.html, with pictures.
     """
     with _reporting(as_json) as report:
-        report(_library("keras_vae.commands").evaluate(model, data, importance_samples, limit, batch_size, seed))
+        evaluating = _library("keras_vae.evaluation.evaluating")
+        weights = None if feature_weights is None else str(feature_weights)
+        options = evaluating.Options(
+            data, out, importance_samples, limit, batch_size, features, weights, sampler, samples, seed
+        )
+        report(evaluating.evaluate(model, options))
 
 
 @app.command()
@@ -335,23 +365,24 @@ def sample(
     model: ModelArgument,
     out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("samples.png"),
     count: Annotated[int, typer.Option(min=1, max=10_000, help="Number of images.")] = 64,
+    sampler: SamplerOption = "prior",
+    data: RunsDataOption = None,
     seed: SeedOption = 0,
 ) -> None:
     """Write a picture grid of new images.
 
-    Decodes draws from the prior. The same seed gives the same faces from every kind of MODEL.
+    Decodes draws from the prior, or from a density fitted to the latents of training images, which a run keeps. The
+    same seed gives the same faces from every kind of MODEL.
     """
     _check_exists(model, whole=False)
-    # An .onnx file needs no TensorFlow, whose import takes longer than the whole command.
-    library = importlib.import_module if model.suffix == ".onnx" else _library
-    library("keras_vae.sampling").sample(model, out, count, seed)
+    _light(model, "keras_vae.sampling").sample(model, out, count, seed, sampler, data)
     print(f"{count} sample{'s' if count > 1 else ''} written to {out}")
 
 
 @app.command()
 def reconstruct(
     model: VAEArgument,
-    data: Annotated[str | None, typer.Option(help="As for train; by default what the run trained on.")] = None,
+    data: RunsDataOption = None,
     out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("reconstructions.png"),
     count: Annotated[int, typer.Option(min=1, max=10_000, help="Number of held-out images.")] = 24,
     as_json: JsonOption = False,
@@ -362,6 +393,140 @@ def reconstruct(
     """
     with _reporting(as_json) as report:
         report(_library("keras_vae.commands").reconstruct(model, data, out, count))
+
+
+@app.command()
+def interpolate(
+    model: ModelArgument,
+    image: ImageOption = None,
+    codes: CodesOption = None,
+    data: RunsDataOption = None,
+    out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("interpolation.png"),
+    count: Annotated[int, typer.Option(help="Rows, where neither images nor codes are given.")] = 6,
+    steps: Annotated[int, typer.Option(help="Images in a row, both ends included.")] = 10,
+    method: Annotated[str, typer.Option(help="linear or spherical.")] = "spherical",
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Write ways from image to image.
+
+    Goes through the latent space between image files, codes, or pairs of held-out images; with an exported decoder
+    between codes or draws from the prior.
+    """
+    _check_exists(model, whole=False)
+    with _reporting(as_json) as report:
+        exploring = _light(model, "keras_vae.exploring")
+        start = exploring.Start(image or (), codes, data, count, seed)
+        report(exploring.interpolate(model, start, steps, method, out))
+
+
+@app.command()
+def edit(
+    model: ModelArgument,
+    attribute: Annotated[
+        list[str], typer.Option(help="To add; may come several times, with - before it to take away.")
+    ],
+    strength: Annotated[
+        str, typer.Option(help="Multiples of the attribute's vector: a range such as -2..2, or numbers with commas.")
+    ] = "-2..2",
+    steps: Annotated[int, typer.Option(min=2, max=100, help="Images of a range.")] = 5,
+    image: ImageOption = None,
+    codes: CodesOption = None,
+    data: RunsDataOption = None,
+    vectors: VectorsOption = None,
+    direction: Annotated[
+        str, typer.Option(help="mean (of images with it, minus without) or linear (a classifier's normal).")
+    ] = "mean",
+    together: Annotated[bool, typer.Option("--together", help="All attributes at once, not a row for each.")] = False,
+    out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("edit.png"),
+    count: Annotated[int, typer.Option(help="Rows, where neither images nor codes are given.")] = 6,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Write images with attributes added and taken away.
+
+    Edits image files, codes or held-out images along attribute vectors, which a run finds once and keeps; with an
+    exported decoder codes or draws from the prior.
+    """
+    _check_exists(model, whole=False)
+    with _reporting(as_json) as report:
+        exploring = _light(model, "keras_vae.exploring")
+        strengths = exploring.parse_numbers(strength, "--strength", steps)
+        start = exploring.Start(image or (), codes, data, count, seed)
+        report(exploring.edit(model, attribute, strengths, start, out, vectors, direction, together))
+
+
+@app.command()
+def traverse(
+    model: ModelArgument,
+    image: Annotated[Path | None, typer.Option(parser=_path, help="An image file; the first held-out image.")] = None,
+    codes: CodesOption = None,
+    data: RunsDataOption = None,
+    latents: Annotated[int, typer.Option(help="How many, in falling order of their KL.")] = 10,
+    values: Annotated[str, typer.Option(help="For each: a range such as -3..3, or numbers with commas.")] = "-3..3",
+    steps: Annotated[int, typer.Option(min=2, max=100, help="Images of a range.")] = 7,
+    out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("traversals.png"),
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Write what single latents do.
+
+    One image, with each of the strongest latents going through values, a row each.
+    """
+    _check_exists(model, whole=False)
+    with _reporting(as_json) as report:
+        exploring = _light(model, "keras_vae.exploring")
+        start = exploring.Start((image,) if image else (), codes, data, 1, seed)
+        report(exploring.traverse(model, start, latents, exploring.parse_numbers(values, "--values", steps), out))
+
+
+@app.command()
+def attributes(
+    model: VAEArgument,
+    data: RunsDataOption = None,
+    out: Annotated[Path | None, typer.Option(parser=_path, help="Folder to write; a run's own attributes/.")] = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell attributes from latents, and find their vectors.
+
+    How well linear classifiers tell each attribute of held-out images, how the attributes' vectors correlate, whether
+    single latents stand for single attributes; the vectors, for `edit`.
+    """
+    _check_exists(model, whole=True)
+    with _reporting(as_json, _print_attributes) as report:
+        report(_library("keras_vae.evaluation.describing").attributes(model, data, out, seed))
+
+
+@app.command("map")
+def draw_map(
+    model: VAEArgument,
+    data: RunsDataOption = None,
+    out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("map.png"),
+    count: Annotated[int, typer.Option(help="Held-out images to show.")] = 600,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a map of the latent space: thumbnails laid out by t-SNE."""
+    _check_exists(model, whole=True)
+    with _reporting(as_json) as report:
+        report(_library("keras_vae.evaluation.describing").draw_map(model, data, out, count, seed))
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(parser=_path, metavar="RUN...", help="Run folders.")],
+    data: Annotated[str | None, typer.Option(help="As for train; by default what the first run trained on.")] = None,
+    out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("comparison.png"),
+    count: Annotated[int, typer.Option(help="Images in a row.")] = 12,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare runs: settings that differ, figures side by side, pictures of the same images."""
+    for run in runs:
+        _check_exists(run, whole=True)
+    with _reporting(as_json, _print_comparison) as report:
+        report(_library("keras_vae.comparing").compare(runs, data, out, count, seed))
 
 
 @app.command()
@@ -439,6 +604,11 @@ def _check_exists(model: Path, whole: bool) -> None:
     check_exists(model, whole)
 
 
+def _light(model: Path, name: str) -> Any:
+    """A module, with TensorFlow where the model takes it: an .onnx file does not, and is done before it is imported."""
+    return importlib.import_module(name) if model.suffix == ".onnx" else _library(name)
+
+
 def _typed(context: typer.Context, option: str) -> bool:
     source = context.get_parameter_source(option)
     return source is not None and source.name == "COMMANDLINE"
@@ -502,6 +672,10 @@ def _reporting(as_json: bool, printer: Any = None) -> Iterator[Any]:
 
 def _json_value(value: Any) -> Any:
     """JSON knows no NaN and no infinity."""
+    if isinstance(value, dict):
+        return {name: _json_value(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_value(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -519,11 +693,43 @@ def _print_figures(figures: dict[str, Any]) -> None:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "\n".join(map(_shown, value)) or "none"
     if isinstance(value, dict):
         return "\n".join(f"{name}  {_shown(each)}" for name, each in value.items()) or "none"
     if not isinstance(value, float):
         return str(value)
     return f"{value:.2f}" if 100 <= abs(value) < 1e7 else f"{value:.4g}"  # nats count, of thousands too
+
+
+def _print_attributes(figures: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table("attribute", "share", "accuracy", "majority", "balanced", "AUC", "images with, without")
+    for each in sorted(figures["predictions"], key=lambda each: -each["balanced_accuracy"]):
+        shares = (f"{each[name]:.3f}" for name in ("share", "accuracy", "majority", "balanced_accuracy", "auc"))
+        table.add_row(each["name"], *shares, f"{each['with_it']}, {each['without_it']}")
+    _console().print(table)
+    _print_figures({name: value for name, value in figures.items() if name != "predictions"})
+
+
+def _print_comparison(figures: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    for title in ("settings", "figures"):
+        names = list(dict.fromkeys(name for values in figures[title].values() for name in values))
+        table = Table(title, *names)
+        for key, values in figures[title].items():
+            table.add_row(key, *(_shown(values.get(name, "")) for name in names))
+        _console().print(table)
+    print(f"pictures of the same images: {figures['picture']}")
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    # In a file or a pipe no name is cut to a terminal's width.
+    return Console() if sys.stdout.isatty() else Console(width=200)
 
 
 def _print_export(figures: dict[str, Any]) -> None:
@@ -534,10 +740,11 @@ def _print_export(figures: dict[str, Any]) -> None:
             else f"{artifact['precision']}, {artifact['psnr']:.1f} dB from Keras"
         )
         print(f"{artifact['path']}: {equal}, {artifact['bytes'] / 1e6:.2f} MB")
+    for path in figures["beside"]:
+        print(f"{path}: of the run, for these weights")
 
 
 def _print_verify(report: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("pair", "largest", "mean", "at ±50", "PSNR, dB", "result")
@@ -550,8 +757,7 @@ def _print_verify(report: dict[str, Any]) -> None:
         psnr = "" if pair["psnr"] is None else f"{pair['psnr']:.1f}"
         passed = "pass" if pair["passed"] else f"FAIL ({pair['error'] or pair['demanded']})"
         table.add_row(f"{pair['first']} / {pair['second']}", *differences, psnr, passed)
-    # In a file or a pipe no name is cut to a terminal's width.
-    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console = _console()
     console.print(table)
     table = Table("artifact", "MB", "checksum", "result")
     table.columns[0].overflow = table.columns[3].overflow = "fold"

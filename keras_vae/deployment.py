@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from export import triton
+from export import samplers, triton
 from export.artifact import check_target, float32_copy, keras_runner
 from export.errors import ExportError, MissingRuntimeError
 from export.formats import FORMATS, PRECISIONS
 from export.verify import verify as compare
 from keras_vae.commands import data_of
 from keras_vae.errors import InputError
-from keras_vae.models import Model, check_exists, open_model
+from keras_vae.files import write_aside
+from keras_vae.latent_space import AttributeVectors
+from keras_vae.models import VECTORS_FILE, Model, check_exists, open_model, sampler_file
 
 EXPORT_FOLDER = "export"
 TRITON = "triton"
 CALIBRATION_IMAGES = 512
+SIDE_FILES = (VECTORS_FILE, *(sampler_file(Path(), kind).name for kind in samplers.KINDS[1:]))
 
 
 def export(
@@ -43,7 +48,7 @@ def export(
 
     Returns:
         `artifacts`: for each its `format`, `precision`, `path`, `bytes`, and how far it is from the Keras decoder,
-        `max_difference` and `psnr` (dB).
+        `max_difference` and `psnr` (dB). `beside`: the samplers and attribute vectors that were put there too.
 
     Raises:
         InputError, ExportError, VerificationError: as `VAE.export`.
@@ -83,11 +88,36 @@ def export(
                 "psnr": pair.psnr,
             }
         )
+    beside = _copy_side_files(model, folder)
     if TRITON in formats:
         written = triton.write(targets["onnx"], folder / TRITON)
         like = next(each for each in artifacts if each["format"] == "onnx")
         artifacts.append({**like, "format": TRITON, "path": str(written), "bytes": size(written)})
-    return {"artifacts": artifacts}
+    return {"artifacts": artifacts, "beside": [str(file) for file in beside]}
+
+
+def _copy_side_files(model: Model, folder: Path) -> list[Path]:
+    """Copies samplers and attribute vectors that were fitted to these weights beside the artifacts."""
+    copied = []
+    own = model.whole("exporting").fingerprint() if model.kind == "run" else None
+    for name in SIDE_FILES:
+        source, target = model.path / name, folder / name
+        if own is None or not source.is_file():
+            continue
+        try:
+            found = (
+                AttributeVectors.load(source, model.latent_dim)
+                if name == VECTORS_FILE
+                else samplers.load(source, model.latent_dim)
+            )
+        except (InputError, ExportError) as error:
+            print(f"{error}; it is not copied", file=sys.stderr)
+            continue
+        if found.metadata.get("model") == own:
+            with write_aside(target) as aside:
+                shutil.copyfile(source, aside)
+            copied.append(target)
+    return copied
 
 
 def place(format: str, precision: str = "float32", version: int = 1) -> str:

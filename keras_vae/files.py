@@ -65,3 +65,16 @@ def check_output_file(path: Path, endings: tuple[str, ...]) -> None:
         raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
     if not is_writable(path.absolute().parent):
         raise InputError(f"{path}: the folder {path.parent} cannot be written to")
+
+
+def check_output_folder(path: Path) -> None:
+    """Refuses, before any work, a path that cannot become a folder with files in it.
+
+    Raises:
+        InputError: it is refused.
+    """
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file: name a folder")
+    parent = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    if not parent.is_dir() or not is_writable(parent):
+        raise InputError(f"{path}: {parent} is no folder that can be written to")

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from export import latents
 from export.formats import format_of
 from export.opening import open_artifact
+from export.samplers import Prior, Sampler
 from keras_vae.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ MODEL_FILE = "model.keras"
 CONFIG_FILE = "config.json"
 CHECKPOINT_FOLDER = "checkpoints"
 METRICS_FILE = "metrics.jsonl"
+VECTORS_FILE = "vectors.npz"
 BATCH = 64
 KINDS = (
     f"a run folder (with {CONFIG_FILE}), a .keras file, a SavedModel folder (with saved_model.pb), or an .onnx, "
@@ -53,9 +54,12 @@ class Model:
     config: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
 
-    def sample(self, count: int, seed: int | None = None) -> np.ndarray:
-        """Images of `count` draws from the prior. The same seed gives the same latents for every kind of model."""
-        z = latents.draw(count, self.latent_dim, seed)
+    def sample(self, count: int, seed: int | None = None, sampler: Sampler | None = None) -> np.ndarray:
+        """Images of `count` draws from a sampler, by default the prior.
+
+        The same seed gives the same latents for every kind of model.
+        """
+        z = (sampler or Prior(self.latent_dim)).draw(count, seed)
         return np.concatenate([self.decode(z[start : start + BATCH]) for start in range(0, count, BATCH)])
 
     def whole(self, purpose: str) -> VAE:
@@ -93,6 +97,11 @@ def is_run(path: Path) -> bool:
 def checkpoints(run: Path) -> list[Path]:
     """A run's checkpoints, the last one last."""
     return sorted((run / CHECKPOINT_FOLDER).glob("step-*.keras"))
+
+
+def sampler_file(run: Path, kind: str) -> Path:
+    """Where a run keeps a sampler that was fitted to it."""
+    return run / f"{kind}.npz"
 
 
 def open_model(path: str | os.PathLike[str]) -> Model:

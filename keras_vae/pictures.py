@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from keras_vae.errors import InputError
 from keras_vae.files import write_aside
@@ -15,6 +15,9 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 GAP = 2
 # Small images are enlarged by a whole factor, pixel by pixel, until a row is about this wide.
 ROW_PIXELS = 1024
+TEXT_PIXELS = 16
+MAP_PIXELS = 2048
+MAP_ROOM = 1.6  # cells of a map for each thumbnail
 
 
 def grid(images: np.ndarray, columns: int | None = None) -> Image.Image:
@@ -56,6 +59,55 @@ def side_by_side(*rows: np.ndarray, columns: int = 12) -> Image.Image:
     starts = range(0, len(padded[0]), columns)
     ordered = [images[start : start + columns] for start in starts for images in padded]
     return grid(np.concatenate(ordered), columns)
+
+
+def labelled_rows(rows: np.ndarray, labels: list[str], heads: list[str] | None = None) -> Image.Image:
+    """Rows of images with a text before each, and one above each column.
+
+    Args:
+        rows: float (rows, columns, height, width, channels) in [0, 1].
+        labels: a text a row.
+        heads: a text a column.
+    """
+    count, columns = rows.shape[:2]
+    images = grid(rows.reshape(count * columns, *rows.shape[2:]), columns)
+    font = ImageFont.load_default(TEXT_PIXELS)
+    margin = TEXT_PIXELS + math.ceil(max(font.getlength(label) for label in labels))
+    top = 2 * TEXT_PIXELS if heads else 0
+    picture = Image.new("RGB", (margin + images.width, top + images.height), "white")
+    picture.paste(images, (margin, top))
+    draw = ImageDraw.Draw(picture)
+    for row, label in enumerate(labels):
+        middle = top + (row + 0.5) * images.height / count
+        draw.text((TEXT_PIXELS // 2, middle), label, "black", font, anchor="lm")
+    for column, head in enumerate(heads or ()):
+        draw.text((margin + (column + 0.5) * images.width / columns, TEXT_PIXELS), head, "black", font, anchor="mm")
+    return picture
+
+
+def scattered(images: np.ndarray, places: np.ndarray, side: int = MAP_PIXELS) -> Image.Image:
+    """Thumbnails at their places in a plane; where two would hide each other, one moves to the nearest free place.
+
+    Args:
+        images: float (count, height, width, 1 or 3) in [0, 1].
+        places: float (count, 2).
+        side: pixels of the picture.
+    """
+    cells = math.ceil(math.sqrt(MAP_ROOM * len(images)))
+    thumbnail = side // cells
+    low, high = places.min(axis=0), places.max(axis=0)
+    wanted = np.round((places - low) / np.maximum(high - low, 1e-9) * (cells - 1)).astype(int)
+    free = np.stack(np.meshgrid(np.arange(cells), np.arange(cells), indexing="ij"), axis=-1).reshape(-1, 2)
+    picture = Image.new("RGB", (cells * thumbnail, cells * thumbnail), "white")
+    pixels = np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
+    for image, place in zip(pixels, wanted, strict=True):
+        nearest = int(np.abs(free - place).sum(axis=1).argmin())
+        column, row = free[nearest]
+        free = np.delete(free, nearest, axis=0)
+        small = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert("RGB")
+        small = small.resize((thumbnail, thumbnail), Image.Resampling.LANCZOS)
+        picture.paste(small, (int(column) * thumbnail, int(cells - 1 - row) * thumbnail))
+    return picture
 
 
 def save(picture: Image.Image, path: Path) -> None:

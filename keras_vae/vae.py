@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import operator
 import os
@@ -15,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from export import latents
+from export import samplers
 
 # As modules: any of them may be what imported Keras first, whose import brings this module along (see `keras_vae`).
 from keras_vae import distributions, fusion, metrics, networks, precision, replicas, schedules
@@ -229,16 +230,22 @@ class VAE(keras.Model):
             raise InputError(f"latents have shape {tuple(z.shape)}: this model decodes (batch, {self.latent_dim})")
         return self._run(self.decoder, z, training)
 
-    def sample(self, count: int, seed: int | None = None) -> Any:
-        """Images of `count` draws from the prior, a standard normal.
+    def sample(self, count: int, seed: int | None = None, sampler: samplers.Sampler | None = None) -> Any:
+        """Images of `count` draws from a sampler, by default the prior, a standard normal.
 
         The same seed gives the same latents here, in `export.runtime` and on the command line. Decoding follows the
         model's precision; exported decoders compute in float32.
 
+        Args:
+            count: how many.
+            seed: of the draw.
+            sampler: such as `export.samplers.load` gives, and `keras_vae.evaluation.samplers` fits.
+
         Raises:
-            InputError: a count below 1.
+            InputError: a count below 1, or a sampler of other latents.
         """
-        return self.decode(latents.draw(int(check_count("count", count)), self.latent_dim, seed))
+        chosen = sampler or samplers.Prior(self.latent_dim)
+        return self.decode(chosen.draw(int(check_count("count", count)), seed))
 
     def call(self, inputs: Any, training: bool = False) -> Any:
         """Reconstructions, from the posterior's mode: what `predict` returns, without chance in it."""
@@ -733,8 +740,8 @@ class VAE(keras.Model):
             )
         if precision == "int8" and calibration is None:
             raise InputError("int8 is calibrated on images: give calibration=, some hundreds the model was trained on")
-        metadata = {"keras_vae_version": __version__, "run_id": run_id}
         with self.averaged_weights():
+            metadata = {"keras_vae_version": __version__, "run_id": run_id, "model": self.fingerprint()}
             report = export_decoder(
                 self.decoder,
                 path,
@@ -747,6 +754,13 @@ class VAE(keras.Model):
         if verbose:
             print(f"decoder written to {filepath}: {report.summary()}")
         return report
+
+    def fingerprint(self) -> str:
+        """SHA-256 of both networks' weights: what is fitted to a model is known by it to be of that model."""
+        found = hashlib.sha256()
+        for weight in (*self.encoder.weights, *self.decoder.weights):
+            found.update(np.ascontiguousarray(weight).tobytes())
+        return found.hexdigest()
 
     # Helpers ---------------------------------------------------------------------------------
 

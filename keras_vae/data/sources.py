@@ -6,7 +6,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -42,6 +42,7 @@ class _Parts:
     test_size: int
     attribute_names: tuple[str, ...]
     skips: Skips
+    own_shape: tuple[int | None, ...] | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class ImageData(_Parts):
         attribute_names: names of the 0/1 attributes; with `attributes=True` a batch is
             `{"image": ..., "attributes": uint8 (batch, len(attribute_names))}`.
         skips: images of the source that are not used, and why; it fills as they are read.
+        own_shape: of the images before they were cropped and resized; None where each has its own.
         train_from: gives training batches without end from a step on, counted from 0: what follows depends on the seed
             and that step alone, so that training that goes on sees what it would have seen.
     """
@@ -146,6 +148,7 @@ def load(
         test_size=parts.test_size,
         attribute_names=parts.attribute_names,
         skips=parts.skips,
+        own_shape=parts.own_shape,
         train_from=lambda step: pipelines.continued(epoch, steps, batches, step),
     )
 
@@ -216,6 +219,7 @@ class RandomAccess:
     test: np.ndarray
     attribute_names: tuple[str, ...]
     skips: Skips
+    own_shape: tuple[int | None, ...] | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -304,7 +308,7 @@ def _from_array(
 
         opened = Images(len(images), (image_size, image_size, images.shape[-1]), decode, str, skips)
     order = np.arange(len(images))
-    return RandomAccess(name, opened, order[:train_size], order[train_size:], (), skips)
+    return RandomAccess(name, opened, order[:train_size], order[train_size:], (), skips, images.shape[1:])
 
 
 def _range(images: np.ndarray) -> str:
@@ -408,14 +412,16 @@ def _from_dataset(dataset: tf.data.Dataset, image_size: int | None, crop: int | 
         if held_out.all() or not held_out.any():  # a handful, where chance left one side empty
             held_out = np.arange(len(buckets)) == int(np.argmin(buckets))
         pixels = Images.of_array(np.stack(kept))
-        return RandomAccess(name, pixels, np.flatnonzero(~held_out), np.flatnonzero(held_out), (), skips)
+        return RandomAccess(
+            name, pixels, np.flatnonzero(~held_out), np.flatnonzero(held_out), (), skips, tuple(spec.shape)
+        )
 
     def part(test: bool) -> tf.data.Dataset:
         return prepared.filter(lambda *each: (each[3] < HELD_OUT_PERCENT) == test).map(lambda *each: each[0])
 
     sizes = (int((~held_out).sum()), int(held_out.sum()))
     train, test = _cached((part(False), part(True)), len(buckets), shape)
-    return _Sequential(name, shape, train, test, *sizes, (), skips)
+    return _Sequential(name, shape, train, test, *sizes, (), skips, own_shape=tuple(spec.shape))
 
 
 def _shape(name: str, shape: Sequence[int | None], image_size: int | None) -> tuple[int, int, int]:
@@ -520,7 +526,8 @@ def _from_builder(
     count = opened.train_size + opened.test_size
     train, test = _cached((part(opened.train()), part(opened.test())), count, shape)
     skips = Skips(name, count)
-    return _Sequential(name, shape, train, test, opened.train_size, opened.test_size, attribute_names, skips)
+    sizes = (opened.train_size, opened.test_size)
+    return _Sequential(name, shape, train, test, *sizes, attribute_names, skips, own_shape=tuple(opened.image_shape))
 
 
 def _from_records(name: str, opened: tfds_sets.Opened, shape: tuple[int, int, int], crop: int | None) -> RandomAccess:
@@ -538,7 +545,8 @@ def _from_records(name: str, opened: tfds_sets.Opened, shape: tuple[int, int, in
     skips = Skips(name, len(records))
     images = Images(len(records), shape, decode, str, skips, attributes)
     order = np.arange(len(records))
-    return RandomAccess(name, images, order[: opened.train_size], order[opened.train_size :], names, skips)
+    parts = order[: opened.train_size], order[opened.train_size :]
+    return RandomAccess(name, images, *parts, names, skips, tuple(opened.image_shape))
 
 
 # Folders -----------------------------------------------------------------------------------------

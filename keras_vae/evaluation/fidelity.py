@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
+import math
 
+import numpy as np
+import tensorflow as tf
+
+from keras_vae.errors import InputError
+
+SSIM_WINDOW = 11
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, section 3.2
 # Luma weights of ITU-R BT.601, the grey that image libraries make.
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
@@ -36,3 +43,57 @@ def psnr(originals: np.ndarray, reconstructions: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB, from the mean squared error over all pixels of images in [0, 1]."""
     error = float(np.mean(np.square(originals - reconstructions), dtype=np.float64))
     return float("inf") if error == 0 else -10.0 * float(np.log10(error))
+
+
+def mean_squared_error(originals: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
+    """Of each image, over all its values in [0, 1]: float64, shape (batch,)."""
+    return np.asarray(np.mean(np.square(originals - reconstructions), axis=(1, 2, 3), dtype=np.float64))
+
+
+def ssim(originals: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
+    """Structural similarity of each image (Wang et al. 2004), with Gaussian weights of 1.5 pixels in windows of 11.
+
+    Args:
+        originals, reconstructions: float (batch, height, width, channels) in [0, 1]; 11 pixels a side and more.
+
+    Returns:
+        float32, shape (batch,), averaged over channels; 1 is the same.
+
+    Raises:
+        InputError: smaller images.
+    """
+    _check_sides(originals)
+    return tf.image.ssim(_float32(originals), _float32(reconstructions), max_val=1.0).numpy()
+
+
+def ms_ssim(originals: np.ndarray, reconstructions: np.ndarray) -> tuple[np.ndarray, int]:
+    """Multi-scale structural similarity of each image (Wang et al. 2003).
+
+    Its five scales take images of 161 pixels a side. Smaller ones get as many scales as a window of 11 fits into, and
+    the first of the five weights, scaled to add up to 1.
+
+    Args:
+        originals, reconstructions: as for `ssim`.
+
+    Returns:
+        float32, shape (batch,), and the number of scales.
+
+    Raises:
+        InputError: smaller images.
+    """
+    _check_sides(originals)
+    side = min(originals.shape[1:3])
+    scales = min(len(MS_SSIM_WEIGHTS), 1 + math.floor(math.log2((side - 1) / (SSIM_WINDOW - 1))))
+    weights = np.array(MS_SSIM_WEIGHTS[:scales])
+    weights /= weights.sum()
+    pair = _float32(originals), _float32(reconstructions)
+    return tf.image.ssim_multiscale(*pair, max_val=1.0, power_factors=list(weights)).numpy(), scales
+
+
+def _float32(images: np.ndarray) -> tf.Tensor:
+    return tf.convert_to_tensor(images, tf.float32)
+
+
+def _check_sides(images: np.ndarray) -> None:
+    if min(images.shape[1:3]) < SSIM_WINDOW:
+        raise InputError(f"structural similarity looks through windows of {SSIM_WINDOW} pixels: images are smaller")

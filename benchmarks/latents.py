@@ -1,0 +1,137 @@
+"""What latents of faces know, and where samples are better drawn from than the prior.
+
+    python -m benchmarks.latents --faces FOLDER --minutes 5
+
+trains `plain`, `vae-123` and `vae-345` on a folder of faces with attributes for some minutes each, and measures on its
+held-out tenth: how well linear classifiers tell ten attributes from the latents, and how far samples are from photos
+with each sampler. Writes benchmarks/results/latents.json, latents.md and pictures in latents/. Runs that are in --runs
+already are not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import runners
+from keras_vae import pictures
+from keras_vae.commands import data_of
+from keras_vae.evaluation import attributes, encoding, evaluating
+from keras_vae.evaluation.encoding import Encoded
+from keras_vae.evaluation.fitting import encode_training, sampler_of
+from keras_vae.models import BATCH, open_model
+
+RESULTS = Path(__file__).parent / "results"
+FACES = Path(__file__).resolve().parents[2] / "shared" / "faces" / "images"
+OBJECTIVES = ("plain", "vae-123", "vae-345")
+SAMPLERS = ("prior", "gmm", "second-stage")
+ATTRIBUTES = 10
+COMMAND = "from keras_vae.cli import main; main()"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--faces", type=Path, default=FACES)
+    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--kl-target", type=float, help="nats to steer each KL to; beta 1 without")
+    parser.add_argument("--perceptual", default="hed-vgg16")
+    parser.add_argument("--runs", type=Path, default=Path("runs/latents"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    (options.out / "latents").mkdir(parents=True, exist_ok=True)
+    steered = "" if options.kl_target is None else f", KL {options.kl_target:g}"
+    path = options.out / "latents.json"
+    found: dict[str, Any] = json.loads(path.read_text())["models"] if path.exists() else {}
+    for objective in OBJECTIVES:
+        name = objective + steered
+        run = options.runs / name.replace(", KL ", "-")
+        if not (run / "model.keras").is_file():
+            train(run, objective, options)
+        found[name] = measure(run, options.out / "latents" / f"{run.name}.png")
+        result = {
+            "device": runners.device_name("cpu"),
+            "cores": os.cpu_count(),
+            "versions": runners.versions(("keras-vae", "keras", "tensorflow", "scikit-learn")),
+            "minutes": options.minutes,
+            "perceptual": options.perceptual,
+            "models": found,
+        }
+        path.write_text(json.dumps(result, indent=1) + "\n")
+        (options.out / "latents.md").write_text(tables(found))
+    print(tables(found))
+
+
+def train(run: Path, objective: str, options: argparse.Namespace) -> None:
+    perceptual = "none" if objective == "plain" else options.perceptual
+    arguments = ["--data", str(options.faces), "--out", str(run), "--minutes", str(options.minutes)]
+    arguments += ["--preset", objective, "--perceptual", perceptual, "--checkpoint-minutes", "60"]
+    if options.kl_target is not None:
+        arguments += ["--kl-target", str(options.kl_target)]
+    subprocess.run([sys.executable, "-c", COMMAND, "train", *arguments], check=True)
+
+
+def measure(run: Path, picture: Path) -> dict[str, Any]:
+    model = open_model(run)
+    vae = model.whole("measuring")
+    seen = encode_training(model, vae, None, with_attributes=True)
+    images = data_of(model, vae, None, batch_size=1, attributes=True)
+    unseen = encoding.encode(vae, images.test.unbatch().batch(BATCH).as_numpy_iterator(), images.attribute_names)
+    chosen = filled(seen)
+    predictions = attributes.predict(of_attributes(seen, chosen), of_attributes(unseen, chosen))
+    figures: dict[str, Any] = {"predictions": [asdict(each) for each in predictions]}
+    for name in ("balanced_accuracy", "accuracy", "majority", "auc"):
+        figures[name] = float(np.mean([getattr(each, name) for each in predictions]))
+    rows = []
+    for sampler in SAMPLERS:
+        evaluated = evaluating.evaluate(run, evaluating.Options(sampler=sampler, out=run / sampler))
+        figures[sampler] = evaluated["samples"]
+        rows.append(model.sample(12, 0, sampler_of(model, vae, sampler, None)))
+    figures |= {name: evaluated[name] for name in ("images", "kl", "reconstructions", "posterior", "training_images")}
+    figures["steps"] = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    pictures.save(pictures.labelled_rows(np.stack(rows), list(SAMPLERS)), picture)
+    return figures
+
+
+def filled(encoded: Encoded) -> tuple[str, ...]:
+    """The ten attributes of which the rarer class is the largest."""
+    share = encoded.attributes.mean(axis=0)
+    order = np.argsort(np.abs(share - 0.5))[:ATTRIBUTES]
+    return tuple(encoded.attribute_names[each] for each in sorted(order))
+
+
+def of_attributes(encoded: Encoded, names: tuple[str, ...]) -> Encoded:
+    columns = [encoded.attribute_names.index(name) for name in names]
+    return Encoded(encoded.mean, encoded.log_var, encoded.attributes[:, columns], names, encoded.seen)
+
+
+def tables(found: dict[str, Any]) -> str:
+    lines = [
+        "| model | balanced accuracy | AUC | accuracy (majority) | KL, nats | steps |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {each['balanced_accuracy']:.3f} | {each['auc']:.3f} | {each['accuracy']:.3f} "
+        f"({each['majority']:.3f}) | {each['kl']:.0f} | {each['steps']:,} |"
+        for name, each in found.items()
+    ]
+    lines += ["", "| model | " + " | ".join(f"Fréchet distance, {name}" for name in SAMPLERS) + " | training photos |"]
+    lines += ["|---|" + "---|" * (len(SAMPLERS) + 1)]
+    lines += [
+        f"| {name} | "
+        + " | ".join(f"{each[sampler]['frechet_distance']:.1f}" for sampler in SAMPLERS)
+        + f" | {each['training_images']['frechet_distance']:.1f} |"
+        for name, each in found.items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

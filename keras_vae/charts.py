@@ -1,0 +1,80 @@
+"""Charts, drawn by Matplotlib without a screen."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+DPI = 100
+
+
+def falling(values: np.ndarray, of: str, unit: str) -> Image.Image:
+    """Bars in falling order.
+
+    Args:
+        values: float (count,).
+        of: what there is a bar of.
+        unit: of the values.
+    """
+    figure = Figure(figsize=(10, 2.6), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    axes.bar(range(len(values)), np.sort(values)[::-1], width=0.9)
+    axes.set(xlabel=of, ylabel=unit)
+    axes.margins(x=0.01)
+    return _drawn(figure)
+
+
+def matrix(values: np.ndarray, names: Sequence[str], title: str) -> Image.Image:
+    """A table of correlations in colour, from -1 to 1; what is no number stays grey.
+
+    Args:
+        values: float (count, count).
+        names: of rows and columns.
+        title: above it.
+    """
+    side = 3.0 + 0.22 * len(names)
+    figure = Figure(figsize=(side, side), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    axes.set_facecolor("0.8")
+    shown = axes.imshow(np.ma.masked_invalid(values), cmap="RdBu_r", vmin=-1, vmax=1)
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.set_title(title)
+    if len(names) <= 16:
+        for row, column in np.ndindex(values.shape):
+            if np.isfinite(values[row, column]):
+                axes.text(column, row, f"{values[row, column]:.1f}", ha="center", va="center", fontsize=6)
+    figure.colorbar(shown, shrink=0.6)
+    return _drawn(figure)
+
+
+def shares(names: Sequence[str], values: dict[str, Sequence[float]], title: str) -> Image.Image:
+    """Bars of shares side by side, a group a name.
+
+    Args:
+        names: of the groups.
+        values: a share for each name, by what it is.
+        title: above them.
+    """
+    figure = Figure(figsize=(8, 1.2 + 0.28 * len(names)), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    height = 0.8 / len(values)
+    for number, (label, each) in enumerate(values.items()):
+        axes.barh(np.arange(len(names)) + number * height, each, height, label=label)
+    axes.set_yticks(np.arange(len(names)) + 0.4 - height / 2, names, fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1), title=title)
+    axes.axvline(0.5, color="0.5", linewidth=0.8, linestyle=":")
+    axes.legend(fontsize=8, loc="lower left")
+    return _drawn(figure)
+
+
+def _drawn(figure: Figure) -> Image.Image:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    buffer.seek(0)
+    return Image.open(buffer).convert("RGB")

@@ -1,0 +1,362 @@
+"""What `keras-vae evaluate` does: every figure of a model, of reconstructions, samples and latents."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from export.samplers import Sampler
+from keras_vae import data, latent_space, progress
+from keras_vae.commands import data_of
+from keras_vae.data.sources import check_outside
+from keras_vae.errors import InputError
+from keras_vae.evaluation import distances, feature_networks, fidelity, posterior, report
+from keras_vae.evaluation.bounds import importance_weighted_bound
+from keras_vae.evaluation.encoding import Encoded, Reservoir, encode
+from keras_vae.evaluation.feature_networks import FeatureNetwork
+from keras_vae.evaluation.fitting import sampler_of
+from keras_vae.files import check_output_folder, write_aside
+from keras_vae.models import BATCH, Model, open_model
+from keras_vae.sampling import check_sampler
+from keras_vae.vae import VAE
+
+FOLDER = "evaluation"
+FIGURES = "evaluation.json"
+REPORT = "report.html"
+KEPT = 10_000  # features of each set, for pairs; of more images as many are drawn
+SHOWN = 24
+SAMPLES_SHOWN = 64
+TRAVERSED = 10
+TRAVERSE_VALUES = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
+NO_FEATURES = "none"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a model is evaluated.
+
+    Attributes:
+        source: images, as `keras_vae.data.load` takes them; what the run trained on.
+        out: folder for `evaluation.json` and `report.html`; a run's own `evaluation`, or none is written.
+        importance_samples: draws an image for the importance-weighted bound; None for none.
+        limit: held-out images at most; None for all.
+        batch_size: images at a time; the run's own, or 64.
+        features: feature network, a name of `feature_networks.NETWORKS`, or "none".
+        feature_weights: its file, to use instead of a download.
+        sampler: "prior", "gmm", "second-stage", or a sampler's file.
+        samples: how many; None for as many as there are held-out images.
+        seed: of all that is drawn.
+    """
+
+    source: str | None = None
+    out: Path | None = None
+    importance_samples: int | None = None
+    limit: int | None = None
+    batch_size: int | None = None
+    features: str = feature_networks.DEFAULT
+    feature_weights: str | None = None
+    sampler: str = "prior"
+    samples: int | None = None
+    seed: int = 0
+
+
+def evaluate(path: Path, options: Options) -> dict[str, Any]:
+    """Measures a model on held-out images.
+
+    Returns:
+        `images`; the model's metrics as `VAE.evaluate` finds them; with importance samples
+        `importance_weighted_bound` (nats per image), its `standard_error` and `sampling_error`, as in
+        `keras_vae.evaluation.bounds.Bound`; `bits_per_dim`, or for likelihoods that are densities
+        `density_bits_per_dim`; `reconstructions`, `samples` and `training_images`, figures of these against the
+        held-out images; `posterior`, as `posterior.aggregate_posterior`; `notes`, what could not be measured and why;
+        `model`, the SHA-256 of its weights; where it wrote them, `figures` and `report`.
+
+    Raises:
+        InputError: no model, a decoder alone, unusable data, numbers below 1, or a folder that cannot be written to.
+    """
+    for name in ("importance_samples", "limit", "batch_size", "samples"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} {value}: give a whole number from 1 on")
+    check_sampler(options.sampler)
+    model = open_model(path)
+    vae = model.whole("evaluating")
+    out = options.out or (path / FOLDER if model.kind == "run" else None)
+    if out is not None:
+        check_output_folder(out)
+        source = options.source or model.config.get("data")
+        if source is not None:
+            check_outside(out, source)
+    # The feature network before the data: what cannot be had is said at once.
+    network = (
+        None if options.features == NO_FEATURES else feature_networks.load(options.features, options.feature_weights)
+    )
+    images = data_of(model, vae, options.source, batch_size=1)
+    sampler = sampler_of(model, vae, options.sampler, options.source, options.seed)
+    evaluation = _Evaluation(model, vae, images, network, sampler, options)
+    figures = evaluation.figures()
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        with write_aside(out / FIGURES) as aside:
+            aside.write_text(json.dumps(_finite(figures), indent=2) + "\n")
+        page = report.page(path.resolve().name, model.config, figures, evaluation.pictures())
+        with write_aside(out / REPORT) as aside:
+            aside.write_text(page)
+        figures |= {"figures": str(out / FIGURES), "report": str(out / REPORT)}
+    return figures
+
+
+class _Evaluation:
+    """One evaluation: its parts share the images they look at."""
+
+    def __init__(
+        self,
+        model: Model,
+        vae: VAE,
+        images: data.ImageData,
+        network: FeatureNetwork | None,
+        sampler: Sampler,
+        options: Options,
+    ) -> None:
+        self.model, self.vae, self.data, self.network, self.sampler = model, vae, images, network, sampler
+        self.seed = options.seed
+        self.batch_size = options.batch_size or model.config.get("batch_size", BATCH)
+        self.count = min(images.test_size, options.limit or images.test_size)
+        self.sample_count = options.samples or min(self.count, KEPT)
+        self.importance_samples = options.importance_samples
+        self.notes: list[str] = []
+        self._shown: tuple[np.ndarray, np.ndarray] | None = None
+        self._samples_shown: np.ndarray | None = None
+        self._encoded: Encoded | None = None
+
+    def figures(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"images": self.count, **self._likelihood()}
+        if self.network is not None:
+            found["features"] = self.network.description
+        held_out, reconstructions = self._reconstructions()
+        found["reconstructions"] = reconstructions
+        found["samples"] = self._samples(held_out)
+        if held_out is not None:
+            found["training_images"] = self._training_images(held_out)
+        found["posterior"] = self._posterior()
+        return {**found, "notes": self.notes, "model": self.vae.fingerprint()}
+
+    def _test(self) -> tf.data.Dataset:
+        test = self.data.test.unbatch().take(self.count).batch(self.batch_size)
+        # Keras warns of data that ends where it was not told.
+        return test.apply(tf.data.experimental.assert_cardinality(math.ceil(self.count / self.batch_size)))
+
+    def _likelihood(self) -> dict[str, Any]:
+        vae = self.vae
+        if not vae.compiled:
+            vae.compile()
+        has_features = vae.perceptual is not None
+        if has_features:
+            try:
+                vae.load_perceptual()
+            except InputError as error:  # the rest needs no feature network
+                self._note(f"without the perceptual term and the loss: {error}")
+                vae.perceptual = None
+                del vae.trackers["perceptual"]
+        with progress.bar(self.count, "the ELBO", "images") as bar:
+            figures = dict(
+                vae.evaluate(self._test(), verbose=0, return_dict=True, callbacks=[_Bar(bar, self.batch_size)])
+            )
+        if vae.perceptual is None and has_features:
+            del figures["loss"]
+        if not vae.likelihood.discrete:
+            # Of a density at the values k/255: what a bin of that width holds, were the density even over it.
+            nats = -figures["elbo"] / math.prod(vae.image_shape)
+            figures["density_bits_per_dim"] = (nats + math.log(255.0)) / math.log(2.0)
+        if self.importance_samples is not None:
+            bound = importance_weighted_bound(vae, self._test(), self.importance_samples, self.seed, total=self.count)
+            figures |= {
+                "importance_samples": self.importance_samples,
+                "importance_weighted_bound": bound.mean,
+                "standard_error": bound.standard_error,
+                "sampling_error": bound.sampling_error,
+            }
+        return figures
+
+    def _reconstructions(self) -> tuple[_Set | None, dict[str, Any]]:
+        """Features of the held-out images, and how their reconstructions compare with them."""
+        sums: dict[str, float] = {}
+        counted = 0
+        scales = None
+        held_out, made = (self._set(), self._set()) if self.network is not None else (None, None)
+        shown: list[tuple[np.ndarray, np.ndarray]] = []
+        for images in self._bar(self._test().as_numpy_iterator(), self.count, "reconstructing"):
+            reconstructions = self._reconstruct(images)
+            found = {
+                "mean_squared_error": fidelity.mean_squared_error(images, reconstructions),
+                "own_sharpness": fidelity.laplacian_variance(images),
+                "sharpness": fidelity.laplacian_variance(reconstructions),
+            }
+            if min(images.shape[1:3]) >= fidelity.SSIM_WINDOW:
+                found["ssim"] = fidelity.ssim(images, reconstructions)
+                found["ms_ssim"], scales = fidelity.ms_ssim(images, reconstructions)
+            if self.network is not None and held_out is not None and made is not None:
+                real, fake, distance = self.network.compare(images, reconstructions)
+                held_out.update(real)
+                made.update(fake)
+                found["feature_distance"] = distance
+            for name, values in found.items():
+                sums[name] = sums.get(name, 0.0) + float(np.sum(values, dtype=np.float64))
+            counted += len(images)
+            if sum(len(each) for each, _ in shown) < SHOWN:
+                shown.append((images, reconstructions))
+        if counted < self.count:  # some turned out to be unreadable
+            self._note(f"{self.count - counted} of {self.count} images could not be read")
+        self._shown = tuple(np.concatenate(side)[:SHOWN] for side in zip(*shown, strict=True))  # type: ignore[assignment]
+        means = {name: value / counted for name, value in sums.items()}
+        error, own = means["mean_squared_error"], means.pop("own_sharpness")
+        figures: dict[str, Any] = {
+            **means,
+            "psnr": math.inf if error == 0 else -10.0 * math.log10(error),
+            "sharpness": means["sharpness"] / own if own else math.nan,
+        }
+        if scales is not None:
+            figures["ms_ssim_scales"] = scales
+        else:
+            self._note(f"no structural similarity: it needs images of {fidelity.SSIM_WINDOW} pixels a side")
+        if "feature_distance" in figures and math.isnan(figures["feature_distance"]):
+            del figures["feature_distance"]
+        if held_out is not None and made is not None:
+            figures |= self._compared(made, held_out, "reconstructions")
+        return held_out, figures
+
+    def _samples(self, held_out: _Set | None) -> dict[str, Any]:
+        figures: dict[str, Any] = {"sampler": self.sampler.kind, "count": self.sample_count}
+        made = self._set() if self.network is not None else None
+        z = self.sampler.draw(self.sample_count, self.seed)
+        starts = range(0, len(z), BATCH)
+        sharpness = 0.0
+        shown: list[np.ndarray] = []
+        batches = (self.model.decode(z[start : start + BATCH]) for start in starts)
+        for images in self._bar(batches, len(z), "samples"):
+            if made is not None and self.network is not None:
+                made.update(self.network.pooled(images))
+            sharpness += float(fidelity.laplacian_variance(images).sum(dtype=np.float64))
+            if BATCH * len(shown) < SAMPLES_SHOWN:
+                shown.append(images)
+        self._samples_shown = np.concatenate(shown)[:SAMPLES_SHOWN]
+        if made is not None and held_out is not None:
+            figures |= self._compared(made, held_out, "samples")
+        return figures
+
+    def _training_images(self, held_out: _Set) -> dict[str, Any]:
+        """What other real images get: no model can be asked to come nearer."""
+        assert self.network is not None
+        count = min(self.count, self.data.train_size)
+        train, seen = self._set(), 0
+        # In the order of step 0 on, which the seed of loading alone determines.
+        batches = self.data.train_from(0).unbatch().take(count).batch(BATCH)
+        for images in self._bar(batches.as_numpy_iterator(), count, "training images"):
+            train.update(self.network.pooled(images))
+            seen += len(images)
+        return {"count": seen, **self._compared(train, held_out, "training images")}
+
+    def _compared(self, made: _Set, real: _Set, name: str) -> dict[str, Any]:
+        assert self.network is not None
+        frechet, kernel = ("fid", "kid") if self.network.original else ("frechet_distance", "kernel_distance")
+        figures: dict[str, Any] = {}
+        least = distances.least_for_frechet(self.network.channels)
+        if min(made.moments.count, real.moments.count) >= least:
+            figures[frechet] = distances.frechet_distance(made.moments, real.moments)
+        else:
+            self._note(
+                f"no Frechet distance of {name}: features of {self.network.channels} channels need {least} images of "
+                f"each set, and there are {made.moments.count} and {real.moments.count}"
+            )
+        ours, theirs = made.kept(), real.kept()
+        if min(len(ours), len(theirs)) > distances.NEIGHBOURS:
+            found = distances.kernel_distance(theirs, ours, seed=self.seed)
+            figures |= {kernel: found.mean, f"{kernel}_deviation": found.deviation}
+            shares = distances.precision_recall(theirs, ours)
+            figures |= {"precision": shares.precision, "recall": shares.recall}
+        else:
+            self._note(
+                f"no kernel distance, precision and recall of {name}: they need {distances.NEIGHBOURS + 1} images of "
+                f"each set, and there are {len(ours)} and {len(theirs)}"
+            )
+        return figures
+
+    def _posterior(self) -> dict[str, Any]:
+        self._encoded = encode(
+            self.vae, self._test().as_numpy_iterator(), limit=posterior.IMAGES, seed=self.seed, total=self.count
+        )
+        figures: dict[str, Any] = {"active_units": posterior.active_units(self._encoded)}
+        if len(self._encoded) < 2:
+            self._note("nothing of the aggregate posterior: it needs 2 images")
+            return figures
+        return figures | posterior.aggregate_posterior(self._encoded, self.seed)
+
+    def pictures(self) -> report.Pictures:
+        assert self._encoded is not None
+        assert self._shown is not None
+        assert self._samples_shown is not None
+        kl = self._encoded.kl_per_latent()
+        strongest = [int(each) for each in np.argsort(-kl)[:TRAVERSED]]
+        start = self._encoded.mean[0]
+        rows = [self.model.decode(latent_space.traverse(start, each, TRAVERSE_VALUES)) for each in strongest]
+        labels = [f"latent {each}, {kl[each]:.2f} nats" for each in strongest]
+        return report.Pictures(*self._shown, self._samples_shown, np.stack(rows), labels, kl)
+
+    def _reconstruct(self, images: np.ndarray) -> np.ndarray:
+        return self.vae.predict(images, batch_size=BATCH, verbose=0)
+
+    def _set(self) -> _Set:
+        assert self.network is not None
+        return _Set(self.network.channels, self.seed)
+
+    def _bar(self, batches: Iterable[np.ndarray], total: int, description: str) -> Iterator[np.ndarray]:
+        with progress.bar(total, description, "images") as bar:
+            for batch in batches:
+                yield batch
+                bar.update(len(batch))
+
+    def _note(self, text: str) -> None:
+        self.notes.append(text)
+        print(text, file=sys.stderr)
+
+
+class _Set:
+    """Features of a set of images: moments of all of them, and some kept for pairs."""
+
+    def __init__(self, channels: int, seed: int) -> None:
+        self.moments = distances.Moments(channels)
+        self._kept = Reservoir(KEPT, seed)
+
+    def update(self, features: np.ndarray) -> None:
+        self.moments.update(features)
+        self._kept.update(features)
+
+    def kept(self) -> np.ndarray:
+        return self._kept.columns()[0] if len(self._kept) else np.empty((0, len(self.moments.mean)))
+
+
+class _Bar(keras.callbacks.Callback):
+    def __init__(self, bar: Any, batch_size: int) -> None:
+        super().__init__()
+        self.bar, self.batch_size = bar, batch_size
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.bar.update(self.batch_size)
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN and no infinity."""
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

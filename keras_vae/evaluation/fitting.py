@@ -1,0 +1,111 @@
+"""What is fitted to a model's latents and kept in its run: samplers, and attribute vectors."""
+
+from __future__ import annotations
+
+import sys
+
+from export import samplers as files
+from export.errors import ExportError
+from export.samplers import Prior, Sampler
+from keras_vae._version import __version__
+from keras_vae.commands import data_of
+from keras_vae.errors import InputError
+from keras_vae.evaluation import attributes
+from keras_vae.evaluation.encoding import LIMIT, Encoded, encode
+from keras_vae.evaluation.samplers import FITS
+from keras_vae.files import write_aside
+from keras_vae.latent_space import AttributeVectors
+from keras_vae.models import BATCH, VECTORS_FILE, Model, sampler_file
+from keras_vae.vae import VAE
+
+
+def sampler_of(model: Model, vae: VAE, name: str, source: str | None, seed: int = 0) -> Sampler:
+    """A sampler for a model, by name or from its file; a run keeps what was fitted, and fits it once.
+
+    Args:
+        model, vae: the model.
+        name: "prior", "gmm", "second-stage", or a file.
+        source: images to fit it to; what the model was trained on.
+        seed: of the fit.
+
+    Raises:
+        InputError, ExportError: unknown name, too few images, or a file that is of no use.
+    """
+    if name == Prior.kind:
+        return Prior(vae.latent_dim)
+    if name not in FITS:
+        return files.load(name, vae.latent_dim, vae.fingerprint())
+    kept = sampler_file(model.path, name) if model.kind == "run" else None
+    known = {**_known(model, vae, source), "seed": str(seed)}
+    if kept is not None and kept.is_file():
+        try:
+            found = files.load(kept, vae.latent_dim)
+        except ExportError as error:
+            print(f"{error}; it is fitted again", file=sys.stderr)
+        else:
+            if all(found.metadata.get(key) == value for key, value in known.items()):
+                return found
+    encoded = encode_training(model, vae, source)
+    metadata = {"keras_vae_version": __version__, "images": str(len(encoded)), **known}
+    sampler = FITS[name](encoded, seed=seed, metadata=metadata)
+    if kept is not None:
+        try:
+            with write_aside(kept) as aside:
+                files.save(sampler, aside)
+        except OSError as error:
+            print(f"{kept} cannot be written ({error.strerror}): fitted for this once", file=sys.stderr)
+    return sampler
+
+
+def vectors_of(model: Model, vae: VAE, source: str | None) -> AttributeVectors:
+    """The attribute vectors of a model; a run keeps them, and finds them once.
+
+    Raises:
+        InputError: its images have no attributes, or none that both classes fill.
+    """
+    kept = model.path / VECTORS_FILE if model.kind == "run" else None
+    known = _known(model, vae, source)
+    if kept is not None and kept.is_file():
+        try:
+            found = AttributeVectors.load(kept, vae.latent_dim)
+        except InputError as error:
+            print(f"{error}; they are found again", file=sys.stderr)
+        else:
+            if all(found.metadata.get(key) == value for key, value in known.items()):
+                return found
+    return keep_vectors(model, vae, encode_training(model, vae, source, with_attributes=True), source)
+
+
+def keep_vectors(model: Model, vae: VAE, seen: Encoded, source: str | None) -> AttributeVectors:
+    """Vectors of encoded training images, written into the run where the model is one."""
+    metadata = {"keras_vae_version": __version__, "images": str(len(seen)), **_known(model, vae, source)}
+    found = attributes.vectors(seen, metadata)
+    if model.kind == "run":
+        try:
+            found.save(model.path / VECTORS_FILE)
+        except OSError as error:
+            print(
+                f"{model.path / VECTORS_FILE} cannot be written ({error.strerror}): found for this once",
+                file=sys.stderr,
+            )
+    return found
+
+
+def encode_training(
+    model: Model, vae: VAE, source: str | None, with_attributes: bool = False, limit: int = LIMIT
+) -> Encoded:
+    """Posteriors of the images that a model was trained on, or others' training part: 20,000 of them at most.
+
+    Raises:
+        InputError: as `commands.data_of`.
+    """
+    images = data_of(model, vae, source, batch_size=1, attributes=with_attributes)
+    count = min(images.train_size, limit)
+    batches = images.train_from(0).unbatch().take(count).batch(BATCH)
+    names = images.attribute_names if with_attributes else ()
+    return encode(vae, batches.as_numpy_iterator(), names, total=count, description="encoding training images")
+
+
+def _known(model: Model, vae: VAE, source: str | None) -> dict[str, str]:
+    """What a fit depends on: it is done again where one of these has changed."""
+    return {"model": vae.fingerprint(), "data": str(source or model.config.get("data", ""))}

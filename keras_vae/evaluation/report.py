@@ -1,0 +1,148 @@
+"""The page that shows what `keras-vae evaluate` found: one HTML file with its pictures in it."""
+
+from __future__ import annotations
+
+import base64
+import importlib.resources
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from keras_vae import charts, pictures
+from keras_vae._version import __version__
+
+# What figures are called, and what is to be known about them.
+NAMES = {
+    "images": ("images", "held out from training"),
+    "loss": ("loss", "as trained"),
+    "elbo": ("ELBO", "nats per image; higher is better"),
+    "reconstruction": ("-log p(x | z)", "nats per image"),
+    "kl": ("KL", "nats per image"),
+    "kl_floored": ("KL as charged", "under free bits, nats per image"),
+    "perceptual": ("perceptual term", "as trained"),
+    "bits_per_dim": ("bits/dim", "bound on the bits a value; lower is better"),
+    "density_bits_per_dim": (
+        "bits/dim of the density",
+        "the likelihood is a density, taken at 8-bit values: to compare with itself alone, no bound",
+    ),
+    "active_units": ("active latents", "whose posterior mean varies by more than 0.01"),
+    "importance_samples": ("draws an image", "of the importance-weighted bound"),
+    "importance_weighted_bound": ("importance-weighted bound", "on log p(x), nats per image; tighter than the ELBO"),
+    "standard_error": ("its standard error", "from how images differ, nats"),
+    "sampling_error": ("its sampling error", "from the draws being finitely many, nats"),
+    "mean_squared_error": ("mean squared error", "of values in [0, 1]"),
+    "psnr": ("PSNR", "dB"),
+    "ssim": ("SSIM", "1 is the same"),
+    "ms_ssim": ("MS-SSIM", "1 is the same"),
+    "ms_ssim_scales": ("its scales", "five where images are large enough"),
+    "sharpness": ("sharpness", "variance of the Laplacian; 1 is the photos'"),
+    "feature_distance": ("feature distance", "squared, of unit features; lower is nearer"),
+    "frechet_distance": ("Fréchet distance", "lower is nearer; of this feature network, not the FID"),
+    "kernel_distance": ("kernel distance", "lower is nearer; of this feature network, not the KID"),
+    "kernel_distance_deviation": ("its deviation", "between subsets"),
+    "fid": ("FID", "lower is nearer"),
+    "kid": ("KID", "lower is nearer"),
+    "kid_deviation": ("its deviation", "between subsets"),
+    "precision": ("precision", "share of them among the held-out images: how good they are"),
+    "recall": ("recall", "share of the held-out images among them: how varied they are"),
+    "sampler": ("sampler", "where latents came from"),
+    "count": ("images", ""),
+    "mean_kl": ("mean KL", "nats"),
+    "index_information": ("information on the image's number", "nats; at most the logarithm below"),
+    "log_images": ("logarithm of the number of images", "nats"),
+    "kl_from_prior": ("KL of the aggregate posterior from the prior", "nats; too large where the former two are near"),
+    "gaussian_kl_from_prior": ("that of a Gaussian with its moments", "nats; at most that of the aggregate posterior"),
+}
+SETTINGS = (
+    "data", "network", "network_options", "latent_dim", "image_size", "likelihood", "perceptual", "perceptual_layers",
+    "perceptual_weight", "pixel_weight", "beta", "kl_schedule", "kl_target", "free_bits", "batch_size", "learning_rate",
+    "ema", "precision", "seed", "run_id",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What a report shows.
+
+    Attributes:
+        originals, reconstructions, samples: float (count, height, width, channels) in [0, 1].
+        traversals: float (latents, values, height, width, channels).
+        traversal_labels: a text a row.
+        kl_per_latent: nats, float (latent_dim,).
+    """
+
+    originals: np.ndarray
+    reconstructions: np.ndarray
+    samples: np.ndarray
+    traversals: np.ndarray
+    traversal_labels: list[str]
+    kl_per_latent: np.ndarray
+
+
+def page(name: str, config: Mapping[str, Any], figures: Mapping[str, Any], shown: Pictures) -> str:
+    """The report as HTML.
+
+    Args:
+        name: of the model.
+        config: its run's configuration; empty where there is none.
+        figures: as `evaluating.evaluate` returns them.
+        shown: pictures.
+    """
+    groups = {
+        "Likelihood": {key: value for key, value in figures.items() if not isinstance(value, dict | list | str)},
+        "Reconstructions": figures["reconstructions"],
+        "Samples": figures["samples"],
+        "Training images": figures.get("training_images", {}),
+        "Latents": figures["posterior"],
+    }
+    tables = {title: [_row(*each) for each in group.items()] for title, group in groups.items() if group}
+    loader = importlib.resources.files("keras_vae.evaluation").joinpath("report.html.j2")
+    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+        loader.read_text(encoding="utf-8")
+    )
+    return template.render(
+        name=name,
+        version=__version__,
+        features=figures.get("features"),
+        settings={key: config[key] for key in SETTINGS if config.get(key) not in (None, {}, "")},
+        tables=tables,
+        notes=figures["notes"],
+        pictures={
+            "Held-out images above their reconstructions": _embedded(
+                pictures.side_by_side(shown.originals, shown.reconstructions)
+            ),
+            f"Samples ({figures['samples']['sampler']})": _embedded(pictures.grid(shown.samples)),
+            "The strongest latents of the first image, each from -3 to 3": _embedded(
+                pictures.labelled_rows(shown.traversals, shown.traversal_labels)
+            ),
+            "KL of each latent, nats, in falling order": _embedded(
+                charts.falling(shown.kl_per_latent, "latent", "nats")
+            ),
+        },
+    )
+
+
+def _row(key: str, value: Any) -> tuple[str, str, str]:
+    name, meaning = NAMES.get(key, (key.replace("_", " "), ""))
+    return name, shown(value), meaning
+
+
+def shown(value: Any) -> str:
+    """A figure in as many digits as are read."""
+    if not isinstance(value, float):
+        return str(value)
+    if not math.isfinite(value):
+        return "none"
+    return f"{value:.1f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _embedded(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,303 @@
+"""What the commands do that use the latent space: interpolate, edit, traverse. Exported decoders need no TensorFlow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_vae import latent_space, pictures
+from keras_vae.errors import InputError
+from keras_vae.files import check_output_file
+from keras_vae.latent_space import AttributeVectors
+from keras_vae.models import BATCH, VECTORS_FILE, Model, open_model
+
+STEPS_AT_MOST = 100
+ROWS_AT_MOST = 200
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a command starts from, one of these; by default held-out images, or draws for a decoder alone.
+
+    Attributes:
+        images: files, cropped and resized as for training.
+        codes: an .npy file of latents, float (count, latent_dim).
+        source: where held-out images are from; what the run trained on.
+        count: held-out images, or draws.
+        seed: of draws.
+    """
+
+    images: Sequence[Path] = ()
+    codes: Path | None = None
+    source: str | None = None
+    count: int = 8
+    seed: int = 0
+
+
+def interpolate(path: Path, start: Start, steps: int, method: str, out: Path) -> dict[str, Any]:
+    """Writes ways through the latent space, a row each: from the first to the second, from there to the third, ...
+
+    Rows from images begin and end with the images themselves. Held-out images and draws go in pairs of their own.
+
+    Returns:
+        `picture`, `rows`, `steps`, `method`.
+
+    Raises:
+        InputError: no model, unusable images or codes, or a picture that cannot be written.
+    """
+    check_output_file(out, pictures.ENDINGS)
+    _check_steps(steps, 2)
+    given = start.images or start.codes
+    if given and start.images and len(start.images) < 2:
+        raise InputError("an interpolation is between two images: give --image twice")
+    if not given:
+        start = Start(source=start.source, count=2 * _counted("--count", start.count), seed=start.seed)
+    model = open_model(path)
+    z, images = _starts(model, start)
+    if len(z) < 2:
+        raise InputError(f"an interpolation is between two codes, and there is {len(z)}: give more")
+    ends = [(each, each + 1) for each in (range(len(z) - 1) if given else range(0, len(z) - 1, 2))]
+    found = []
+    for one, other in ends:
+        decoded = _decode(model, latent_space.interpolate(z[one], z[other], steps, method))
+        found.append(decoded if images is None else np.concatenate([images[one][None], decoded, images[other][None]]))
+    pictures.save(pictures.grid(np.concatenate(found), len(found[0])), out)
+    return {"picture": str(out), "rows": len(found), "steps": steps, "method": method}
+
+
+def edit(
+    path: Path,
+    names: Sequence[str],
+    strengths: Sequence[float],
+    start: Start,
+    out: Path,
+    vectors: Path | None = None,
+    direction: str = "mean",
+    together: bool = False,
+) -> dict[str, Any]:
+    """Writes images with attributes added and taken away, a row for each image and attribute.
+
+    Args:
+        path: any MODEL.
+        names: attributes; one that begins with - is taken away where others are added.
+        strengths: multiples of the attributes' vectors, a column each.
+        start: what is edited.
+        out: the picture.
+        vectors: their file; a run's own, which are found where it has none, or those beside an exported decoder.
+        direction: "mean" or "linear", as `AttributeVectors`.
+        together: add all attributes' vectors up, instead of a row for each.
+
+    Returns:
+        `picture`, `attributes`, `strengths`, `direction`, `rows`.
+
+    Raises:
+        InputError: as `interpolate`, or an attribute there is no vector of.
+    """
+    check_output_file(out, pictures.ENDINGS)
+    if not names:
+        raise InputError("no attribute to edit: give --attribute NAME")
+    if not strengths or len(strengths) > STEPS_AT_MOST or not all(math.isfinite(each) for each in strengths):
+        raise InputError(f"{len(strengths)} strengths: give 1 to {STEPS_AT_MOST} numbers")
+    if vectors is not None and not vectors.is_file():
+        raise InputError(f"no attribute vectors at {vectors}: find them with `keras-vae attributes RUN`")
+    model = open_model(path)
+    known = vectors_for(model, vectors, start.source)
+    changes = {name: _signed(known, name, direction) for name in names}
+    if together:
+        changes = {" ".join(names): np.sum(list(changes.values()), axis=0)}
+    z, images = _starts(model, start)
+    if len(z) * len(changes) > ROWS_AT_MOST:
+        raise InputError(f"{len(z)} images with {len(changes)} edits: give at most {ROWS_AT_MOST} rows")
+    factors = np.asarray(strengths, np.float32)[:, None]
+    rows, labels = [], []
+    for index, code in enumerate(z):
+        for name, change in changes.items():
+            decoded = _decode(model, code + factors * change)
+            rows.append(decoded if images is None else np.concatenate([images[index][None], decoded]))
+            labels.append(name)
+    heads = [*(["image"] if images is not None else []), *(f"{each:+g}" for each in strengths)]
+    pictures.save(pictures.labelled_rows(np.stack(rows), labels, heads), out)
+    return {
+        "picture": str(out),
+        "attributes": list(names),
+        "strengths": list(strengths),
+        "direction": direction,
+        "rows": len(rows),
+    }
+
+
+def traverse(path: Path, start: Start, latents: int, values: Sequence[float], out: Path) -> dict[str, Any]:
+    """Writes one image with each of its strongest latents going through values, a row each.
+
+    The strongest are those of the largest mean KL over held-out images; a decoder alone does not tell, and takes the
+    first.
+
+    Returns:
+        `picture`, `latents`, and for a whole model their `kl`, nats by latent.
+
+    Raises:
+        InputError: as `interpolate`.
+    """
+    check_output_file(out, pictures.ENDINGS)
+    _counted("--latents", latents)
+    if not values or len(values) > STEPS_AT_MOST or not all(math.isfinite(each) for each in values):
+        raise InputError(f"{len(values)} values: give 1 to {STEPS_AT_MOST} numbers")
+    model = open_model(path)
+    latents = min(latents, model.latent_dim, ROWS_AT_MOST)
+    z, images = _starts(model, Start(start.images, start.codes, start.source, 1, start.seed))
+    figures: dict[str, Any] = {"picture": str(out)}
+    if model.vae is None:
+        strongest, labels = list(range(latents)), [f"latent {each}" for each in range(latents)]
+    else:
+        kl = _kl(model, start.source)
+        strongest = [int(each) for each in np.argsort(-kl)[:latents]]
+        labels = [f"latent {each}, {kl[each]:.2f} nats" for each in strongest]
+        figures["kl"] = {str(each): round(float(kl[each]), 3) for each in strongest}
+    rows = [_decode(model, latent_space.traverse(z[0], each, values)) for each in strongest]
+    if images is not None:
+        rows = [np.concatenate([images[0][None], row]) for row in rows]
+    heads = [*(["image"] if images is not None else []), *(f"{each:+g}" for each in values)]
+    pictures.save(pictures.labelled_rows(np.stack(rows), labels, heads), out)
+    return {**figures, "latents": strongest}
+
+
+def vectors_for(model: Model, file: Path | None, source: str | None) -> AttributeVectors:
+    """Attribute vectors for a model, wherever they are.
+
+    Raises:
+        InputError: there are none, or they are another model's.
+    """
+    own = model.metadata.get("model", "") if model.vae is None else model.vae.fingerprint()
+    if file is not None:
+        return AttributeVectors.load(file, model.latent_dim, own)
+    if model.vae is None:
+        beside = model.path.absolute().parent / VECTORS_FILE
+        if not beside.is_file():
+            raise InputError(f"{model.path} has no {VECTORS_FILE} beside it: give --vectors, those of its run")
+        return AttributeVectors.load(beside, model.latent_dim, own)
+    from keras_vae.evaluation.fitting import vectors_of  # TensorFlow is loaded by now
+
+    return vectors_of(model, model.vae, source)
+
+
+def parse_numbers(given: str, option: str, steps: int = 5) -> tuple[float, ...]:
+    """Numbers of the command line: "-2..2" in so many steps, "-2,0,1", or one.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    try:
+        if ".." in given:
+            low, high = (float(part) for part in given.split(".."))
+            if not (math.isfinite(low) and math.isfinite(high)):
+                raise ValueError(given)
+            return tuple(float(each) for each in np.linspace(low, high, steps))
+        return tuple(float(part) for part in given.split(","))
+    except ValueError as error:
+        raise InputError(f"{option} {given!r}: give a range such as -2..2, or numbers with commas") from error
+
+
+def _starts(model: Model, start: Start) -> tuple[np.ndarray, np.ndarray | None]:
+    """Latents to start from, float32 (count, latent_dim), and the images that they are of, where they are."""
+    if start.images and start.codes is not None:
+        raise InputError("--image and --codes are given: give one of them")
+    if start.codes is not None:
+        return read_codes(start.codes, model.latent_dim), None
+    if start.images:
+        return _encoded(model, read_images(model, start.images))
+    count = _counted("--count", start.count)
+    if model.vae is None:
+        from export import latents
+
+        return latents.draw(count, model.latent_dim, start.seed), None
+    from keras_vae.commands import data_of
+
+    held_out = data_of(model, model.vae, start.source, batch_size=1).test.take(count)
+    images = np.concatenate(list(held_out.as_numpy_iterator()))
+    if len(images) < count:
+        raise InputError(f"{count} held-out images are asked for, and there are {len(images)}: give a smaller --count")
+    return _encoded(model, images)
+
+
+def _encoded(model: Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    vae = model.whole("encoding images")
+    parts = (images[start : start + BATCH] for start in range(0, len(images), BATCH))
+    return np.concatenate([np.asarray(vae.encode(part).mode()) for part in parts]), images
+
+
+def read_images(model: Model, paths: Sequence[Path]) -> np.ndarray:
+    """Image files as a model takes them: float32 (count, height, width, channels) in [0, 1].
+
+    Raises:
+        InputError: a file is missing or cannot be read, or the model's images are not square.
+    """
+    from keras_vae.data.decoding import UnreadableError, decode
+
+    height, width, channels = model.whole("encoding images").image_shape
+    if height != width:
+        raise InputError(f"{model.path} takes images of {height}x{width}: files are cropped to squares; give --codes")
+    found = []
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f"no image at {path}")
+        try:
+            found.append(decode(path, height, model.config.get("crop")))
+        except UnreadableError as error:
+            raise InputError(f"cannot read the image {path}: {error}") from error
+    images = np.stack(found).astype(np.float32) / 255.0
+    return images if channels == 3 else images @ np.array([[0.299], [0.587], [0.114]], np.float32)
+
+
+def read_codes(path: Path, latent_dim: int) -> np.ndarray:
+    """Latents from an .npy file: float32 (count, latent_dim).
+
+    Raises:
+        InputError, ExportError: the file is missing, damaged, or holds something else.
+    """
+    from export import latents
+
+    try:
+        codes = np.load(path, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise InputError(f"no codes at {path}: give an .npy file of latents, (count, {latent_dim})") from error
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} is no array that NumPy can read: save latents with numpy.save") from error
+    if not isinstance(codes, np.ndarray):
+        raise InputError(f"{path} holds several arrays: give an .npy file of latents, (count, {latent_dim})")
+    return latents.check(codes, latent_dim)
+
+
+def _decode(model: Model, z: np.ndarray) -> np.ndarray:
+    return np.concatenate([model.decode(z[start : start + BATCH]) for start in range(0, len(z), BATCH)])
+
+
+def _kl(model: Model, source: str | None) -> np.ndarray:
+    from keras_vae.commands import data_of
+    from keras_vae.evaluation.encoding import encode
+
+    vae = model.whole("ordering latents")
+    images = data_of(model, vae, source, batch_size=1)
+    batches = images.test.unbatch().batch(BATCH).as_numpy_iterator()
+    return encode(vae, batches, total=images.test_size).kl_per_latent()
+
+
+def _signed(vectors: AttributeVectors, name: str, direction: str) -> np.ndarray:
+    if name.startswith("-") and name not in vectors.names:
+        return -vectors.direction(name[1:], direction)
+    return vectors.direction(name, direction)
+
+
+def _counted(option: str, value: int) -> int:
+    if not 1 <= value <= ROWS_AT_MOST:
+        raise InputError(f"{option} {value}: give 1 to {ROWS_AT_MOST}")
+    return value
+
+
+def _check_steps(steps: int, least: int) -> None:
+    if not least <= steps <= STEPS_AT_MOST:
+        raise InputError(f"--steps {steps}: give {least} to {STEPS_AT_MOST}")

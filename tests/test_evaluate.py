@@ -1,0 +1,455 @@
+"""`keras-vae evaluate` and the commands that use the latent space, on a small run of avatars with attributes."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import re
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from export import runtime, samplers
+from keras_vae import cli, data, exploring
+from keras_vae.evaluation import describing, encoding, evaluating, fidelity
+from keras_vae.evaluation import samplers as fits
+from keras_vae.latent_space import AttributeVectors
+from keras_vae.models import open_model
+
+Command = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def labelled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """600 avatars of 32x32 in files, with their attributes in a table; one attribute no avatar has."""
+    from keras_vae.data import avatar_drawing
+
+    folder = tmp_path_factory.mktemp("labelled") / "images"
+    folder.mkdir()
+    drawn = avatar_drawing.draw_many(3, "train", range(600), 32)
+    names = [name for name in drawn[0].attributes if name != "bald"]
+    lines = [",".join(["image", *names, "antennae"])]
+    for index, each in enumerate(drawn):
+        Image.fromarray(each.image).save(folder / f"{index:03d}.png")
+        lines.append(",".join([f"{index:03d}.png", *(str(each.attributes[name]) for name in names), "0"]))
+    (folder.parent / "attributes.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(labelled_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "small"
+    arguments = ["train", "--data", labelled_folder, "--out", out, "--epochs", 6, "--image-size", 32, "--latent-dim", 8]
+    assert (
+        cli.run(
+            [str(each) for each in (*arguments, "--batch-size", 32, "--perceptual", "none", "--learning-rate", 2e-3)]
+        )
+        == 0
+    )
+    return out
+
+
+@pytest.fixture(scope="module")
+def evaluated(run: Path) -> dict[str, Any]:
+    return evaluating.evaluate(run, evaluating.Options())
+
+
+def held_out(labelled_folder: Path) -> np.ndarray:
+    return np.concatenate(list(data.load(labelled_folder, 32, 1).test.as_numpy_iterator()))
+
+
+# Evaluate -----------------------------------------------------------------------------------------
+
+
+def test_figures_of_reconstructions_are_those_of_the_model(
+    run: Path, evaluated: dict[str, Any], labelled_folder: Path
+) -> None:
+    vae = open_model(run).whole("testing")
+    images = held_out(labelled_folder)
+    made = vae.predict(images, verbose=0)
+    found = evaluated["reconstructions"]
+    assert evaluated["images"] == len(images)
+    assert found["psnr"] == pytest.approx(fidelity.psnr(images, made), rel=1e-4)
+    assert found["mean_squared_error"] == pytest.approx(np.square(images - made).mean(), rel=1e-3)
+    assert found["ssim"] == pytest.approx(fidelity.ssim(images, made).mean(), rel=1e-3)
+    assert found["sharpness"] == pytest.approx(fidelity.sharpness_ratio(images, made), rel=1e-3)
+    assert (found["ms_ssim_scales"], 0 < found["feature_distance"] < 2) == (2, True)
+    assert evaluated["elbo"] == pytest.approx(-evaluated["reconstruction"] - evaluated["kl"], rel=1e-4)
+    bits = (-evaluated["elbo"] / 3072 + np.log(255)) / np.log(2)
+    assert evaluated["density_bits_per_dim"] == pytest.approx(bits, rel=1e-5)
+    assert "bits_per_dim" not in evaluated  # a density's are no bound
+
+
+def test_what_cannot_be_measured_is_said_with_the_least_number(evaluated: dict[str, Any]) -> None:
+    notes = " ".join(evaluated["notes"])
+    assert "features of 320 channels need 321 images of each set" in notes
+    assert "frechet_distance" not in evaluated["samples"]
+    assert 0 <= evaluated["samples"]["precision"] <= 1
+    assert evaluated["training_images"]["kernel_distance"] < evaluated["samples"]["kernel_distance"]
+
+
+def test_enough_samples_and_images_have_a_frechet_distance(run: Path, labelled_folder: Path, tmp_path: Path) -> None:
+    """All images in a set of which most are held out: an .npz file says so itself."""
+    images = np.round(255 * np.concatenate([held_out(labelled_folder)] * 6)).astype(np.uint8)
+    np.savez(tmp_path / "set.npz", x_train=images[:330], x_test=images[:330])
+    found = evaluating.evaluate(run, evaluating.Options(str(tmp_path / "set.npz"), tmp_path / "out"))
+    assert found["training_images"]["frechet_distance"] == pytest.approx(0.0, abs=1e-3)
+    assert 0 < found["reconstructions"]["frechet_distance"] < found["samples"]["frechet_distance"]
+    assert found["notes"] == []
+
+
+class Page(html.parser.HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+
+def test_the_report_holds_its_pictures_and_asks_nothing_of_others(run: Path, evaluated: dict[str, Any]) -> None:
+    text = Path(evaluated["report"]).read_text()
+    page = Page()
+    page.feed(text)
+    sources = [attributes["src"] or "" for tag, attributes in page.tags if tag == "img"]
+    assert len(sources) == 4
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert not {"script", "link", "iframe"} & {tag for tag, _ in page.tags}
+    assert not re.search(r"(?:https?:)?//[a-z]", re.sub(r"base64,[^\"]+", "", text))
+    for label in ("ELBO", "SSIM", "Kernel distance".lower(), "KL of the aggregate posterior"):
+        assert label in text
+    written = json.loads((run / "evaluation" / "evaluation.json").read_text())
+    assert written["reconstructions"]["psnr"] == pytest.approx(evaluated["reconstructions"]["psnr"])
+
+
+def test_the_same_seed_gives_the_same_report(run: Path, tmp_path: Path) -> None:
+    pages = []
+    for number, seed in enumerate((1, 1, 2)):
+        out = tmp_path / str(number)
+        evaluating.evaluate(run, evaluating.Options(out=out, limit=20, features="none", samples=20, seed=seed))
+        pages.append([(out / name).read_bytes() for name in ("evaluation.json", "report.html")])
+    assert pages[0] == pages[1]
+    assert pages[0] != pages[2]
+
+
+def test_evaluate_by_command(run: Path, labelled_folder: Path, tmp_path: Path, command: Command) -> None:
+    arguments = ("--limit", 16, "--sampler", "gmm", "--samples", 24, "--importance-samples", 4, "--out", tmp_path / "e")
+    outcome = command("evaluate", run, "--json", *arguments)
+    assert outcome.status == 0, outcome.err
+    found = json.loads(outcome.out)
+    assert (found["images"], found["samples"]["sampler"], found["samples"]["count"]) == (16, "gmm", 24)
+    assert found["importance_weighted_bound"] > found["elbo"] - 5
+    assert sorted(path.name for path in (tmp_path / "e").iterdir()) == ["evaluation.json", "report.html"]
+    table = command("evaluate", run, "--limit", 8, "--features", "none", "--out", tmp_path / "e")
+    assert table.status == 0
+    assert "reconstructions" in table.out
+    assert "psnr" in table.out
+
+
+def test_images_of_another_size_are_resized_and_it_is_said(run: Path, tmp_path: Path, command: Command) -> None:
+    np.save(tmp_path / "large.npy", np.random.default_rng(0).integers(0, 255, (40, 50, 60, 3), np.uint8))
+    arguments = ("--data", tmp_path / "large.npy", "--features", "none", "--out", tmp_path / "e")
+    outcome = command("evaluate", run, *arguments)
+    assert outcome.status == 0
+    assert "50x60: cropped and resized to 32x32" in outcome.err
+
+
+def test_memory_does_not_grow_with_the_number_of_images(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is kept of images is bounded, whatever their number."""
+    monkeypatch.setattr(evaluating, "KEPT", 16)
+    monkeypatch.setattr(evaluating.posterior, "IMAGES", 12)
+    kept: list[int] = []
+    update = evaluating.Reservoir.update
+
+    def watched(self: Any, *columns: np.ndarray) -> None:
+        update(self, *columns)
+        kept.append(len(self))
+
+    monkeypatch.setattr(evaluating.Reservoir, "update", watched)
+    found = evaluating.evaluate(run, evaluating.Options(out=tmp_path / "e"))
+    assert found["images"] > 40
+    assert max(kept) == 16
+    assert found["posterior"]["images"] == 12
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--features", "alexnet"), "unknown feature network 'alexnet'"),
+        (("--sampler", "flow"), "unknown sampler 'flow': choose prior, gmm, second-stage"),
+        (("--samples", 0), "--samples 0: give a whole number from 1 on"),
+        (("--limit", -1), "--limit -1"),
+        (("--data", "nowhere"), "nowhere"),
+        (("--out", "FILE"), "is a file: name a folder"),
+        (("--out", "IMAGES"), "whose images it would join"),
+        (("--sampler", "second-stage"), "a second-stage VAE needs 500 images to fit, not"),
+        (("--feature-weights", "FILE"), "cannot read the weights of 'efficientnet-lite0'"),
+    ],
+)
+def test_bad_options(
+    options: tuple[object, ...], message: str, run: Path, labelled_folder: Path, tmp_path: Path, command: Command
+) -> None:
+    (tmp_path / "file").write_text("nothing")
+    places = {"FILE": tmp_path / "file", "IMAGES": labelled_folder / "out"}
+    if "second-stage" in options:
+        np.save(tmp_path / "few.npy", np.zeros((50, 32, 32, 3), np.uint8))
+        options = (*options, "--data", tmp_path / "few.npy")
+    outcome = command("evaluate", run, *(places.get(str(each), each) for each in options))
+    assert (outcome.status, outcome.out) == (2, "")
+    assert message in outcome.err.splitlines()[-1]
+
+
+# Samplers -----------------------------------------------------------------------------------------
+
+
+def test_what_is_exported_samples_alike(
+    run: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(fits.FITS, "second-stage", partial(fits.second_stage, steps=100))
+    work = tmp_path / "run"
+    shutil.copytree(run, work)
+    for kind in ("gmm", "second-stage"):
+        assert command("sample", work, "--sampler", kind, "--count", 4, "--out", tmp_path / "a.png").status == 0
+        assert (work / f"{kind}.npz").is_file()
+        before = (work / f"{kind}.npz").stat().st_mtime_ns
+        assert command("export", work, "--out", tmp_path / "exported").status == 0
+        for artifact in (work, work / "../exported/decoder.onnx", tmp_path / "exported" / "1"):
+            picture = tmp_path / "b.png"
+            assert command("sample", artifact, "--sampler", kind, "--count", 4, "--out", picture).status == 0
+            pair = [np.asarray(Image.open(each), int) for each in (tmp_path / "a.png", picture)]
+            assert np.abs(pair[0] - pair[1]).max() <= 4  # Keras decodes in bfloat16 where the chip has it
+        assert (work / f"{kind}.npz").stat().st_mtime_ns == before  # fitted once
+    sampler = samplers.load(tmp_path / "exported" / "gmm.npz")
+    images = runtime.Decoder(tmp_path / "exported" / "decoder.onnx").sample(3, 0, sampler)
+    expected = open_model(work).whole("testing").sample(3, 0, sampler)
+    np.testing.assert_allclose(images, expected, atol=1e-2)
+    other = command("sample", tmp_path / "exported" / "decoder.onnx", "--sampler", tmp_path / "none.npz")
+    assert (other.status, "unknown sampler" in other.err) == (2, True)
+
+
+def test_a_sampler_is_fitted_again_to_other_weights(run: Path, tmp_path: Path, command: Command) -> None:
+    work = tmp_path / "run"
+    shutil.copytree(run, work)
+    picture = ("--count", 2, "--out", tmp_path / "a.png")
+    assert command("sample", work, "--sampler", "gmm", *picture).status == 0
+    before = samplers.load(work / "gmm.npz").metadata["model"]
+    vae = open_model(work).whole("testing")
+    vae.decoder.weights[0].assign(vae.decoder.weights[0] + 0.01)
+    vae.save(work / "model.keras")
+    refused = command("sample", work, "--sampler", work / "gmm.npz", *picture)
+    assert (refused.status, "fitted for other weights" in refused.err) == (2, True)
+    assert command("export", work, "--out", tmp_path / "exported", "--format", "onnx").status == 0
+    assert not (tmp_path / "exported" / "gmm.npz").exists()
+    assert command("sample", work, "--sampler", "gmm", *picture).status == 0
+    assert samplers.load(work / "gmm.npz").metadata["model"] != before
+    (work / "gmm.npz").write_bytes(b"damaged")
+    again = command("sample", work, "--sampler", "gmm", *picture)
+    assert (again.status, "it is fitted again" in again.err) == (0, True)
+
+
+def test_a_decoder_without_a_sampler_says_where_one_comes_from(run: Path, tmp_path: Path, command: Command) -> None:
+    assert command("export", run, "--out", tmp_path, "--format", "onnx").status == 0
+    (tmp_path / "gmm.npz").unlink(missing_ok=True)
+    outcome = command("sample", tmp_path / "decoder.onnx", "--sampler", "gmm", "--out", tmp_path / "a.png")
+    assert (outcome.status, outcome.out) == (2, "")
+    assert "no sampler at" in outcome.err
+    assert "keras-vae sample RUN --sampler gmm" in outcome.err
+
+
+# Attributes, and edits ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def attributes(run: Path) -> dict[str, Any]:
+    return describing.attributes(run, None, None)
+
+
+def test_attributes_are_told_from_latents(run: Path, attributes: dict[str, Any]) -> None:
+    found = {each["name"]: each for each in attributes["predictions"]}
+    assert "antennae" in attributes["left_out"]
+    assert found["hat"]["balanced_accuracy"] > 0.75
+    assert attributes["balanced_accuracy"] > 0.55
+    assert 0 <= attributes["mutual_information_gap"] <= 1
+    for name in ("predictions", "vector_correlation", "label_correlation"):
+        assert Image.open(run / "attributes" / f"{name}.png").width > 300
+    written = json.loads((run / "attributes" / "attributes.json").read_text())
+    size = len(written["correlation"]["names"])
+    assert np.shape(written["correlation"]["vectors"]) == (size, size)
+
+
+def test_attributes_by_command(run: Path, tmp_path: Path, command: Command) -> None:
+    outcome = command("attributes", run / "model.keras", "--out", tmp_path / "a")
+    assert outcome.status == 0, outcome.err
+    assert "balanced" in outcome.out
+    assert AttributeVectors.load(tmp_path / "a" / "vectors.npz").latent_dim == 8
+
+
+def test_an_edit_moves_the_image_along_the_vector(run: Path, labelled_folder: Path, tmp_path: Path) -> None:
+    """A hat put on brings latents nearer to those of images with a hat, as the model itself encodes them."""
+    start = exploring.Start(count=3)
+    found = exploring.edit(run, ["hat"], (-1.0, 0.0, 1.0), start, tmp_path / "edit.png")
+    assert (found["rows"], found["strengths"]) == (3, [-1.0, 0.0, 1.0])
+    model = open_model(run)
+    vector = AttributeVectors.load(run / "vectors.npz").direction("hat")
+    z = np.asarray(model.whole("testing").encode(held_out(labelled_folder)).mode())
+    moved = np.asarray(model.whole("testing").encode(model.decode(z + vector)).mode())
+    assert ((moved - z) @ vector > 0).mean() > 0.9
+    picture = Image.open(tmp_path / "edit.png")
+    assert picture.width > 4 * 32
+
+
+def test_edit_by_command_with_photos_and_arithmetic(
+    run: Path, labelled_folder: Path, tmp_path: Path, command: Command
+) -> None:
+    photo = labelled_folder / "005.png"
+    options = ("--attribute", "hat", "--attribute", "-smiling", "--together", "--strength", "-2..2", "--image", photo)
+    outcome = command("edit", run, *options, "--direction", "linear", "--out", tmp_path / "e.png", "--json")
+    assert outcome.status == 0, outcome.err
+    found = json.loads(outcome.out)
+    assert (found["rows"], found["strengths"], found["direction"]) == (1, [-2, -1, 0, 1, 2], "linear")
+    assert Image.open(tmp_path / "e.png").height > 32
+
+
+def test_an_exported_decoder_is_edited_with_saved_vectors(run: Path, tmp_path: Path, command: Command) -> None:
+    exploring.edit(run, ["hat"], (0.0,), exploring.Start(count=1), tmp_path / "a.png")
+    assert command("export", run, "--out", tmp_path / "exported", "--format", "onnx").status == 0
+    assert (tmp_path / "exported" / "vectors.npz").is_file()
+    decoder = tmp_path / "exported" / "decoder.onnx"
+    np.save(tmp_path / "codes.npy", np.random.default_rng(0).standard_normal((2, 8)).astype(np.float32))
+    pictures = []
+    for model in (run, decoder):
+        arguments = ("--attribute", "hat", "--strength", "0,1.5", "--codes", tmp_path / "codes.npy")
+        outcome = command("edit", model, *arguments, "--out", tmp_path / "e.png", "--json")
+        assert outcome.status == 0, outcome.err
+        assert json.loads(outcome.out)["strengths"] == [0, 1.5]
+        pictures.append(np.asarray(Image.open(tmp_path / "e.png"), int))
+    assert np.abs(pictures[0] - pictures[1]).max() <= 4
+    drawn = command("edit", decoder, "--attribute", "hat", "--count", 2, "--out", tmp_path / "e.png")
+    assert drawn.status == 0
+    (tmp_path / "exported" / "vectors.npz").unlink()
+    missing = command("edit", decoder, "--attribute", "hat", "--out", tmp_path / "e.png")
+    assert (missing.status, "give --vectors" in missing.err) == (2, True)
+
+
+def test_interpolations(run: Path, labelled_folder: Path, tmp_path: Path, command: Command) -> None:
+    out = tmp_path / "i.png"
+    photos = [item for name in ("001.png", "002.png", "003.png") for item in ("--image", labelled_folder / name)]
+    for options, rows in ((("--count", 3), 3), (photos, 2), (("--method", "linear", "--steps", 4), 6)):
+        outcome = command("interpolate", run, *options, "--out", out, "--json")
+        assert outcome.status == 0, outcome.err
+        assert json.loads(outcome.out)["rows"] == rows
+    np.save(tmp_path / "codes.npy", np.eye(8)[:3])
+    assert command("export", run, "--out", tmp_path / "x", "--format", "onnx").status == 0
+    for options in (("--codes", tmp_path / "codes.npy"), ("--count", 2, "--seed", 4)):
+        assert (
+            json.loads(command("interpolate", tmp_path / "x" / "decoder.onnx", *options, "--out", out, "--json").out)[
+                "rows"
+            ]
+            == 2
+        )
+
+
+def test_traversals_and_maps(run: Path, tmp_path: Path, command: Command) -> None:
+    outcome = command("traverse", run, "--latents", 3, "--values", "-2..2", "--out", tmp_path / "t.png", "--json")
+    assert outcome.status == 0, outcome.err
+    kl = list(json.loads(outcome.out)["kl"].values())
+    assert len(kl) == 3
+    assert kl == sorted(kl, reverse=True)
+    outcome = command("map", run, "--count", 40, "--out", tmp_path / "m.png", "--json")
+    assert outcome.status == 0, outcome.err
+    assert 0.5 < json.loads(outcome.out)["trustworthiness"] <= 1
+    assert Image.open(tmp_path / "m.png").size[0] > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("edit", "RUN", "--attribute", "smilling"), "no attribute 'smilling': did you mean smiling?"),
+        (("edit", "RUN", "--attribute", "antennae"), "no attribute 'antennae'"),
+        (("edit", "RUN", "--attribute", "hat", "--strength", "much"), "--strength 'much': give a range such as -2..2"),
+        (("edit", "RUN", "--attribute", "hat", "--strength", "0..inf"), "give a range"),
+        (("edit", "RUN", "--attribute", "hat", "--direction", "up"), "choose mean or linear"),
+        (("edit", "RUN", "--attribute", "hat", "--image", "none.png"), "no image at none.png"),
+        (("edit", "RUN", "--attribute", "hat", "--image", "FILE"), "cannot read the image"),
+        (("edit", "RUN", "--attribute", "hat", "--vectors", "FILE"), "damaged, or holds no attribute vectors"),
+        (("edit", "RUN", "--attribute", "hat", "--out", "e.txt"), "ends in .png"),
+        (("edit", "RUN"), "Missing option '--attribute'"),
+        (("edit", "RUN", "--attribute", "hat", "--count", 0), "--count 0: give 1 to 200"),
+        (("attributes", "PLAIN"), "no attributes"),
+        (("interpolate", "RUN", "--image", "PHOTO"), "give --image twice"),
+        (("interpolate", "RUN", "--steps", 1), "--steps 1: give 2 to 100"),
+        (("interpolate", "RUN", "--method", "bent"), "choose linear or spherical"),
+        (("interpolate", "RUN", "--codes", "FILE"), "is no array that NumPy can read"),
+        (("interpolate", "RUN", "--codes", "WIDE"), "takes (batch, 8)"),
+        (("interpolate", "RUN", "--codes", "none.npy"), "no codes at none.npy"),
+        (("interpolate", "nowhere"), "no model at nowhere"),
+        (("traverse", "RUN", "--latents", 0), "--latents 0"),
+        (("map", "RUN", "--count", 3), "a map takes 10 to 5000 images"),
+        (("compare", "RUN"), "there is one run"),
+        (("compare", "RUN", "RUN"), "given twice"),
+        (("compare", "RUN", "FOLDER"), "is no run"),
+    ],
+)
+def test_wrong_use_is_one_line(
+    arguments: tuple[object, ...],
+    message: str,
+    run: Path,
+    labelled_folder: Path,
+    tmp_path: Path,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file.npz").write_text("nothing")
+    np.save("wide.npy", np.zeros((3, 9)))
+    Path("folder").mkdir()
+    places: dict[object, object] = {
+        "RUN": run,
+        "FILE": "file.npz",
+        "WIDE": "wide.npy",
+        "FOLDER": "folder",
+        "PHOTO": labelled_folder / "001.png",
+    }
+    if "PLAIN" in arguments:
+        np.save("plain.npy", np.zeros((60, 32, 32, 3), np.uint8))
+        arguments = ("attributes", run, "--data", "plain.npy", "--out", "a")
+    outcome = command(*(places.get(each, each) for each in arguments))
+    assert (outcome.status, outcome.out) == (2, "")
+    assert message in outcome.err.splitlines()[-1]
+
+
+# Comparison ---------------------------------------------------------------------------------------
+
+
+def test_compare_shows_what_differs(run: Path, labelled_folder: Path, tmp_path: Path, command: Command) -> None:
+    other = tmp_path / "other"
+    arguments = ("--data", labelled_folder, "--out", other, "--steps", 3, "--image-size", 16, "--latent-dim", 4)
+    assert command("train", *arguments, "--batch-size", 32, "--perceptual", "none").status == 0
+    outcome = command("compare", run, other, "--out", tmp_path / "c.png", "--count", 5, "--json")
+    assert outcome.status == 0, outcome.err
+    found = json.loads(outcome.out)
+    assert found["settings"]["latent_dim"] == {"small": 8, "other": 4}
+    assert "likelihood" not in found["settings"]
+    assert "run_id" not in found["settings"]
+    assert found["figures"]["PSNR of these 5, dB"]["small"] > found["figures"]["PSNR of these 5, dB"]["other"]
+    assert "other has not been evaluated" in outcome.err
+    assert Image.open(tmp_path / "c.png").height > 5 * 32
+    assert "latent_dim" in command("compare", run, other, "--out", tmp_path / "c.png").out
+
+
+def test_python_can_do_all_of_it(run: Path) -> None:
+    """Without the command line: a model, its latents, and what is fitted to them."""
+    vae = keras.saving.load_model(run / "model.keras")
+    images = data.load(str(open_model(run).config["data"]), 32, 32, attributes=True)
+    encoded = encoding.encode(vae, images.test.as_numpy_iterator(), images.attribute_names)
+    sampler = fits.gaussian_mixture(encoded, components=2)
+    assert vae.sample(3, 0, sampler).shape == (3, 32, 32, 3)

@@ -181,6 +181,23 @@ def _step(line: str) -> float:
         return math.inf
 
 
+class TensorBoard(keras.callbacks.TensorBoard):
+    """Keras's, of epochs alone.
+
+    Keras 3.15 hands each batch's figures to TensorFlow even where none are to be written, and TensorFlow keeps every
+    number that it makes a tensor of: 4 kB a step, for ever.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, write_graph=False)
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        pass
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        pass
+
+
 class EpochPictures(keras.callbacks.Callback):
     """After each epoch, held-out images above their reconstructions, and samples, as PNG and in TensorBoard."""
 

@@ -323,7 +323,7 @@ def _fit(
         ours: list[keras.callbacks.Callback] = []
         if chief:
             ours = [
-                keras.callbacks.TensorBoard(out / "logs", write_graph=False),
+                callbacks.TensorBoard(out / "logs"),
                 callbacks.MetricsLog(out, progress),
                 callbacks.EpochPictures(out, examples, config.seed),
             ]

@@ -155,7 +155,7 @@ def test_saved_model_holds_each_weight_once(exported: Path, trained: VAE) -> Non
     assert size < 1.1 * 4 * rewrite(artifact.float32_copy(trained.decoder)).count_params()
 
 
-def test_onnx_signature_and_metadata(exported: Path) -> None:
+def test_onnx_signature_and_metadata(exported: Path, trained: VAE) -> None:
     model = onnx.load(exported / "decoder.onnx")
     shapes = {
         value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
@@ -168,6 +168,7 @@ def test_onnx_signature_and_metadata(exported: Path) -> None:
         "keras_vae_version": __version__,
         "run_id": "abc",
         "precision": "float32",
+        "model": trained.fingerprint(),
         "format_version": "1",
         "sha256": hashlib.sha256((exported / "decoder.onnx").read_bytes()[:-76]).hexdigest(),
     }

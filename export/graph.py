@@ -34,10 +34,17 @@ def clean(model: onnx.ModelProto) -> None:
     tidy(graph)
 
 
-def tidy(graph: onnx.GraphProto) -> None:
-    """Drops what is not used, orders nodes so that each comes after those it takes from, and names all by place."""
+def tidy(graph: onnx.GraphProto, kept: tuple[str, ...] = KEPT, name: str = "decoder") -> None:
+    """Drops what is not used, orders nodes so that each comes after those it takes from, and names all by place.
+
+    Args:
+        graph: to change.
+        kept: names of inputs and outputs.
+        name: of the graph.
+    """
     _drop_unused(graph)
-    _rename(graph)
+    _rename(graph, kept)
+    graph.name = name
 
 
 def _constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
@@ -327,16 +334,16 @@ def _copied(message: Any) -> Any:
     return copy
 
 
-def _rename(graph: onnx.GraphProto) -> None:
+def _rename(graph: onnx.GraphProto, kept: tuple[str, ...]) -> None:
     """Names by place: tf2onnx and Keras count up those of a whole process."""
-    names: dict[str, str] = {name: name for name in KEPT}
+    names: dict[str, str] = {name: name for name in kept}
     constants = {each.name for each in graph.initializer}
     for node in graph.node:
         for name in node.input:
             if name in constants and name not in names:
-                names[name] = f"weight_{len(names) - len(KEPT)}"
+                names[name] = f"weight_{len(names) - len(kept)}"
         for name in node.output:
-            names.setdefault(name, f"value_{len(names) - len(KEPT)}")
+            names.setdefault(name, f"value_{len(names) - len(kept)}")
     for number, node in enumerate(graph.node):
         node.name = f"{node.op_type}_{number}"
         for field in (node.input, node.output):
@@ -351,5 +358,4 @@ def _rename(graph: onnx.GraphProto) -> None:
         ordered.append(tensor)
     del graph.initializer[:]
     graph.initializer.extend(ordered)
-    graph.name = "decoder"
     graph.doc_string = ""

@@ -22,7 +22,7 @@ from export.samplers import Prior, Sampler
 with quiet_stderr():
     import onnxruntime
 
-__all__ = ["Decoder", "open_decoder", "to_png"]
+__all__ = ["Decoder", "Encoder", "open_decoder", "to_png"]
 
 
 class Decoder:
@@ -44,36 +44,11 @@ class Decoder:
     """
 
     def __init__(self, path: str | os.PathLike[str], providers: Sequence[str] | None = None) -> None:
-        path = Path(path)
-        if not path.is_file():
-            raise ExportError(f"no ONNX file at {path}")
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise ExportError(f"cannot read {path}: {error.strerror}") from error
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        try:
-            with quiet_stderr():
-                self._session = onnxruntime.InferenceSession(content, options, providers=providers or _providers())
-        except Exception as error:  # onnxruntime's exceptions share no base class
-            if "Unsupported model IR version" in str(error) or "only *guarantees* support" in str(error):
-                raise ExportError(
-                    f"{path} is of a later version of ONNX than onnxruntime {onnxruntime.__version__} reads: update "
-                    "onnxruntime"
-                ) from error
-            raise ExportError(f"{path} is no ONNX model that onnxruntime can read: export it again") from error
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        if [value.name for value in inputs] != ["z"] or [value.name for value in outputs] != ["image"]:
-            names = ", ".join(value.name for value in (*inputs, *outputs))
-            raise ExportError(f"{path} is no decoder: it has {names} where a decoder has z and image")
-        shapes = inputs[0].shape[1:], outputs[0].shape[1:]
+        self._session, self.metadata = _session(Path(path), providers, "decoder", ["z"], ["image"])
+        shapes = [value.shape[1:] for value in (*self._session.get_inputs(), *self._session.get_outputs())]
         known = all(isinstance(side, int) for shape in shapes for side in shape)
         if not known or [len(shape) for shape in shapes] != [1, 3]:
             raise ExportError(f"{path} is no decoder: z is [batch, {shapes[0]}], image [batch, {shapes[1]}]")
-        self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
-        seal.check_onnx(content, self.metadata, path)
-        seal.check_version(self.metadata, path)
         self.precision = self.metadata.get("precision", "float32")
         self.latent_dim: int = shapes[0][0]
         self.image_shape: tuple[int, int, int] = tuple(shapes[1])
@@ -104,6 +79,83 @@ class Decoder:
             ExportError: a count below 1, a seed below 0, or a sampler of other latents.
         """
         return self.decode((sampler or Prior(self.latent_dim)).draw(count, seed))
+
+
+class Encoder:
+    """An ONNX encoder: images to the mean and log-variance of their latents.
+
+    Args:
+        path: the .onnx file.
+        providers: as `Decoder`.
+
+    Attributes:
+        latent_dim, image_shape, metadata, provider: as `Decoder`.
+
+    Raises:
+        ExportError: the file is missing, damaged, changed since it was exported, or no encoder.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], providers: Sequence[str] | None = None) -> None:
+        self._session, self.metadata = _session(Path(path), providers, "encoder", ["image"], ["mean", "log_var"])
+        image, mean = self._session.get_inputs()[0].shape[1:], self._session.get_outputs()[0].shape[1:]
+        if not all(isinstance(side, int) for side in (*image, *mean)) or (len(image), len(mean)) != (3, 1):
+            raise ExportError(f"{path} is no encoder: image is [batch, {image}], mean [batch, {mean}]")
+        self.latent_dim: int = mean[0]
+        self.image_shape: tuple[int, int, int] = tuple(image)
+        self.provider: str = self._session.get_providers()[0]
+
+    def encode(self, images: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and log-variance of images' latents, float32 (batch, latent_dim) each.
+
+        Args:
+            images: numbers in [0, 1], (batch, height, width, channels).
+
+        Raises:
+            ExportError: (a ValueError) images of another size, that are no numbers, or not finite.
+        """
+        found = self._session.run(
+            ["mean", "log_var"], {"image": latents.check_batch(images, self.image_shape, "images", "encoder")}
+        )
+        return found[0], found[1]
+
+
+def _session(
+    path: Path, providers: Sequence[str] | None, kind: str, inputs: list[str], outputs: list[str]
+) -> tuple[Any, dict[str, str]]:
+    """An ONNX file of ours, opened, and its metadata.
+
+    Raises:
+        ExportError: it is missing, damaged, changed since it was exported, or something else.
+    """
+    if not path.is_file():
+        raise ExportError(f"no ONNX file at {path}")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ExportError(f"cannot read {path}: {error.strerror}") from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        with quiet_stderr():
+            session = onnxruntime.InferenceSession(content, options, providers=providers or _providers())
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        if "Unsupported model IR version" in str(error) or "only *guarantees* support" in str(error):
+            raise ExportError(
+                f"{path} is of a later version of ONNX than onnxruntime {onnxruntime.__version__} reads: update "
+                "onnxruntime"
+            ) from error
+        raise ExportError(f"{path} is no ONNX model that onnxruntime can read: export it again") from error
+    found = [value.name for value in session.get_inputs()], [value.name for value in session.get_outputs()]
+    if (found[0], sorted(found[1])) != (inputs, sorted(outputs)):
+        names = ", ".join((*found[0], *found[1]))
+        article = "an" if kind == "encoder" else "a"
+        raise ExportError(
+            f"{path} is no {kind}: it has {names} where {article} {kind} has {' and '.join((*inputs, *outputs))}"
+        )
+    metadata = dict(session.get_modelmeta().custom_metadata_map)
+    seal.check_onnx(content, metadata, path)
+    seal.check_version(metadata, path)
+    return session, metadata
 
 
 def open_decoder(path: Path) -> Opened:

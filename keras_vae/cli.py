@@ -543,7 +543,9 @@ def export(
         str, typer.Option(help="float32, or a smaller ONNX file: float16, or int8, calibrated on training images.")
     ] = "float32",
     data: Annotated[str | None, typer.Option(help="Images for int8; by default what the run trained on.")] = None,
-    encoder: Annotated[bool, typer.Option("--encoder", help="Give the SavedModel the signature encode too.")] = False,
+    encoder: Annotated[
+        bool, typer.Option("--encoder", help="Also encode: a signature of the SavedModel, and encoder.onnx.")
+    ] = False,
     version: Annotated[int, typer.Option(min=0, help="Of the SavedModel: TF Serving serves the highest.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
@@ -741,7 +743,7 @@ def _print_export(figures: dict[str, Any]) -> None:
         )
         print(f"{artifact['path']}: {equal}, {artifact['bytes'] / 1e6:.2f} MB")
     for path in figures["beside"]:
-        print(f"{path}: of the run, for these weights")
+        print(f"{path}: beside it, for these weights")
 
 
 def _print_verify(report: dict[str, Any]) -> None:

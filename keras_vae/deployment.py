@@ -14,6 +14,7 @@ from export.artifact import check_target, float32_copy, keras_runner
 from export.errors import ExportError, MissingRuntimeError
 from export.formats import FORMATS, PRECISIONS
 from export.verify import verify as compare
+from keras_vae._version import __version__
 from keras_vae.commands import data_of
 from keras_vae.errors import InputError
 from keras_vae.files import write_aside
@@ -22,6 +23,7 @@ from keras_vae.models import VECTORS_FILE, Model, check_exists, open_model, samp
 
 EXPORT_FOLDER = "export"
 TRITON = "triton"
+ENCODER_FILE = "encoder.onnx"
 CALIBRATION_IMAGES = 512
 SIDE_FILES = (VECTORS_FILE, *(sampler_file(Path(), kind).name for kind in samplers.KINDS[1:]))
 
@@ -43,18 +45,18 @@ def export(
         formats: keys of `export.formats.FORMATS`, and "triton": a model repository with the ONNX decoder.
         precision: of the ONNX decoder.
         source: for int8, images to calibrate on; by default what the run trained on.
-        encoder: whether the SavedModel gets the encoder too.
+        encoder: whether the SavedModel gets the encoder too, and an ONNX encoder is written beside the decoder.
         version: of the SavedModel, the name of its folder; TF Serving serves the highest.
 
     Returns:
         `artifacts`: for each its `format`, `precision`, `path`, `bytes`, and how far it is from the Keras decoder,
-        `max_difference` and `psnr` (dB). `beside`: the samplers and attribute vectors that were put there too.
+        `max_difference` and `psnr` (dB). `beside`: the encoder, samplers and attribute vectors that were put there too.
 
     Raises:
         InputError, ExportError, VerificationError: as `VAE.export`.
     """
-    if encoder and "tf_saved_model" not in formats:
-        raise InputError("--encoder goes into the SavedModel alone: add --format tf_saved_model, or leave it out")
+    if encoder and not {"tf_saved_model", "onnx"} & set(formats):
+        raise InputError("--encoder is for SavedModel and ONNX: add --format tf_saved_model or onnx, or leave it out")
     model = open_model(path)
     if model.vae is None:
         raise InputError(f"{path} is exported already: copy it, or give a run or .keras file")
@@ -89,6 +91,14 @@ def export(
             }
         )
     beside = _copy_side_files(model, folder)
+    if encoder and "onnx" in formats:
+        from export.encoder import export_encoder
+
+        with model.vae.averaged_weights():
+            metadata = {"keras_vae_version": __version__, "run_id": model.config.get("run_id", "")}
+            metadata["model"] = model.vae.fingerprint()
+            export_encoder(model.vae.encoder, folder / ENCODER_FILE, metadata)
+        beside.append(folder / ENCODER_FILE)
     if TRITON in formats:
         written = triton.write(targets["onnx"], folder / TRITON)
         like = next(each for each in artifacts if each["format"] == "onnx")

@@ -86,6 +86,7 @@ class AttributeVectors:
         linear: float32 (attributes, latent_dim), the normal of a linear classifier's plane, as long as the two means
             are apart along it: a strength of 1 goes as far in both.
         metadata: what is known about them, such as the model they were found for.
+        one_class: attributes that there are no vectors of, for all or none of the images had them.
 
     Raises:
         InputError: arrays of shapes that do not fit together, or no numbers.
@@ -99,6 +100,7 @@ class AttributeVectors:
     mean: np.ndarray
     linear: np.ndarray
     metadata: dict[str, str] = field(default_factory=dict)
+    one_class: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         shapes = {self.mean.shape, self.linear.shape}
@@ -123,6 +125,9 @@ class AttributeVectors:
         """
         if kind not in DIRECTIONS:
             raise InputError(f"unknown direction {kind!r}: choose {' or '.join(DIRECTIONS)}")
+        if name in self.one_class:
+            images = self.metadata.get("images", "its")
+            raise InputError(f"attribute {name!r} has images of one class only, among {images}: there is no way to it")
         return (self.mean if kind == "mean" else self.linear)[position(name, self.names)]
 
     def correlation(self, kind: str = "mean") -> np.ndarray:
@@ -139,7 +144,8 @@ class AttributeVectors:
         path = Path(path)
         if path.suffix != ".npz":
             raise InputError(f"{path}: name a file that ends in .npz")
-        entries = {"format_version": FORMAT_VERSION, "names": self.names, "metadata": self.metadata}
+        entries = {"format_version": FORMAT_VERSION, "names": self.names, "one_class": self.one_class}
+        entries["metadata"] = self.metadata
         with write_aside(path) as aside:
             np.savez(aside, vectors=np.array(json.dumps(entries)), mean=self.mean, linear=self.linear)
 
@@ -164,7 +170,8 @@ class AttributeVectors:
                 entries = json.loads(str(file["vectors"]))
                 if entries["format_version"] != FORMAT_VERSION:
                     raise InputError(f"{path} is of version {entries['format_version']!r}: update this package")
-                found = cls(tuple(entries["names"]), file["mean"], file["linear"], dict(entries["metadata"]))
+                names, one_class = tuple(entries["names"]), tuple(entries["one_class"])
+                found = cls(names, file["mean"], file["linear"], dict(entries["metadata"]), one_class)
         except (OSError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
             raise InputError(f"{path} is damaged, or holds no attribute vectors: find them again") from error
         except ValueError as error:

@@ -165,7 +165,7 @@ def test_what_cannot_run_here_is_skipped_unless_named(
         (("--out", "/proc/x"), "cannot write /proc/x"),
         (("--precision", "int4"), "float32, float16, int8"),
         (("--precision", "int8", "--format", "litert"), "int8 is for format 'onnx'"),
-        (("--encoder", "--format", "onnx"), "--encoder goes into the SavedModel"),
+        (("--encoder", "--format", "litert"), "--encoder is for SavedModel and ONNX"),
         (("--data", "faces"), "add --precision int8"),
         (("--precision", "int8", "--data", "nowhere"), "unknown data source 'nowhere'"),
     ],

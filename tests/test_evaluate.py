@@ -374,7 +374,7 @@ def test_traversals_and_maps(run: Path, tmp_path: Path, command: Command) -> Non
     ("arguments", "message"),
     [
         (("edit", "RUN", "--attribute", "smilling"), "no attribute 'smilling': did you mean smiling?"),
-        (("edit", "RUN", "--attribute", "antennae"), "no attribute 'antennae'"),
+        (("edit", "RUN", "--attribute", "antennae"), "attribute 'antennae' has images of one class only"),
         (("edit", "RUN", "--attribute", "hat", "--strength", "much"), "--strength 'much': give a range such as -2..2"),
         (("edit", "RUN", "--attribute", "hat", "--strength", "0..inf"), "give a range"),
         (("edit", "RUN", "--attribute", "hat", "--direction", "up"), "choose mean or linear"),

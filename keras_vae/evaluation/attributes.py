@@ -70,7 +70,7 @@ def vectors(encoded: Encoded, metadata: dict[str, str] | None = None) -> Attribu
         mean = encoded.mean[label].mean(axis=0) - encoded.mean[~label].mean(axis=0)
         found.append((mean, _normal(encoded.mean, label, mean)))
     mean, linear = (np.stack(each).astype(np.float32) for each in zip(*found, strict=True))
-    return AttributeVectors(names, mean, linear, metadata or {})
+    return AttributeVectors(names, mean, linear, metadata or {}, one_class(encoded))
 
 
 def _normal(z: np.ndarray, label: np.ndarray, difference: np.ndarray) -> np.ndarray:

@@ -1,0 +1,100 @@
+"""The encoder as an ONNX file of its own, beside the decoder's: images to mean and log-variance of their latents."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import onnx
+import tensorflow as tf
+import tf2onnx
+
+from export import graph, seal
+from export.artifact import float32_copy
+from export.errors import ExportError, VerificationError
+from export.files import aside, is_writable, replace
+from export.onnx import OPSET
+from export.runtime import Encoder
+from export.saved_model import mean_and_log_var
+
+OUTPUTS = ("mean", "log_var")
+TOLERANCE = 1e-4
+BATCH_SIZES = (1, 7)
+
+
+def export_encoder(encoder: keras.Model, path: Path, metadata: Mapping[str, str] | None = None) -> float:
+    """Writes an encoder as ONNX: `image`, float32 (batch, height, width, channels), to `mean` and `log_var`.
+
+    It computes in float32 whatever the encoder's precision, and is compared with Keras's on noise before it takes its
+    place.
+
+    Args:
+        encoder: Keras model that returns mean and log-variance.
+        path: a file ending in .onnx.
+        metadata: entries for the file.
+
+    Returns:
+        The largest difference from Keras that was found, relative to values above 1.
+
+    Raises:
+        ExportError: an encoder that cannot be exported, or a path that cannot be written.
+        VerificationError: the file differs from Keras by more than 1e-4; what was there stays.
+    """
+    if path.suffix != ".onnx" or path.is_dir():
+        raise ExportError(f"{path}: name a file that ends in .onnx")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not is_writable(parent):
+        raise ExportError(f"cannot write {path}: {parent} is not a folder that can be written to")
+    reference = float32_copy(encoder)
+    with aside(path) as new:
+        _write(reference, new, {"format_version": str(seal.FORMAT_VERSION), **(metadata or {})})
+        opened = Encoder(new, providers=["CPUExecutionProvider"])
+        difference = max(_difference(reference, opened, batch) for batch in BATCH_SIZES)
+        if not difference <= TOLERANCE:
+            raise VerificationError(f"{path} was not written: the encoder differs from Keras by {difference:.2g}")
+        del opened
+        replace(new, path)
+    return difference
+
+
+def _write(encoder: keras.Model, path: Path, metadata: Mapping[str, str]) -> None:
+    spec = tf.TensorSpec((None, *encoder.input_shape[1:]), tf.float32, name="image")
+
+    def encode(image: tf.Tensor) -> dict[str, tf.Tensor]:
+        return dict(zip(OUTPUTS, mean_and_log_var(encoder, image), strict=True))
+
+    function = tf.function(encode, input_signature=[spec], autograph=False)
+    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
+    model, _ = tf2onnx.convert.from_function(function, input_signature=function.input_signature, opset=OPSET)
+    image_shape = list(encoder.input_shape[1:])
+    latent_dim = _latent_dim(encoder)
+    outputs = {value.name: value for value in model.graph.output}
+    if model.graph.input[0].name != "image" or set(outputs) != set(OUTPUTS):
+        raise AssertionError("tf2onnx named the encoder's inputs and outputs otherwise")
+    for value, shape in ((model.graph.input[0], image_shape), *((outputs[name], [latent_dim]) for name in OUTPUTS)):
+        dims = [graph.BATCH, *shape]
+        value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, dims))
+    graph.tidy(model.graph, ("image", *OUTPUTS), "encoder")
+    onnx.helper.set_model_props(
+        model, {"latent_dim": str(latent_dim), "image_shape": json.dumps(image_shape), **metadata}
+    )
+    onnx.checker.check_model(model, full_check=True)
+    path.write_bytes(seal.seal_onnx(model.SerializeToString(deterministic=True)))
+
+
+def _latent_dim(encoder: keras.Model) -> int:
+    shapes: Any = encoder.output_shape
+    return int((shapes["mean"] if isinstance(shapes, dict) else shapes[0])[-1])
+
+
+def _difference(encoder: keras.Model, opened: Encoder, batch: int) -> float:
+    images = np.random.default_rng(0).uniform(size=(batch, *encoder.input_shape[1:])).astype(np.float32)
+    pairs = zip(opened.encode(images), mean_and_log_var(encoder, images), strict=True)
+    return max(
+        float((np.abs(found - np.asarray(wanted)) / np.maximum(1.0, np.abs(wanted))).max()) for found, wanted in pairs
+    )

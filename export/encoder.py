@@ -70,7 +70,9 @@ def _write(encoder: keras.Model, path: Path, metadata: Mapping[str, str]) -> Non
 
     function = tf.function(encode, input_signature=[spec], autograph=False)
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
-    model, _ = tf2onnx.convert.from_function(function, input_signature=function.input_signature, opset=OPSET)
+    model, _ = tf2onnx.convert.from_function(
+        function, input_signature=function.input_signature, opset=OPSET, custom_op_handlers={"Log1p": (_log1p, [])}
+    )
     image_shape = list(encoder.input_shape[1:])
     latent_dim = _latent_dim(encoder)
     outputs = {value.name: value for value in model.graph.output}
@@ -85,6 +87,14 @@ def _write(encoder: keras.Model, path: Path, metadata: Mapping[str, str]) -> Non
     )
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(seal.seal_onnx(model.SerializeToString(deterministic=True)))
+
+
+def _log1p(context: Any, node: Any, name: str, _: Any) -> None:
+    """log(1 + x), which tf2onnx 1.17 does not know, and ONNX has no operation for."""
+    one = context.make_const(f"{name}_one", np.array(1.0, np.float32)).output[0]
+    added = context.make_node("Add", [node.input[0], one]).output[0]
+    context.replace_input(node, node.input[0], added, 0)
+    node.type = "Log"
 
 
 def _latent_dim(encoder: keras.Model) -> int:

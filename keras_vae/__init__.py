@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from keras_vae import data, distributions, networks, perceptual, precision, schedules
     from keras_vae.distributions import DiagonalGaussian
     from keras_vae.perceptual import PerceptualLoss
+    from keras_vae.pretrained import from_pretrained
     from keras_vae.vae import VAE
 
 _HOMES = {
     "VAE": "keras_vae.vae",
     "PerceptualLoss": "keras_vae.perceptual",
     "DiagonalGaussian": "keras_vae.distributions",
+    "from_pretrained": "keras_vae.pretrained",
 }
 _MODULES = ("data", "distributions", "networks", "perceptual", "precision", "schedules")
 
@@ -38,6 +40,7 @@ __all__ = [
     "__version__",
     "data",
     "distributions",
+    "from_pretrained",
     "networks",
     "perceptual",
     "precision",

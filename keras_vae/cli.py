@@ -39,10 +39,26 @@ def _path(given: str) -> Path:
     return Path(given)
 
 
+def _model(given: str) -> Path:
+    """Any MODEL: a path, or the name of a pretrained one."""
+    from keras_vae import pretrained  # not for --help
+
+    return pretrained.resolve(_path(given), whole=False)
+
+
+def _vae(given: str) -> Path:
+    """A MODEL with its encoder: a path, or the name of a pretrained one."""
+    from keras_vae import pretrained  # not for --help
+
+    return pretrained.resolve(_path(given), whole=True)
+
+
 ModelArgument = Annotated[
     Path,
     typer.Argument(
-        parser=_path, metavar="MODEL", help="Run folder, .keras file, SavedModel folder, .onnx, .tflite or .xml file."
+        parser=_model,
+        metavar="MODEL",
+        help="Run folder, .keras file, SavedModel folder, .onnx, .tflite or .xml file, or a pretrained model's name.",
     ),
 ]
 DataOption = Annotated[
@@ -65,7 +81,9 @@ CodesOption = Annotated[
 VectorsOption = Annotated[
     Path | None, typer.Option(parser=_path, help="Attribute vectors; a run's own, or those beside the decoder.")
 ]
-VAEArgument = Annotated[Path, typer.Argument(parser=_path, metavar="MODEL", help="Run folder or .keras file.")]
+VAEArgument = Annotated[
+    Path, typer.Argument(parser=_vae, metavar="MODEL", help="Run folder, .keras file, or a pretrained model's name.")
+]
 DEFAULT_FORMATS = "tf_saved_model,onnx"
 EVERY_FORMAT = (*FORMATS, "triton")
 
@@ -527,6 +545,33 @@ def compare(
         _check_exists(run, whole=True)
     with _reporting(as_json, _print_comparison) as report:
         report(_library("keras_vae.comparing").compare(runs, data, out, count, seed))
+
+
+@app.command()
+def explore(
+    model: Annotated[
+        Path,
+        typer.Argument(parser=_vae, metavar="[MODEL]", help="Run folder, .keras file, or a pretrained model's name."),
+    ] = Path("avatars"),
+    out: Annotated[
+        Path | None, typer.Option(parser=_path, help="Folder to write, instead of serving the page.")
+    ] = None,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="To serve on, on this machine; 0 takes a free one.")
+    ] = 8000,
+    runtime: Annotated[
+        Path | None, typer.Option(parser=_path, help="Folder of onnxruntime-web's files, as npm installs them.")
+    ] = None,
+    data: RunsDataOption = None,
+    title: Annotated[str, typer.Option(help="Of the page; the model's name.")] = "",
+) -> None:
+    """Play with a model on a page in the browser.
+
+    Sliders for latents and attributes, samples to pick from and to morph between, pictures to start from. The page
+    computes in the browser: a folder written with --out works from any web server.
+    """
+    _check_exists(model, whole=True)
+    _library("keras_vae.explorer").explore(model, out, port, runtime, data, title)
 
 
 @app.command()

@@ -251,7 +251,7 @@ const SUM_ENTRY = [0x72, 0x4a, 0x0a, 0x06, ...new TextEncoder().encode("sha256")
 const SUM_DIGITS = 64;
 
 /** Compares a file with the checksum in it, where it has one and this page may compute one (https, or this machine). */
-async function checkSum(name, bytes) {
+export async function checkSum(name, bytes) {
   const start = bytes.length - SUM_ENTRY.length - SUM_DIGITS;
   if (start < 0 || !SUM_ENTRY.every((value, index) => bytes[start + index] === value)) return;
   if (!globalThis.crypto?.subtle) return;
@@ -263,7 +263,7 @@ async function checkSum(name, bytes) {
 }
 
 /** The bytes of a model, and what to call it. */
-async function read(source) {
+export async function read(source) {
   if (source instanceof Blob) {
     return { name: source.name ?? "the model", bytes: new Uint8Array(await source.arrayBuffer()) };
   }

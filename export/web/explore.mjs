@@ -1,0 +1,334 @@
+/** The explorer: sliders for latents and attributes, samples to pick from and to morph between, pictures to start from.
+ *
+ * What is shown is one latent vector: that of the picked sample or picture, or one on the way between two, with the
+ * sliders' directions added. All of it is in the address.
+ */
+
+import { Decoder, DecoderError, toRGBA } from "./decoder.mjs";
+import { Encoder, pixelsOf } from "./encoder.mjs";
+
+const RUNTIME = new URL("./ort/", import.meta.url);
+const SAMPLES = 16;
+const LATENT_RANGE = 3;
+const ATTRIBUTE_RANGE = 2;
+
+/** What is on the page; `settings` has the sliders' values, by their names. */
+export const state = { decoder: null, encoder: null, about: null, seed: 0, grid: null, first: null, second: null, settings: {} };
+
+const at = (id) => document.getElementById(id);
+
+// ---------------------------------------------------------------- latents
+
+/** The latents of what is shown. */
+export function latents() {
+  const way = Number(at("way").value);
+  const z = state.second ? between(state.first, state.second, way) : Float32Array.from(state.first);
+  for (const [name, direction] of directions()) {
+    const strength = state.settings[name] ?? 0;
+    if (strength) direction.forEach((value, index) => (z[index] += strength * value));
+  }
+  return z;
+}
+
+/** Along the arc between two latents, their lengths in between too. */
+export function between(one, other, way) {
+  const length = (z) => Math.hypot(...z);
+  const [first, second] = [length(one), length(other)];
+  const cosine = one.reduce((sum, value, index) => sum + value * other[index], 0) / (first * second);
+  const angle = Math.acos(Math.min(1, Math.max(-1, cosine)));
+  if (!(angle > 1e-6 && angle < Math.PI - 1e-6)) return one.map((value, index) => (1 - way) * value + way * other[index]);
+  const now = (1 - way) * first + way * second;
+  const [a, b] = [Math.sin((1 - way) * angle) / first, Math.sin(way * angle) / second];
+  return one.map((value, index) => (now * (a * value + b * other[index])) / Math.sin(angle));
+}
+
+function* directions() {
+  for (const { name, index, deviation } of state.about.latents) {
+    const direction = new Float32Array(state.decoder.latentDim);
+    direction[index] = deviation;
+    yield [name, direction];
+  }
+  for (const { name, vector } of state.about.attributes) yield [name, vector];
+}
+
+// ---------------------------------------------------------------- what the page does
+
+let wanted = false;
+let working = null;
+
+/** Shows what is set; while one picture is computed, of all that are asked for only the last is next. */
+export function show() {
+  wanted = true;
+  working ??= (async () => {
+    try {
+      while (wanted) {
+        wanted = false;
+        const begin = performance.now();
+        paint(at("large"), await state.decoder.decode(latents()));
+        say(`${(performance.now() - begin).toFixed(0)} ms`);
+      }
+      remember();
+    } finally {
+      working = null;
+    }
+  })();
+  return working;
+}
+
+/** Draws samples of a seed to pick from. */
+export async function draw(seed) {
+  state.seed = seed;
+  state.grid = state.decoder.latents(SAMPLES, seed);
+  if (state.about.mixture) state.grid = fromMixture(state.about.mixture, state.grid, seed);
+  const images = await state.decoder.decode(state.grid);
+  const canvases = at("grid").children.length ? at("grid").querySelectorAll("canvas") : emptyGrid();
+  canvases.forEach((canvas, index) => paint(canvas, images, index));
+  press(null);
+}
+
+/** Starts from latents: those of a sample, or of a picture. */
+export function start(z, index = null) {
+  if (at("morphing").getAttribute("aria-pressed") === "true" && state.first) {
+    state.second = z;
+    at("way").value = 1;
+    at("morph").hidden = false;
+  } else {
+    state.first = z;
+    state.second = null;
+    at("morph").hidden = true;
+  }
+  shown(at("way"));
+  press(index);
+  return show();
+}
+
+/** Starts from a picture. */
+export async function startFrom(file) {
+  let picture;
+  try {
+    picture = await createImageBitmap(file);
+  } catch (error) {
+    throw new DecoderError(`${file.name ?? "the file"} is no picture that this browser can read`, { cause: error });
+  }
+  return start(await state.encoder.encode(pixelsOf(picture, state.encoder.imageShape)));
+}
+
+function sample(index) {
+  const { latentDim } = state.decoder;
+  return state.grid.slice(index * latentDim, (index + 1) * latentDim);
+}
+
+/** Standard normal numbers, a row a draw, as draws from a mixture of Gaussians; which one, the row's place tells. */
+function fromMixture({ weights, means, factors }, noise, seed) {
+  const size = means[0].length;
+  const found = new Float32Array(noise.length);
+  for (let row = 0; row * size < noise.length; row++) {
+    let left = ((row + 0.5) / SAMPLES + seed * 0.6180339887) % 1; // spread evenly over the weights
+    let chosen = 0;
+    while (chosen < weights.length - 1 && left >= weights[chosen]) left -= weights[chosen++];
+    for (let index = 0; index < size; index++) {
+      let value = means[chosen][index];
+      for (let column = 0; column <= index; column++) value += factors[chosen][index][column] * noise[row * size + column];
+      found[row * size + index] = value;
+    }
+  }
+  return found;
+}
+
+// ---------------------------------------------------------------- the address
+
+const pack = (z) => btoa(String.fromCharCode(...new Uint8Array(Float32Array.from(z).buffer)));
+
+function unpack(text) {
+  try {
+    const z = new Float32Array(Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer);
+    return z.length === state.decoder.latentDim && z.every(Number.isFinite) ? z : null;
+  } catch {
+    return null; // not what this page wrote
+  }
+}
+
+function remember() {
+  const entries = new URLSearchParams({ seed: state.seed, z: pack(state.first) });
+  if (state.second) {
+    entries.set("to", pack(state.second));
+    entries.set("way", at("way").value);
+  }
+  for (const [name, value] of Object.entries(state.settings)) if (value) entries.set(`s.${name}`, value);
+  history.replaceState(null, "", `#${entries}`);
+}
+
+async function recall() {
+  const entries = new URLSearchParams(location.hash.slice(1));
+  const seed = Number(entries.get("seed") ?? 0);
+  await draw(Number.isInteger(seed) && seed >= 0 && seed < 2 ** 32 ? seed : 0);
+  for (const input of document.querySelectorAll(".sliders input")) {
+    const value = Number(entries.get(`s.${input.name}`) ?? 0);
+    input.value = Number.isFinite(value) ? value : 0;
+    set(input);
+  }
+  const [first, second] = ["z", "to"].map((name) => entries.has(name) && unpack(entries.get(name)));
+  state.first = first || sample(0);
+  state.second = second || null;
+  at("way").value = state.second ? entries.get("way") : 0;
+  shown(at("way"));
+  at("morph").hidden = !state.second;
+  if (!first) press(0);
+  return show();
+}
+
+// ---------------------------------------------------------------- how
+
+async function load(name) {
+  const answer = await fetch(name);
+  if (!answer.ok) throw new DecoderError(`no ${name} beside the page: write it with keras-vae explore`);
+  return answer.json();
+}
+
+async function begin() {
+  const about = await load("explorer.json");
+  const ort = await import(new URL("ort.wasm.bundle.min.mjs", RUNTIME));
+  ort.env.wasm.wasmPaths = { wasm: new URL("ort-wasm-simd-threaded.wasm", RUNTIME).href };
+  ort.env.wasm.numThreads = crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency) : 1;
+  state.decoder = await Decoder.load(ort, "decoder.onnx");
+  for (const each of about.attributes) each.vector = Float32Array.from(each.vector);
+  state.about = about;
+  document.title = about.name;
+  at("name").textContent = about.name;
+  fill("attributes", about.attributes, ATTRIBUTE_RANGE);
+  fill("latents", about.latents, LATENT_RANGE);
+  await recall();
+  if (about.encoder) {
+    state.encoder = await Encoder.load(ort, "encoder.onnx");
+    at("upload").hidden = false;
+  }
+}
+
+function fill(id, entries, range) {
+  at(id).hidden = !entries.length;
+  const labels = entries.map(({ name, label }) => {
+    const slider = document.createElement("label");
+    const text = Object.assign(document.createElement("span"), { textContent: label ?? name });
+    const input = Object.assign(document.createElement("input"), { type: "range", name, min: -range, max: range, step: 0.05, value: 0 });
+    slider.append(text, document.createElement("output"), input);
+    return slider;
+  });
+  at(id).querySelector(".sliders").replaceChildren(...labels);
+}
+
+function set(input) {
+  state.settings[input.name] = Number(input.value);
+  shown(input);
+}
+
+function shown(input) {
+  input.parentElement.querySelector("output").textContent = Number(input.value).toFixed(2).replace(/\.?0+$/, "");
+}
+
+function emptyGrid() {
+  const items = Array.from({ length: SAMPLES }, (_, index) => {
+    const button = Object.assign(document.createElement("button"), { type: "button" });
+    button.dataset.index = index;
+    button.setAttribute("aria-label", `Sample ${index + 1}`);
+    button.append(document.createElement("canvas"));
+    const item = document.createElement("li");
+    item.append(button);
+    return item;
+  });
+  at("grid").replaceChildren(...items);
+  return at("grid").querySelectorAll("canvas");
+}
+
+function press(index) {
+  for (const button of at("grid").querySelectorAll("button")) {
+    button.setAttribute("aria-pressed", String(index !== null && Number(button.dataset.index) === index));
+  }
+}
+
+function paint(canvas, images, index = 0) {
+  const { data, width, height } = toRGBA(images, index);
+  Object.assign(canvas, { width, height });
+  canvas.getContext("2d").putImageData(new ImageData(data, width, height), 0, 0);
+}
+
+function say(text) {
+  at("status").textContent = text;
+}
+
+function complain(error) {
+  at("error").textContent = error.message ?? String(error);
+  at("error").hidden = false;
+  say("");
+  if (!(error instanceof DecoderError)) console.error(error);
+}
+
+const doing = (work) => async (event) => {
+  at("error").hidden = true;
+  try {
+    await work(event);
+  } catch (error) {
+    complain(error);
+  }
+};
+
+// ---------------------------------------------------------------- what the reader does
+
+document.addEventListener(
+  "input",
+  doing(({ target }) => {
+    if (target.type !== "range") return undefined;
+    if (target.id === "way") shown(target);
+    else set(target);
+    return show();
+  }),
+);
+at("grid").addEventListener(
+  "click",
+  doing(({ target }) => {
+    const button = target.closest("button");
+    return button && start(sample(Number(button.dataset.index)), Number(button.dataset.index));
+  }),
+);
+at("new").addEventListener("click", doing(() => draw(Math.floor(Math.random() * 1_000_000)).then(remember)));
+at("morphing").addEventListener("click", ({ target }) => {
+  const on = target.getAttribute("aria-pressed") !== "true";
+  target.setAttribute("aria-pressed", String(on));
+  say(on ? "Pick what to morph to." : "");
+});
+at("reset").addEventListener(
+  "click",
+  doing(() => {
+    for (const input of document.querySelectorAll(".sliders input")) {
+      input.value = 0;
+      set(input);
+    }
+    return show();
+  }),
+);
+at("file").addEventListener(
+  "change",
+  doing(() => {
+    const [file] = at("file").files;
+    at("file").value = "";
+    return file && startFrom(file);
+  }),
+);
+at("save").addEventListener("click", () => {
+  at("large").toBlob((blob) => {
+    const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: "picture.png" });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+  });
+});
+at("share").addEventListener("click", async () => {
+  try {
+    await navigator.clipboard.writeText(location.href);
+    say("Address copied.");
+  } catch {
+    say("Copy the address from the address bar."); // pages that are neither local nor https may not write the clipboard
+  }
+});
+addEventListener("hashchange", doing(recall));
+
+/** Settles when the first picture is shown, or a message says why not. */
+export const ready = begin().catch(complain);

@@ -1,0 +1,184 @@
+"""What `keras-vae explore` does: a static page on which a decoder can be played with, or that page served here."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.server
+import importlib.util
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export import samplers
+from export.encoder import export_encoder
+from export.errors import ExportError
+from export.files import aside, replace
+from export.samplers import GaussianMixture
+from keras_vae.errors import InputError
+from keras_vae.evaluation.fitting import encode_training, vectors_of
+from keras_vae.models import VECTORS_FILE, Model, open_model, sampler_file
+
+PAGE = ("explore.html", "explore.mjs", "decoder.mjs", "encoder.mjs")
+RUNTIME = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
+RUNTIME_FOLDER = "ort"
+ABOUT = "explorer.json"
+LATENTS = 12
+DIGITS = 5
+MARK = "explore.mjs"  # by which a folder is known to be one of ours
+
+
+def write(
+    path: Path, out: Path, runtime: Path | None = None, source: str | None = None, name: str = ""
+) -> dict[str, Any]:
+    """Writes the page with the model's decoder and encoder; any web server, or none of one's own, can serve the folder.
+
+    Args:
+        path: a run or .keras file.
+        out: the folder to write; an earlier one of the kind is replaced.
+        runtime: folder of onnxruntime-web's two files; by default where `npm ci` puts them.
+        source: images that the latents' strengths, and attributes, are found by; what the run trained on.
+        name: the page's title.
+
+    Returns:
+        `folder`, `latents` and `attributes`, how many sliders of each, and `bytes`.
+
+    Raises:
+        InputError, ExportError: no model, no runtime, or a folder of something else.
+    """
+    runtime = find_runtime(runtime)
+    if out.exists() and not (out / MARK).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} holds something else: name a new folder, or an explorer's")
+    model = open_model(path)
+    vae = model.whole("exploring")
+    about = _about(model, source, name or _title(path))
+    with aside(out) as new:
+        new.mkdir()
+        vae.export(new / "decoder.onnx", format="onnx", run_id=model.config.get("run_id", ""))
+        with vae.averaged_weights():
+            export_encoder(vae.encoder, new / "encoder.onnx", {"model": vae.fingerprint()})
+        for file in PAGE:
+            shutil.copyfile(_web() / file, new / ("index.html" if file == "explore.html" else file))
+        (new / RUNTIME_FOLDER).mkdir()
+        for file in RUNTIME:
+            shutil.copyfile(runtime / file, new / RUNTIME_FOLDER / file)
+        (new / ABOUT).write_text(json.dumps(about))
+        replace(new, out)
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    return {
+        "folder": str(out),
+        "latents": len(about["latents"]),
+        "attributes": len(about["attributes"]),
+        "bytes": size,
+    }
+
+
+def serve(folder: Path, port: int) -> None:
+    """Serves a folder to browsers on this machine until it is interrupted.
+
+    Raises:
+        InputError: the port is taken.
+    """
+    handler = functools.partial(_Handler, directory=str(folder))
+    try:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
+    except OSError as error:
+        raise InputError(f"cannot listen on port {port} ({error.strerror}): give another --port") from error
+    with server:
+        print(f"http://127.0.0.1:{server.server_port}/ (Ctrl-C ends it)", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
+
+
+def explore(path: Path, out: Path | None, port: int, runtime: Path | None, source: str | None, name: str = "") -> None:
+    """Writes the page into a folder, or serves it from one of its own until it is interrupted."""
+    if out is not None:
+        found = write(path, out, runtime, source, name)
+        print(f"{out}: {found['latents']} latents, {found['attributes']} attributes, {found['bytes'] / 1e6:.0f} MB")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write(path, Path(folder) / "explorer", runtime, source, name)
+        serve(Path(folder) / "explorer", port)
+
+
+class _Handler(http.server.SimpleHTTPRequestHandler):
+    extensions_map = {**http.server.SimpleHTTPRequestHandler.extensions_map, ".mjs": "text/javascript"}  # noqa: RUF012
+
+    def end_headers(self) -> None:
+        # They isolate the page, which threads require.
+        self.send_header("Cross-Origin-Opener-Policy", "same-origin")
+        self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
+        self.send_header("Cache-Control", "no-cache")
+        super().end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def find_runtime(folder: Path | None) -> Path:
+    """The folder with onnxruntime-web's two files.
+
+    Raises:
+        InputError: they are not there.
+    """
+    places = [_web() / "node_modules" / "onnxruntime-web" / "dist", Path("node_modules/onnxruntime-web/dist")]
+    if folder is not None:
+        places = [folder, folder / "dist", folder / "onnxruntime-web" / "dist"]
+    for place in places:
+        if all((place / file).is_file() for file in RUNTIME):
+            return place
+    where = folder or places[0]
+    raise InputError(
+        f"onnxruntime-web, which the page computes with, is not in {where}: npm install onnxruntime-web, and give "
+        "--runtime node_modules/onnxruntime-web/dist"
+    )
+
+
+def _web() -> Path:
+    spec = importlib.util.find_spec("export")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "web"
+
+
+def _title(path: Path) -> str:
+    return path.resolve().parent.name if path.suffix == ".keras" else path.resolve().name
+
+
+def _about(model: Model, source: str | None, name: str) -> dict[str, Any]:
+    vae = model.whole("exploring")
+    encoded = encode_training(model, vae, source, limit=5_000)
+    kl = encoded.kl_per_latent()
+    deviations = np.sqrt(encoded.mean.var(axis=0) + np.exp(encoded.log_var).mean(axis=0))
+    latents = [
+        {"name": f"latent {each}", "index": int(each), "deviation": round(float(deviations[each]), DIGITS)}
+        for each in np.argsort(-kl)[:LATENTS]
+    ]
+    attributes: list[dict[str, Any]] = []
+    folder = model.path if model.kind == "run" else model.path.parent
+    with contextlib.suppress(InputError):  # images without attributes
+        vectors = vectors_of(model, vae, source) if model.kind == "run" else None
+        if vectors is None and (folder / VECTORS_FILE).is_file():
+            from keras_vae.latent_space import AttributeVectors
+
+            vectors = AttributeVectors.load(folder / VECTORS_FILE, model.latent_dim, vae.fingerprint())
+        if vectors is not None:
+            attributes = [
+                {"name": each, "label": each.replace("_", " "), "vector": _rounded(vectors.direction(each))}
+                for each in vectors.names
+            ]
+    about = {"name": name, "encoder": True, "latents": latents, "attributes": attributes, "mixture": None}
+    file = sampler_file(folder, GaussianMixture.kind)
+    if file.is_file():
+        with contextlib.suppress(ExportError):  # of other weights
+            mixture = samplers.load(file, model.latent_dim, vae.fingerprint())
+            about["mixture"] = {key: _rounded(value) for key, value in mixture.arrays().items()}
+    return about
+
+
+def _rounded(values: np.ndarray) -> Any:
+    return np.round(values.astype(np.float64), DIGITS).tolist()

@@ -1,0 +1,164 @@
+"""Trains the models that come with the package, from nothing, and writes their folders.
+
+    python saved_models/make.py [NAME ...] [--work FOLDER]
+
+Each gets `model.keras`, the SavedModel `1`, `decoder.onnx`, `encoder.onnx`, `gmm.npz`, `vectors.npz`, `config.json`,
+`evaluation.json`, pictures, a card (README.md) and SHA256SUMS. A folder takes its place when all of it is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import keras
+
+HERE = Path(__file__).parent
+COMMAND = "from keras_vae.cli import main; main()"
+MODELS: dict[str, dict[str, Any]] = {
+    "avatars": {
+        "title": "avatars, 64x64: cartoon faces",
+        "train": [
+            *("--data", "avatars", "--image-size", "64", "--perceptual", "hed-vgg16", "--batch-size", "16"),
+            *("--learning-rate", "2e-3", "--learning-rate-decay", "0.9", "--kl-target", "80", "--beta", "30"),
+            *("--ema", "0.999", "--minutes", "12"),
+        ],
+        "data": "16,000 avatars and 2,000 held out, drawn by python-avatars (MIT); artwork: Avataaars by Pablo "
+        "Stanley, free for personal and commercial use.",
+        "limits": "Samples are softer than reconstructions; hats and hair of rare shapes are approximated.",
+    },
+    "fashion_mnist": {
+        "title": "Fashion-MNIST, 32x32: clothes, grey",
+        "train": [
+            *("--data", "tfds:fashion_mnist", "--image-size", "32", "--latent-dim", "32", "--perceptual", "hed-vgg16"),
+            *("--batch-size", "64", "--learning-rate", "1e-3", "--learning-rate-decay", "0.9", "--kl-target", "25"),
+            *("--beta", "10", "--ema", "0.999", "--minutes", "8"),
+        ],
+        "data": "60,000 images and 10,000 held out of Fashion-MNIST (Xiao et al. 2017, arXiv 1708.07747), MIT licence, "
+        "resized from 28x28.",
+        "limits": "Prints and lettering on clothes are lost.",
+    },
+}
+SAMPLERS = ("prior", "gmm")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MODELS)}; all")
+    parser.add_argument("--work", type=Path, help="folder for the runs; a temporary one")
+    options = parser.parse_args()
+    for name in options.names or MODELS:
+        if name not in MODELS:
+            raise SystemExit(f"no model {name!r}: choose of {', '.join(MODELS)}")
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in options.names or MODELS:
+            make(name, (options.work or Path(temporary)) / name)
+
+
+def make(name: str, run: Path) -> None:
+    settings = MODELS[name]
+    if not (run / "model.keras").is_file():
+        keras_vae("train", "--out", run, *settings["train"])
+    new = HERE / f".{name}.new"
+    shutil.rmtree(new, ignore_errors=True)
+    evaluations = {}
+    for sampler in SAMPLERS:
+        keras_vae("sample", run, "--sampler", sampler, "--out", run / f"{sampler}.png")
+        keras_vae("evaluate", run, "--sampler", sampler, "--out", run / f"evaluation-{sampler}")
+        evaluations[sampler] = json.loads((run / f"evaluation-{sampler}" / "evaluation.json").read_text())
+    keras_vae("reconstruct", run, "--out", run / "reconstructions.png")
+    keras_vae("attributes", run)
+    keras_vae("export", run, "--encoder", "--out", new)
+    keras_vae("verify", run, new / "1", new / "decoder.onnx")
+    vae = keras.saving.load_model(run / "model.keras")
+    bare = type(vae).from_config(vae.get_config())
+    with vae.averaged_weights():
+        bare.set_weights(vae.get_weights())
+    bare.save(new / "model.keras")  # without the optimizer, which is more than half of the run's
+    for source in ("gmm.png", "prior.png", "reconstructions.png", "config.json"):
+        shutil.copyfile(run / source, new / source)
+    attributes = json.loads((run / "attributes" / "attributes.json").read_text())
+    (new / "evaluation.json").write_text(json.dumps(evaluations, indent=1) + "\n")
+    (new / "README.md").write_text(card(name, run, evaluations, attributes))
+    sums = [
+        f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.relative_to(new)}"
+        for file in sorted(new.rglob("*"))
+        if file.is_file()
+    ]
+    (new / "SHA256SUMS").write_text("\n".join(sums) + "\n")
+    shutil.rmtree(HERE / name, ignore_errors=True)
+    new.rename(HERE / name)
+
+
+def card(name: str, run: Path, evaluations: dict[str, Any], attributes: dict[str, Any]) -> str:
+    settings = MODELS[name]
+    config = json.loads((run / "config.json").read_text())
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    figures, drawn = evaluations["prior"], evaluations["gmm"]["samples"]
+    shape = ", ".join(map(str, keras.saving.load_model(run / "model.keras").image_shape))
+    made = figures["reconstructions"]
+    command = f"keras-vae train {' '.join(settings['train'])}"
+    speed = f"{last['step']:,} steps at {last['images_per_second']:.0f} images/s"
+    similar = (
+        f"PSNR {made['psnr']:.1f} dB, SSIM {made['ssim']:.3f}, sharpness {made['sharpness']:.2f} of the originals'"
+    )
+    distances = [each["frechet_distance"] for each in (figures["samples"], drawn, figures["training_images"])]
+    rows = {
+        "input, output": f"`z` float32 [batch, {config['latent_dim']}] to `image` float32 [batch, {shape}] in [0, 1]",
+        "made by": f"`python saved_models/make.py {name}` at commit {commit()}: `{command}`",
+        "training": f"{speed}, {config['precision']}, seed {config['seed']}",
+        "run": config["run_id"],
+        f"on {figures['images']:,} held-out images": f"ELBO {figures['elbo']:,.0f} nats, KL {figures['kl']:.1f} nats",
+        "reconstructions": f"{similar}, Fréchet distance {made['frechet_distance']:.1f}",
+        "samples of the prior, of the mixture": f"Fréchet distance {distances[0]:.1f}, {distances[1]:.1f} (training "
+        f"images {distances[2]:.1f})",
+        "attributes told from latents": f"balanced accuracy {attributes['balanced_accuracy']:.3f}, mean of "
+        f"{len(attributes['predictions'])}",
+    }
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    return f"""# {settings["title"]}
+
+Files: `model.keras` (`keras_vae.from_pretrained("{name}")`), `1/` SavedModel, `decoder.onnx`, `encoder.onnx`,
+`gmm.npz` (a mixture to draw latents from), `vectors.npz` (directions of attributes), `SHA256SUMS`.
+
+| | |
+|---|---|
+{table}
+
+Distances are in {figures["features"]}; they are not the FID.
+
+![64 draws from the mixture](gmm.png)
+
+*`keras-vae sample {name} --sampler gmm`; from the prior they are in [prior.png](prior.png).*
+
+![Held-out images above their reconstructions](reconstructions.png)
+
+*Held-out images above their reconstructions.*
+
+Limits: {settings["limits"]}
+
+Data: {settings["data"]} Licence of the weights: MIT, as the project.
+"""
+
+
+def commit() -> str:
+    found = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip() or "unknown"
+
+
+def keras_vae(*arguments: object) -> None:
+    print("keras-vae", *arguments, flush=True)
+    subprocess.run([sys.executable, "-c", COMMAND, *map(str, arguments)], check=True)
+
+
+if __name__ == "__main__":
+    main()

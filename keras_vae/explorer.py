@@ -50,9 +50,9 @@ def write(
     Raises:
         InputError, ExportError: no model, no runtime, or a folder of something else.
     """
-    runtime = find_runtime(runtime)
     if out.exists() and not (out / MARK).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} holds something else: name a new folder, or an explorer's")
+    runtime = find_runtime(runtime)
     model = open_model(path)
     vae = model.whole("exploring")
     about = _about(model, source, name or _title(path))

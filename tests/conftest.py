@@ -19,6 +19,8 @@ import keras_vae
 from keras_vae import cli
 from keras_vae.data import tfds_sets
 
+pytest_plugins = ("browser",)  # fixtures that several modules share, and take long to make
+
 FACES = Path(__file__).resolve().parents[2] / "shared" / "faces" / "images"
 
 

@@ -43,6 +43,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--kl-target", type=float, help="nats to steer each KL to; beta 1 without")
     parser.add_argument("--perceptual", default="hed-vgg16")
+    parser.add_argument("--objectives", nargs="+", default=OBJECTIVES, choices=OBJECTIVES)
+    parser.add_argument(
+        "--attributes-only", action="store_true", help="leave the samplers out, whose figures take minutes"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/latents"))
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -50,12 +54,13 @@ def main() -> None:
     steered = "" if options.kl_target is None else f", KL {options.kl_target:g}"
     path = options.out / "latents.json"
     found: dict[str, Any] = json.loads(path.read_text())["models"] if path.exists() else {}
-    for objective in OBJECTIVES:
+    for objective in options.objectives:
         name = objective + steered
         run = options.runs / name.replace(", KL ", "-")
         if not (run / "model.keras").is_file():
             train(run, objective, options)
-        found[name] = measure(run, options.out / "latents" / f"{run.name}.png")
+        picture = None if options.attributes_only else options.out / "latents" / f"{run.name}.png"
+        found[name] = measure(run, picture)
         result = {
             "device": runners.device_name("cpu"),
             "cores": os.cpu_count(),
@@ -78,7 +83,7 @@ def train(run: Path, objective: str, options: argparse.Namespace) -> None:
     subprocess.run([sys.executable, "-c", COMMAND, "train", *arguments], check=True)
 
 
-def measure(run: Path, picture: Path) -> dict[str, Any]:
+def measure(run: Path, picture: Path | None) -> dict[str, Any]:
     model = open_model(run)
     vae = model.whole("measuring")
     seen = encode_training(model, vae, None, with_attributes=True)
@@ -89,13 +94,16 @@ def measure(run: Path, picture: Path) -> dict[str, Any]:
     figures: dict[str, Any] = {"predictions": [asdict(each) for each in predictions]}
     for name in ("balanced_accuracy", "accuracy", "majority", "auc"):
         figures[name] = float(np.mean([getattr(each, name) for each in predictions]))
+    figures["steps"] = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    figures["kl"] = float(unseen.kl_per_latent().sum())
+    if picture is None:
+        return figures
     rows = []
     for sampler in SAMPLERS:
         evaluated = evaluating.evaluate(run, evaluating.Options(sampler=sampler, out=run / sampler))
         figures[sampler] = evaluated["samples"]
         rows.append(model.sample(12, 0, sampler_of(model, vae, sampler, None)))
-    figures |= {name: evaluated[name] for name in ("images", "kl", "reconstructions", "posterior", "training_images")}
-    figures["steps"] = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    figures |= {name: evaluated[name] for name in ("images", "reconstructions", "posterior", "training_images")}
     pictures.save(pictures.labelled_rows(np.stack(rows), list(SAMPLERS)), picture)
     return figures
 
@@ -129,6 +137,7 @@ def tables(found: dict[str, Any]) -> str:
         + " | ".join(f"{each[sampler]['frechet_distance']:.1f}" for sampler in SAMPLERS)
         + f" | {each['training_images']['frechet_distance']:.1f} |"
         for name, each in found.items()
+        if "prior" in each
     ]
     return "\n".join(lines) + "\n"
 

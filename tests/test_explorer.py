@@ -131,7 +131,9 @@ def test_samples_are_picked_and_morphed_between_by_keyboard(site: Site, explored
     assert np.abs(one - other).max() > 0.1
     explored["way"].send_keys(Keys.HOME)
     explored.wait_for(lambda: np.allclose(explored.run("return Array.from(page.latents())"), one, atol=1e-5))
-    between = np.array(explored.run("return Array.from(page.between(given[0], given[1], 0.5))", one.tolist(), other.tolist()))
+    between = np.array(
+        explored.run("return Array.from(page.between(given[0], given[1], 0.5))", one.tolist(), other.tolist())
+    )
     np.testing.assert_allclose(between, latent_space.interpolate(one, other, 3)[1], atol=1e-4)
 
 

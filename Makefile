@@ -44,7 +44,7 @@ scaling: $(VENV)/.bench  ## training by one worker and by several: benchmarks/re
 	$(BIN)/python -m benchmarks.scaling
 
 latents: $(VENV)/.bench  ## what latents of a folder of faces know, and samplers: benchmarks/results/latents.*
-	$(BIN)/python -m benchmarks.latents $(if $(FACES),--faces $(FACES))
+	$(BIN)/python -m benchmarks.latents --steps 3500 --kl-target 150 $(if $(FACES),--faces $(FACES))
 
 saved-models: $(VENV)/.demo  ## train the models that come with the package again, half an hour: saved_models/
 	$(BIN)/python saved_models/make.py

@@ -1,8 +1,8 @@
 """What latents of faces know, and where samples are better drawn from than the prior.
 
-    python -m benchmarks.latents --faces FOLDER --minutes 5
+    python -m benchmarks.latents --faces FOLDER --steps 3500 --kl-target 150
 
-trains `plain`, `vae-123` and `vae-345` on a folder of faces with attributes for some minutes each, and measures on its
+trains `plain`, `vae-123` and `vae-345` on a folder of faces with attributes for as many steps each, and measures on its
 held-out tenth: how well linear classifiers tell ten attributes from the latents, and how far samples are from photos
 with each sampler. Writes benchmarks/results/latents.json, latents.md and pictures in latents/. Runs that are in --runs
 already are not trained again.
@@ -40,7 +40,9 @@ COMMAND = "from keras_vae.cli import main; main()"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faces", type=Path, default=FACES)
-    parser.add_argument("--minutes", type=float, default=5.0)
+    limit = parser.add_mutually_exclusive_group(required=True)
+    limit.add_argument("--minutes", type=float, help="of training, the same for each")
+    limit.add_argument("--steps", type=int, help="of training, the same for each")
     parser.add_argument("--kl-target", type=float, help="nats to steer each KL to; beta 1 without")
     parser.add_argument("--perceptual", default="hed-vgg16")
     parser.add_argument("--objectives", nargs="+", default=OBJECTIVES, choices=OBJECTIVES)
@@ -65,7 +67,6 @@ def main() -> None:
             "device": runners.device_name("cpu"),
             "cores": os.cpu_count(),
             "versions": runners.versions(("keras-vae", "keras", "tensorflow", "scikit-learn")),
-            "minutes": options.minutes,
             "perceptual": options.perceptual,
             "models": found,
         }
@@ -76,7 +77,8 @@ def main() -> None:
 
 def train(run: Path, objective: str, options: argparse.Namespace) -> None:
     perceptual = "none" if objective == "plain" else options.perceptual
-    arguments = ["--data", str(options.faces), "--out", str(run), "--minutes", str(options.minutes)]
+    arguments = ["--data", str(options.faces), "--out", str(run)]
+    arguments += ["--steps", str(options.steps)] if options.steps else ["--minutes", str(options.minutes)]
     arguments += ["--preset", objective, "--perceptual", perceptual, "--checkpoint-minutes", "60"]
     if options.kl_target is not None:
         arguments += ["--kl-target", str(options.kl_target)]

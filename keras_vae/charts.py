@@ -47,7 +47,9 @@ def matrix(values: np.ndarray, names: Sequence[str], title: str) -> Image.Image:
     if len(names) <= 16:
         for row, column in np.ndindex(values.shape):
             if np.isfinite(values[row, column]):
-                axes.text(column, row, f"{values[row, column]:.1f}", ha="center", va="center", fontsize=6)
+                colour = "white" if abs(values[row, column]) > 0.6 else "black"
+                text = f"{values[row, column]:.1f}".replace("-0.0", "0.0")
+                axes.text(column, row, text, ha="center", va="center", fontsize=6, color=colour)
     figure.colorbar(shown, shrink=0.6)
     return _drawn(figure)
 

@@ -67,7 +67,10 @@ def attributes(path: Path, source: str | None, out: Path | None, seed: int = 0) 
     notes = []
     try:
         gap = disentanglement.mutual_information_gap(seen.mean, factors, names)
-        found = disentanglement.dci(seen.mean, factors, unseen.mean, unseen_factors, names, seed)
+        with progress.bar(len(names), "growing forests", "attributes") as bar:
+            found = disentanglement.dci(
+                seen.mean, factors, unseen.mean, unseen_factors, names, seed, lambda name: bar.update(1)
+            )
         figures |= {"mutual_information_gap": gap.mean, **asdict(found)}
     except InputError as error:
         notes.append(str(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,6 +86,7 @@ def dci(
     unseen_factors: np.ndarray,
     names: tuple[str, ...],
     seed: int = 0,
+    each: Callable[[str], None] = lambda name: None,
 ) -> DCI:
     """DCI of Eastwood and Williams 2018, with the importances of random forests, as they propose.
 
@@ -93,16 +95,18 @@ def dci(
         unseen_latents, unseen_factors: others.
         names: of the factors.
         seed: of the forests.
+        each: called with the name of every factor that is done.
 
     Raises:
         InputError: as `mutual_information_gap`.
     """
     _check(latents, factors, names)
     importances, right = [], []
-    for factor, unseen in zip(factors.T, unseen_factors.T, strict=True):
+    for name, factor, unseen in zip(names, factors.T, unseen_factors.T, strict=True):
         forest = RandomForestClassifier(TREES, max_depth=DEPTH, random_state=seed, n_jobs=-1).fit(latents, factor)
         importances.append(forest.feature_importances_)
         right.append(float((forest.predict(unseen_latents) == unseen).mean()))
+        each(name)
     return dci_of_importances(np.stack(importances, axis=1), float(np.mean(right)))
 
 

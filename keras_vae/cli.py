@@ -549,10 +549,7 @@ def compare(
 
 @app.command()
 def explore(
-    model: Annotated[
-        Path,
-        typer.Argument(parser=_vae, metavar="[MODEL]", help="Run folder, .keras file, or a pretrained model's name."),
-    ] = Path("avatars"),
+    model: VAEArgument,
     out: Annotated[
         Path | None, typer.Option(parser=_path, help="Folder to write, instead of serving the page.")
     ] = None,

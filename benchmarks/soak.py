@@ -33,10 +33,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--data", default="avatars")
+    parser.add_argument("--keep", type=Path, help="the run folder, to be kept; a temporary one")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options, more = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run"
+        run = options.keep or Path(folder) / "run"
         training = ["--data", options.data, "--minutes", str(options.minutes), "--out", str(run), *more]
         samples = _watch([sys.executable, "-c", "from keras_vae.cli import main; main()", "train", *training])
         epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

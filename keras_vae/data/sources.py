@@ -420,7 +420,7 @@ def _from_dataset(dataset: tf.data.Dataset, image_size: int | None, crop: int | 
         return prepared.filter(lambda *each: (each[3] < HELD_OUT_PERCENT) == test).map(lambda *each: each[0])
 
     sizes = (int((~held_out).sum()), int(held_out.sum()))
-    train, test = _cached((part(False), part(True)), len(buckets), shape)
+    train, test = _cached((part(False), part(True)), sizes, shape)
     return _Sequential(name, shape, train, test, *sizes, (), skips, own_shape=tuple(spec.shape))
 
 
@@ -460,10 +460,18 @@ _CACHES: list[tempfile.TemporaryDirectory[str]] = []  # removed when the program
 
 
 def _cached(
-    parts: tuple[tf.data.Dataset, tf.data.Dataset], count: int, shape: tuple[int, int, int]
+    parts: tuple[tf.data.Dataset, tf.data.Dataset], sizes: tuple[int, int], shape: tuple[int, int, int]
 ) -> tuple[tf.data.Dataset, tf.data.Dataset]:
-    """Examples kept after the first epoch: in memory where all fit, else on disk, else not."""
-    size = count * int(np.prod(shape))
+    """Examples kept after the first epoch: in memory where all fit, else on disk, else not.
+
+    An iterator that is given up tells what it reads from to stop, and a `prefetch` there answers that it has come to
+    its end (TensorFlow 2.21): the cache would take what it has for all there is. Sizes that are asserted keep it from
+    that.
+    """
+    parts = tuple(
+        part.apply(tf.data.experimental.assert_cardinality(size)) for part, size in zip(parts, sizes, strict=True)
+    )
+    size = sum(sizes) * int(np.prod(shape))
     if fits_in_memory(size):
         return parts[0].cache(), parts[1].cache()
     if fits_on_disk(size):
@@ -523,10 +531,9 @@ def _from_builder(
     def part(examples: tf.data.Dataset) -> tf.data.Dataset:
         return examples.map(prepare, num_parallel_calls=pipelines.CORES)
 
-    count = opened.train_size + opened.test_size
-    train, test = _cached((part(opened.train()), part(opened.test())), count, shape)
-    skips = Skips(name, count)
     sizes = (opened.train_size, opened.test_size)
+    train, test = _cached((part(opened.train()), part(opened.test())), sizes, shape)
+    skips = Skips(name, sum(sizes))
     return _Sequential(name, shape, train, test, *sizes, attribute_names, skips, own_shape=tuple(opened.image_shape))
 
 

@@ -66,12 +66,12 @@ def shares(names: Sequence[str], values: dict[str, Sequence[float]], title: str)
     axes = figure.subplots()
     height = 0.8 / len(values)
     for number, (label, each) in enumerate(values.items()):
-        axes.barh(np.arange(len(names)) + number * height, each, height, label=label)
+        axes.barh(np.arange(len(names)) + number * height, each, height, label=label.replace("_", " "))
     axes.set_yticks(np.arange(len(names)) + 0.4 - height / 2, names, fontsize=8)
     axes.invert_yaxis()
     axes.set(xlim=(0, 1), title=title)
     axes.axvline(0.5, color="0.5", linewidth=0.8, linestyle=":")
-    axes.legend(fontsize=8, loc="lower left")
+    figure.legend(fontsize=8, loc="outside lower center", ncols=len(values))
     return _drawn(figure)
 
 

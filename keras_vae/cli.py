@@ -10,6 +10,7 @@ import importlib
 import json
 import math
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,7 +59,7 @@ ModelArgument = Annotated[
     typer.Argument(
         parser=_model,
         metavar="MODEL",
-        help="Run folder, .keras file, SavedModel folder, .onnx, .tflite or .xml file, or a pretrained model's name.",
+        help="Run folder, .keras file, SavedModel folder, .onnx, .tflite or .xml file.",
     ),
 ]
 DataOption = Annotated[
@@ -81,16 +82,20 @@ CodesOption = Annotated[
 VectorsOption = Annotated[
     Path | None, typer.Option(parser=_path, help="Attribute vectors; a run's own, or those beside the decoder.")
 ]
-VAEArgument = Annotated[
-    Path, typer.Argument(parser=_vae, metavar="MODEL", help="Run folder, .keras file, or a pretrained model's name.")
-]
+VAEArgument = Annotated[Path, typer.Argument(parser=_vae, metavar="MODEL", help="Run folder or .keras file.")]
 DEFAULT_FORMATS = "tf_saved_model,onnx"
 EVERY_FORMAT = (*FORMATS, "triton")
 
 
 def main() -> None:
     """Runs the command line. Exit status: 0 done, 2 wrong use or bad input, 1 anything else."""
+    signal.signal(signal.SIGTERM, _terminated)  # training has its own way to stop
     sys.exit(run(sys.argv[1:]))
+
+
+def _terminated(number: int, frame: object) -> None:
+    # As an exception: temporary files are removed on its way.
+    raise StoppedError("stopped", number)
 
 
 def run(arguments: list[str]) -> int:
@@ -107,7 +112,7 @@ def run(arguments: list[str]) -> int:
         return _fail(error, 128 + error.signal)
     except typer.TyperException as error:
         return _fail(f"{error.format_message()} (see keras-vae --help)", error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort):  # what was being written is not put in place
         return _fail("interrupted", 130)
     except Exception as error:
         if os.environ.get("KERAS_VAE_TRACEBACK"):
@@ -421,7 +426,7 @@ def interpolate(
     data: RunsDataOption = None,
     out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("interpolation.png"),
     count: Annotated[int, typer.Option(help="Rows, where neither images nor codes are given.")] = 6,
-    steps: Annotated[int, typer.Option(help="Images in a row, both ends included.")] = 10,
+    steps: Annotated[int, typer.Option(help="Images of a way, both ends included.")] = 10,
     method: Annotated[str, typer.Option(help="linear or spherical.")] = "spherical",
     seed: SeedOption = 0,
     as_json: JsonOption = False,

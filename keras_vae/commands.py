@@ -51,12 +51,17 @@ def data_of(model: Model, vae: VAE, source: str | None, batch_size: int, attribu
         InputError: it does not say what it was trained on, or the images are of no use to it.
     """
     given = source
-    source = source or model.config.get("data")
+    source = model.config.get("data") if source is None else source
     if source is None:
         raise InputError(f"{model.path} does not say what it was trained on: give --data")
     height, width, channels = vae.image_shape
     size = height if height == width else None  # images that are not square come in their own size
-    images = data.load(source, size, batch_size, crop=model.config.get("crop"), attributes=attributes)
+    try:
+        images = data.load(source, size, batch_size, crop=model.config.get("crop"), attributes=attributes)
+    except InputError as error:
+        if given is not None:
+            raise
+        raise InputError(f"{error} ({model.path} was trained on it; --data takes other images)") from error
     if images.image_shape != vae.image_shape:
         found, wanted = ("x".join(map(str, shape)) for shape in (images.image_shape, vae.image_shape))
         raise InputError(f"the images of {source} are {found}: {model.path} takes {wanted}")

@@ -74,6 +74,7 @@ def compare(runs: Sequence[Path], source: str | None, out: Path, count: int, see
     rows: list[np.ndarray] = []
     samples: list[np.ndarray] = []
     originals: np.ndarray | None = None
+    evaluated: list[Any] = []
     source = source or models[0].config.get("data")
     for name, model in zip(names, models, strict=True):
         vae = model.whole("comparing")
@@ -84,10 +85,15 @@ def compare(runs: Sequence[Path], source: str | None, out: Path, count: int, see
             figures.setdefault(figure, {})[name] = value
         figures.setdefault(f"PSNR of these {len(images)}, dB", {})[name] = psnr(images, made)
         figures.setdefault(f"sharpness of these {len(images)}", {})[name] = sharpness_ratio(images, made)
+        evaluated.append(_measured_with(model))
         originals = images if originals is None or images.shape[1] > originals.shape[1] else originals
         rows.append(made)
         samples.append(model.sample(len(images), seed))
     assert originals is not None
+    if any(options != evaluated[0] for options in evaluated if options and evaluated[0]):
+        print(
+            "the runs were evaluated on other images, or in other ways: their figures do not compare", file=sys.stderr
+        )
     shape = originals.shape[1:3]
     shown = [originals, *rows, *samples]
     picture = pictures.labelled_rows(
@@ -140,6 +146,14 @@ def _figures(model: Model) -> dict[str, Any]:
         label = f"{group}: " if group else ""
         shown |= {f"{label}{key}": values[key] for key in keys if values.get(key) is not None}
     return shown
+
+
+def _measured_with(model: Model) -> Any:
+    """What the figures of a run depend on besides the run."""
+    try:
+        return json.loads((model.path / FOLDER / FIGURES).read_text()).get("options")
+    except (OSError, ValueError):
+        return None
 
 
 def _enlarged(images: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -123,7 +123,9 @@ def _copy_side_files(model: Model, folder: Path) -> list[Path]:
         except (InputError, ExportError) as error:
             print(f"{error}; it is not copied", file=sys.stderr)
             continue
-        if found.metadata.get("model") == own:
+        if found.metadata.get("model") != own:
+            print(f"{source} is of earlier weights: it is not copied; fit it again", file=sys.stderr)
+        else:
             with write_aside(target) as aside:
                 shutil.copyfile(source, aside)
             copied.append(target)

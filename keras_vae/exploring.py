@@ -66,7 +66,9 @@ def interpolate(path: Path, start: Start, steps: int, method: str, out: Path) ->
     for one, other in ends:
         decoded = _decode(model, latent_space.interpolate(z[one], z[other], steps, method))
         found.append(decoded if images is None else np.concatenate([images[one][None], decoded, images[other][None]]))
-    pictures.save(pictures.grid(np.concatenate(found), len(found[0])), out)
+    ends_shown = ["image"] if images is not None else []
+    heads = [*ends_shown, *(f"{way:.2g}" for way in np.linspace(0, 1, steps)), *ends_shown]
+    pictures.save(pictures.labelled_rows(np.stack(found), [str(row + 1) for row in range(len(found))], heads), out)
     return {"picture": str(out), "rows": len(found), "steps": steps, "method": method}
 
 
@@ -101,15 +103,16 @@ def edit(
     check_output_file(out, pictures.ENDINGS)
     if not names:
         raise InputError("no attribute to edit: give --attribute NAME")
-    if not strengths or len(strengths) > STEPS_AT_MOST or not all(math.isfinite(each) for each in strengths):
-        raise InputError(f"{len(strengths)} strengths: give 1 to {STEPS_AT_MOST} numbers")
+    _check_numbers("--strength", strengths)
+    if len(set(names)) < len(names):
+        raise InputError("an attribute is given twice: give each once")
     if vectors is not None and not vectors.is_file():
         raise InputError(f"no attribute vectors at {vectors}: find them with `keras-vae attributes RUN`")
     model = open_model(path)
-    known = vectors_for(model, vectors, start.source)
+    known = vectors_for(model, vectors, start.source, [name.removeprefix("-") for name in names])
     changes = {name: _signed(known, name, direction) for name in names}
     if together:
-        changes = {" ".join(names): np.sum(list(changes.values()), axis=0)}
+        changes = {", ".join(names): np.sum(list(changes.values()), axis=0)}
     z, images = _starts(model, start)
     if len(z) * len(changes) > ROWS_AT_MOST:
         raise InputError(f"{len(z)} images with {len(changes)} edits: give at most {ROWS_AT_MOST} rows")
@@ -120,7 +123,7 @@ def edit(
             decoded = _decode(model, code + factors * change)
             rows.append(decoded if images is None else np.concatenate([images[index][None], decoded]))
             labels.append(name)
-    heads = [*(["image"] if images is not None else []), *(f"{each:+g}" for each in strengths)]
+    heads = [*(["image"] if images is not None else []), *(_signed_text(each) for each in strengths)]
     pictures.save(pictures.labelled_rows(np.stack(rows), labels, heads), out)
     return {
         "picture": str(out),
@@ -145,8 +148,7 @@ def traverse(path: Path, start: Start, latents: int, values: Sequence[float], ou
     """
     check_output_file(out, pictures.ENDINGS)
     _counted("--latents", latents)
-    if not values or len(values) > STEPS_AT_MOST or not all(math.isfinite(each) for each in values):
-        raise InputError(f"{len(values)} values: give 1 to {STEPS_AT_MOST} numbers")
+    _check_numbers("--values", values)
     model = open_model(path)
     latents = min(latents, model.latent_dim, ROWS_AT_MOST)
     z, images = _starts(model, Start(start.images, start.codes, start.source, 1, start.seed))
@@ -161,13 +163,13 @@ def traverse(path: Path, start: Start, latents: int, values: Sequence[float], ou
     rows = [_decode(model, latent_space.traverse(z[0], each, values)) for each in strongest]
     if images is not None:
         rows = [np.concatenate([images[0][None], row]) for row in rows]
-    heads = [*(["image"] if images is not None else []), *(f"{each:+g}" for each in values)]
+    heads = [*(["image"] if images is not None else []), *(_signed_text(each) for each in values)]
     pictures.save(pictures.labelled_rows(np.stack(rows), labels, heads), out)
     return {**figures, "latents": strongest}
 
 
-def vectors_for(model: Model, file: Path | None, source: str | None) -> AttributeVectors:
-    """Attribute vectors for a model, wherever they are.
+def vectors_for(model: Model, file: Path | None, source: str | None, wanted: Sequence[str] = ()) -> AttributeVectors:
+    """Attribute vectors for a model, wherever they are; where they have to be found first, only if all wanted can be.
 
     Raises:
         InputError: there are none, or they are another model's.
@@ -182,7 +184,7 @@ def vectors_for(model: Model, file: Path | None, source: str | None) -> Attribut
         return AttributeVectors.load(beside, model.latent_dim, own)
     from keras_vae.evaluation.fitting import vectors_of  # TensorFlow is loaded by now
 
-    return vectors_of(model, model.vae, source)
+    return vectors_of(model, model.vae, source, wanted)
 
 
 def parse_numbers(given: str, option: str, steps: int = 5) -> tuple[float, ...]:
@@ -292,10 +294,21 @@ def _signed(vectors: AttributeVectors, name: str, direction: str) -> np.ndarray:
     return vectors.direction(name, direction)
 
 
+def _signed_text(number: float) -> str:
+    return f"{number:+g}" if number else "0"
+
+
 def _counted(option: str, value: int) -> int:
     if not 1 <= value <= ROWS_AT_MOST:
         raise InputError(f"{option} {value}: give 1 to {ROWS_AT_MOST}")
     return value
+
+
+def _check_numbers(option: str, values: Sequence[float]) -> None:
+    if not 1 <= len(values) <= STEPS_AT_MOST:
+        raise InputError(f"{option} has {len(values)} numbers: give 1 to {STEPS_AT_MOST}")
+    if not all(math.isfinite(each) for each in values):
+        raise InputError(f"{option} has numbers that are not finite: give others")
 
 
 def _check_steps(steps: int, least: int) -> None:

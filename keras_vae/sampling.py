@@ -40,6 +40,8 @@ def check_sampler(name: str) -> None:
         InputError: it is refused.
     """
     if name not in KINDS and not Path(name).is_file():
+        if name.endswith(samplers.ENDING):
+            raise InputError(f"no sampler at {name}: choose {', '.join(KINDS)}, or the file of one")
         raise InputError(f"unknown sampler {name!r}: choose {', '.join(KINDS)}, or a sampler's .npz file")
 
 

@@ -54,7 +54,7 @@ def is_multi_worker(name: str) -> bool:
     """Whether the strategy of that name comes to several workers here."""
     cluster = _cluster()
     workers = 0 if cluster is None else sum(map(len, cluster[0].values()))
-    return name == "multi-worker" or (name == "auto" and workers > 1)
+    return name in ("auto", "multi-worker") and workers > 1  # one alone is a machine like any other
 
 
 def choose(name: str = "auto") -> tuple[tf.distribute.Strategy, str]:
@@ -80,7 +80,7 @@ def choose(name: str = "auto") -> tuple[tf.distribute.Strategy, str]:
         replicas = strategy.num_replicas_in_sync
         return strategy, f"{kind} {index} of {number} workers with {_counted(replicas, 'replica')} altogether"
     gpus = tf.config.list_logical_devices("GPU")
-    if name == "mirrored" or (name == "auto" and len(gpus) > 1):
+    if name == "mirrored" or (name in ("auto", "multi-worker") and len(gpus) > 1):
         devices = [device.name for device in gpus or tf.config.list_logical_devices("CPU")]
         return _mirrored(tuple(devices)), _counted(len(devices), "replica") + " on this machine"
     return tf.distribute.get_strategy(), "one device"
@@ -123,8 +123,11 @@ def _cluster() -> tuple[dict[str, list[str]], str, int] | None:
         cluster, task = config.get("cluster") or {}, config.get("task") or {}
         workers = {str(kind): list(addresses) for kind, addresses in cluster.items()}
         kind, index = str(task.get("type", "")), int(task.get("index", 0))
+        if any(isinstance(addresses, str) for addresses in cluster.values()):
+            raise TypeError("addresses are a list")
     except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"TF_CONFIG cannot be read ({error}): give {example}") from error
+        reason = str(error) if isinstance(error, json.JSONDecodeError) else "it is no cluster and task"
+        raise InputError(f"TF_CONFIG cannot be read ({reason}): give {example}") from error
     if not workers:
         return None
     others = sorted(set(workers) - set(TASKS))

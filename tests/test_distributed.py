@@ -202,6 +202,8 @@ def cluster(index: int, ports: list[int], kind: str = "worker", **others: list[s
         ("", "which is not set"),
         ("{", "TF_CONFIG cannot be read"),
         ('{"cluster": {"worker": 3}, "task": {}}', "TF_CONFIG cannot be read"),
+        ('{"cluster": {"worker": "localhost:1"}}', "TF_CONFIG cannot be read (it is no cluster and task)"),
+        ("[]", "TF_CONFIG cannot be read (it is no cluster and task)"),
         (cluster(2, [1, 2]), "task 'worker' 2 is none of its cluster's"),
         (cluster(0, [1, 2], ps=["a:1"]), "has ps in its cluster"),
         (cluster(0, [1, 2], kind="chief"), "task 'chief' 0 is none"),
@@ -216,6 +218,15 @@ def test_a_cluster_that_cannot_be_is_refused_at_once(
     assert result.status == 2
     assert said in result.err
     assert not out.exists()
+
+
+def test_a_cluster_of_one_is_a_machine_like_any_other(
+    command: Command, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TF_CONFIG", cluster(0, [1]))
+    result = command("train", "--data", image_folder, "--out", tmp_path / "run", *OPTIONS, "--strategy", "multi-worker")
+    assert result.status == 0, result.err
+    assert (tmp_path / "run" / "model.keras").is_file()
 
 
 def test_who_is_chief_and_what_auto_comes_to(monkeypatch: pytest.MonkeyPatch) -> None:

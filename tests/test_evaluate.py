@@ -186,6 +186,9 @@ def test_memory_does_not_grow_with_the_number_of_images(
     [
         (("--features", "alexnet"), "unknown feature network 'alexnet'"),
         (("--sampler", "flow"), "unknown sampler 'flow': choose prior, gmm, second-stage"),
+        (("--sampler", "none.npz"), "no sampler at none.npz"),
+        (("--features", "none", "--feature-weights", "w.pth"), "no network to be of"),
+        (("--data", ""), "the source is empty"),
         (("--samples", 0), "--samples 0: give a whole number from 1 on"),
         (("--limit", -1), "--limit -1"),
         (("--data", "nowhere"), "nowhere"),
@@ -248,7 +251,7 @@ def test_a_sampler_is_fitted_again_to_other_weights(run: Path, tmp_path: Path, c
     refused = command("sample", work, "--sampler", work / "gmm.npz", *picture)
     assert (refused.status, "fitted for other weights" in refused.err) == (2, True)
     assert command("export", work, "--out", tmp_path / "exported", "--format", "onnx").status == 0
-    assert not (tmp_path / "exported" / "gmm.npz").exists()
+    assert not (tmp_path / "exported" / "gmm.npz").exists()  # and it says so
     assert command("sample", work, "--sampler", "gmm", *picture).status == 0
     assert samplers.load(work / "gmm.npz").metadata["model"] != before
     (work / "gmm.npz").write_bytes(b"damaged")
@@ -377,6 +380,9 @@ def test_traversals_and_maps(run: Path, tmp_path: Path, command: Command) -> Non
         (("edit", "RUN", "--attribute", "antennae"), "attribute 'antennae' has images of one class only"),
         (("edit", "RUN", "--attribute", "hat", "--strength", "much"), "--strength 'much': give a range such as -2..2"),
         (("edit", "RUN", "--attribute", "hat", "--strength", "0..inf"), "give a range"),
+        (("edit", "RUN", "--attribute", "hat", "--strength", "nan"), "--strength has numbers that are not finite"),
+        (("edit", "RUN", "--attribute", "hat", "--attribute", "hat"), "given twice"),
+        (("traverse", "RUN", "--values", "1e400"), "--values has numbers that are not finite"),
         (("edit", "RUN", "--attribute", "hat", "--direction", "up"), "choose mean or linear"),
         (("edit", "RUN", "--attribute", "hat", "--image", "none.png"), "no image at none.png"),
         (("edit", "RUN", "--attribute", "hat", "--image", "FILE"), "cannot read the image"),
@@ -444,6 +450,10 @@ def test_compare_shows_what_differs(run: Path, labelled_folder: Path, tmp_path: 
     assert "other has not been evaluated" in outcome.err
     assert Image.open(tmp_path / "c.png").height > 5 * 32
     assert "latent_dim" in command("compare", run, other, "--out", tmp_path / "c.png").out
+    for model, limit in ((run, 20), (other, 30)):
+        assert command("evaluate", model, "--features", "none", "--limit", limit).status == 0
+    outcome = command("compare", run, other, "--out", tmp_path / "c.png")
+    assert "their figures do not compare" in outcome.err
 
 
 def test_python_can_do_all_of_it(run: Path) -> None:

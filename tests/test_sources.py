@@ -395,3 +395,23 @@ def test_celeb_a_is_read_and_cropped(celeb_a: Any) -> None:
     assert len(loaded.attribute_names) == 40
     assert "Smiling" in loaded.attribute_names
     assert set(np.unique(batch["attributes"])) <= {0, 1}
+
+
+def test_an_iterator_that_is_given_up_does_not_cut_the_cache_short() -> None:
+    """What reads ahead is told to stop, and answers that it has come to its end; that must not be kept."""
+
+    def slow(number: int) -> int:
+        time.sleep(0.005)
+        return number
+
+    counts = []
+    for _ in range(5):
+        part = tf.data.Dataset.range(40).map(lambda number: tf.numpy_function(slow, [number], tf.int64)).prefetch(1)
+        cached, _ = sources._cached((part, part), (40, 40), (1, 1, 1))
+        batches = cached.batch(10).prefetch(2)
+        given_up = iter(batches)
+        next(given_up)
+        del given_up
+        time.sleep(0.05)
+        counts.append(sum(len(batch) for batch in batches))
+    assert counts == [40] * 5

@@ -122,7 +122,9 @@ def load(
     parts = _open(source, image_size, crop, attributes, strict)
     if attributes and not parts.attribute_names:
         hint = tables.hint(Path(parts.name)) if Path(parts.name).is_dir() else ""
-        raise InputError(f"{parts.name} has no attributes: {hint or 'load it without them'}")
+        raise InputError(
+            f"{parts.name} has no attributes: {hint or 'give a table of them, attributes.csv, or a subfolder a class'}"
+        )
     height, width, _ = parts.image_shape
     if not 0 <= random_crop < min(height, width):
         raise InputError(

@@ -78,7 +78,8 @@ def evaluate(path: Path, options: Options) -> dict[str, Any]:
         `keras_vae.evaluation.bounds.Bound`; `bits_per_dim`, or for likelihoods that are densities
         `density_bits_per_dim`; `reconstructions`, `samples` and `training_images`, figures of these against the
         held-out images; `posterior`, as `posterior.aggregate_posterior`; `notes`, what could not be measured and why;
-        `model`, the SHA-256 of its weights; where it wrote them, `figures` and `report`.
+        `options`, what it was measured with; `model`, the SHA-256 of its weights; where it wrote them, `figures` and
+        `report`.
 
     Raises:
         InputError: no model, a decoder alone, unusable data, numbers below 1, or a folder that cannot be written to.
@@ -88,6 +89,8 @@ def evaluate(path: Path, options: Options) -> dict[str, Any]:
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} {value}: give a whole number from 1 on")
     check_sampler(options.sampler)
+    if options.features == NO_FEATURES and options.feature_weights is not None:
+        raise InputError("--feature-weights has no network to be of: leave out --features none")
     model = open_model(path)
     vae = model.whole("evaluating")
     out = options.out or (path / FOLDER if model.kind == "run" else None)
@@ -129,6 +132,14 @@ class _Evaluation:
     ) -> None:
         self.model, self.vae, self.data, self.network, self.sampler = model, vae, images, network, sampler
         self.seed = options.seed
+        # What the figures depend on besides the model.
+        self.options = {
+            "data": images.name,
+            "limit": options.limit,
+            "features": options.features,
+            "sampler": sampler.kind,
+            "seed": options.seed,
+        }
         self.batch_size = options.batch_size or model.config.get("batch_size", BATCH)
         self.count = min(images.test_size, options.limit or images.test_size)
         self.sample_count = options.samples or min(self.count, KEPT)
@@ -148,7 +159,7 @@ class _Evaluation:
         if held_out is not None:
             found["training_images"] = self._training_images(held_out)
         found["posterior"] = self._posterior()
-        return {**found, "notes": self.notes, "model": self.vae.fingerprint()}
+        return {**found, "notes": self.notes, "options": self.options, "model": self.vae.fingerprint()}
 
     def _test(self) -> tf.data.Dataset:
         test = self.data.test.unbatch().take(self.count).batch(self.batch_size)
@@ -280,7 +291,9 @@ class _Evaluation:
         ours, theirs = made.kept(), real.kept()
         if min(len(ours), len(theirs)) > distances.NEIGHBOURS:
             found = distances.kernel_distance(theirs, ours, seed=self.seed)
-            figures |= {kernel: found.mean, f"{kernel}_deviation": found.deviation}
+            figures |= {kernel: found.mean, f"{kernel}_subset": found.subset}
+            if found.subset < max(len(ours), len(theirs)):  # else all subsets are the same
+                figures[f"{kernel}_deviation"] = found.deviation
             shares = distances.precision_recall(theirs, ours)
             figures |= {"precision": shares.precision, "recall": shares.recall}
         else:

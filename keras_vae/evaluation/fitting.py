@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from export import samplers as files
 from export.errors import ExportError
@@ -14,7 +15,7 @@ from keras_vae.evaluation import attributes
 from keras_vae.evaluation.encoding import LIMIT, Encoded, encode
 from keras_vae.evaluation.samplers import FITS
 from keras_vae.files import write_aside
-from keras_vae.latent_space import AttributeVectors
+from keras_vae.latent_space import AttributeVectors, position
 from keras_vae.models import BATCH, VECTORS_FILE, Model, sampler_file
 from keras_vae.vae import VAE
 
@@ -57,8 +58,13 @@ def sampler_of(model: Model, vae: VAE, name: str, source: str | None, seed: int 
     return sampler
 
 
-def vectors_of(model: Model, vae: VAE, source: str | None) -> AttributeVectors:
+def vectors_of(model: Model, vae: VAE, source: str | None, wanted: Sequence[str] = ()) -> AttributeVectors:
     """The attribute vectors of a model; a run keeps them, and finds them once.
+
+    Args:
+        model, vae: the model.
+        source: images with attributes; what the model was trained on.
+        wanted: attributes without which there is nothing to be done.
 
     Raises:
         InputError: its images have no attributes, or none that both classes fill.
@@ -73,7 +79,7 @@ def vectors_of(model: Model, vae: VAE, source: str | None) -> AttributeVectors:
         else:
             if all(found.metadata.get(key) == value for key, value in known.items()):
                 return found
-    return keep_vectors(model, vae, encode_training(model, vae, source, with_attributes=True), source)
+    return keep_vectors(model, vae, encode_training(model, vae, source, True, wanted=wanted), source)
 
 
 def keep_vectors(model: Model, vae: VAE, seen: Encoded, source: str | None) -> AttributeVectors:
@@ -92,14 +98,21 @@ def keep_vectors(model: Model, vae: VAE, seen: Encoded, source: str | None) -> A
 
 
 def encode_training(
-    model: Model, vae: VAE, source: str | None, with_attributes: bool = False, limit: int = LIMIT
+    model: Model,
+    vae: VAE,
+    source: str | None,
+    with_attributes: bool = False,
+    limit: int = LIMIT,
+    wanted: Sequence[str] = (),
 ) -> Encoded:
     """Posteriors of the images that a model was trained on, or others' training part: 20,000 of them at most.
 
     Raises:
-        InputError: as `commands.data_of`.
+        InputError: as `commands.data_of`, or a wanted attribute that is none of theirs.
     """
     images = data_of(model, vae, source, batch_size=1, attributes=with_attributes)
+    for name in wanted:
+        position(name, images.attribute_names)
     count = min(images.train_size, limit)
     batches = images.train_from(0).unbatch().take(count).batch(BATCH)
     names = images.attribute_names if with_attributes else ()

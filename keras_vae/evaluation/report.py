@@ -41,13 +41,15 @@ NAMES = {
     "ssim": ("SSIM", "1 is the same"),
     "ms_ssim": ("MS-SSIM", "1 is the same"),
     "ms_ssim_scales": ("its scales", "five where images are large enough"),
-    "sharpness": ("sharpness", "variance of the Laplacian; 1 is the photos'"),
+    "sharpness": ("sharpness", "variance of the Laplacian; 1 is the originals'"),
     "feature_distance": ("feature distance", "squared, of unit features; lower is nearer"),
     "frechet_distance": ("Fréchet distance", "lower is nearer; of this feature network, not the FID"),
     "kernel_distance": ("kernel distance", "lower is nearer; of this feature network, not the KID"),
+    "kernel_distance_subset": ("images of its subsets", ""),
     "kernel_distance_deviation": ("its deviation", "between subsets"),
     "fid": ("FID", "lower is nearer"),
     "kid": ("KID", "lower is nearer"),
+    "kid_subset": ("images of its subsets", ""),
     "kid_deviation": ("its deviation", "between subsets"),
     "precision": ("precision", "share of them among the held-out images: how good they are"),
     "recall": ("recall", "share of the held-out images among them: how varied they are"),
@@ -110,7 +112,8 @@ def page(name: str, config: Mapping[str, Any], figures: Mapping[str, Any], shown
         name=name,
         version=__version__,
         features=figures.get("features"),
-        settings={key: config[key] for key in SETTINGS if config.get(key) not in (None, {}, "")},
+        settings=_settings(config),
+        options={key: value for key, value in figures["options"].items() if value is not None},
         tables=tables,
         notes=figures["notes"],
         pictures={
@@ -126,6 +129,11 @@ def page(name: str, config: Mapping[str, Any], figures: Mapping[str, Any], shown
             ),
         },
     )
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    unused = {key for key in config if key.startswith("perceptual") and config.get("perceptual") is None}
+    return {key: config[key] for key in SETTINGS if key not in unused and config.get(key) not in (None, {}, "")}
 
 
 def _row(key: str, value: Any) -> tuple[str, str, str]:

@@ -13,9 +13,9 @@ from export.errors import ExportError
 if TYPE_CHECKING:  # numpy is slow to import, and the command line's --help wants the names alone
     import numpy as np
 
-Runner: TypeAlias = "Callable[[np.ndarray], np.ndarray]"
+Runner: TypeAlias = Callable[["np.ndarray"], "np.ndarray"]
 # A function, or where it is, "module:function": what a format takes is imported when it is used, not before.
-Function: TypeAlias = "Callable[..., Any] | str"
+Function: TypeAlias = Callable[..., Any] | str
 
 
 @dataclass(frozen=True)

@@ -233,6 +233,7 @@ class PerceptualLoss:
         return keras.applications.imagenet_utils.preprocess_input(255.0 * images, mode=self.preprocessing)
 
     def get_config(self) -> dict[str, Any]:
+        """The arguments it was made with, as Keras keeps them; of a Keras model of one's own its layers alone."""
         layers = self.layers if isinstance(self.layers, str) else list(self.layers)
         return {
             "network": self.network,
@@ -244,6 +245,7 @@ class PerceptualLoss:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> PerceptualLoss:
+        """Made again from `get_config`; a network of one's own has to be given anew before it is used."""
         if config["network"] != OWN_NETWORK:
             return cls(**config)
         # The network itself was not saved: what there is can describe itself, and asks for it when it is needed.

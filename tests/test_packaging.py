@@ -67,7 +67,12 @@ def test_wheel_holds_the_packages_and_the_models(wheel: Path) -> None:
         "keras_vae",
         "export",
     }
-    assert {"keras_vae/py.typed", "keras_vae/evaluation/report.html.j2", "export/serving/compose.yaml"} <= names
+    assert {
+        "keras_vae/py.typed",
+        "export/py.typed",
+        "keras_vae/evaluation/report.html.j2",
+        "export/serving/compose.yaml",
+    } <= names
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     assert f"\nVersion: {keras_vae.__version__}\n" in text
     for path in MODELS:

@@ -33,7 +33,7 @@ for name in names["MODULES"]:
     module = pdoc.doc.Module(sys.modules[name])
     if not module.docstring:
         print(name)
-    print("\\n".join(undocumented(module)))
+    print(*undocumented(module))
 """
 
 

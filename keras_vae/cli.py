@@ -368,7 +368,7 @@ def evaluate(
     batch_size: Annotated[int | None, typer.Option(help="Images at a time; the run's own, or 64.")] = None,
     features: Annotated[
         str,
-        typer.Option(help="Network of the distances: efficientnet-lite0, inception, vgg16, vgg19, hed-vgg16, none."),
+        typer.Option(help="Network of the distances, such as efficientnet-lite0, inception or hed-vgg16, or none."),
     ] = "efficientnet-lite0",
     feature_weights: Annotated[
         Path | None, typer.Option(parser=_path, help="Its weights' file, to use instead of a download.")

@@ -84,7 +84,7 @@ def serve(folder: Path, port: int) -> None:
     Raises:
         InputError: the port is taken.
     """
-    handler = functools.partial(_Handler, directory=str(folder))
+    handler = functools.partial(Handler, directory=str(folder))
     try:
         server = http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
     except OSError as error:
@@ -106,7 +106,9 @@ def explore(path: Path, out: Path | None, port: int, runtime: Path | None, sourc
         serve(Path(folder) / "explorer", port)
 
 
-class _Handler(http.server.SimpleHTTPRequestHandler):
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder as the page wants it: modules under their type, isolated from other sites' pages."""
+
     extensions_map = {**http.server.SimpleHTTPRequestHandler.extensions_map, ".mjs": "text/javascript"}  # noqa: RUF012
 
     def end_headers(self) -> None:

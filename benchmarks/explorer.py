@@ -3,8 +3,8 @@
     python -m benchmarks.explorer [MODEL]    # benchmarks/results/explorer.json and .png, a screenshot
 
 MODEL is a run, a .keras file or a pretrained model's name. Needs chromium, chromedriver and npm. Each round has a
-browser of its own with an empty cache. The first picture counts from the navigation on, the runtime's 14 MB and the decoder's
-included; a frame is from the slider's move to the pixels in the canvas.
+browser of its own with an empty cache. The first picture counts from the navigation on, the runtime's 14 MB and the
+decoder's included; a frame is from the slider's move to the pixels in the canvas.
 """
 
 from __future__ import annotations

@@ -87,12 +87,17 @@ def make(name: str, run: Path) -> None:
     with vae.averaged_weights():
         bare.set_weights(vae.get_weights())
     bare.save(new / "model.keras")  # without the optimizer, which is more than half of the run's
-    for source in ("gmm.png", "prior.png", "reconstructions.png", "config.json"):
-        shutil.copyfile(run / source, new / source)
+    for picture in ("gmm.png", "prior.png", "reconstructions.png"):
+        shutil.copyfile(run / picture, new / picture)
+    config = json.loads((run / "config.json").read_text())
+    (new / "config.json").write_text(json.dumps({**config, "out": f"runs/{name}"}, indent=2) + "\n")
     attributes = json.loads((run / "attributes" / "attributes.json").read_text())
     (new / "evaluation.json").write_text(json.dumps(evaluations, indent=1) + "\n")
     (new / explorer.ABOUT).write_text(json.dumps(explorer.about_of(open_model(run))))
     (new / "README.md").write_text(card(name, run, evaluations, attributes))
+    for file in new.rglob("*"):  # where it was made is nobody's business
+        if file.is_file() and str(run).encode() in file.read_bytes():
+            raise SystemExit(f"{file} names {run}")
     sums = [
         f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.relative_to(new)}"
         for file in sorted(new.rglob("*"))

@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint figures objectives loading decoding train-step soak scaling latents explorer saved-models clean
+.PHONY: demo test test-slow lint docs figures objectives loading decoding train-step soak scaling latents explorer saved-models clean
 
 demo: $(VENV)/.demo  ## draw avatars, train a few minutes, export, verify; everything lands in runs/demo
 	$(BIN)/keras-vae demo
@@ -19,6 +19,9 @@ lint: $(VENV)/.dev  ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.dev  ## the API reference from docstrings: build/docs/index.html
+	$(BIN)/python docs/reference.py build/docs
 
 figures: $(VENV)/.dev  ## measure the README's sharpness table again: benchmarks/results/sharpness.json and .png
 	$(BIN)/python -m benchmarks.sharpness

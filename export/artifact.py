@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from export import litert, onnx, openvino, saved_model, seal
+from export import saved_model, seal
 from export.errors import ExportError, VerificationError
 from export.files import aside, is_writable, replace
-from export.formats import FORMATS, PRECISIONS, Runner, format_of
-from export.opening import open_artifact
+from export.formats import FORMATS, PRECISIONS, Runner, format_of, open_artifact
 from export.rewrite import rewrite
 from export.verify import Report, verify
-
-Writer = Callable[..., None]
-WRITERS: dict[str, Writer] = {
-    "tf_saved_model": saved_model.write,
-    "onnx": onnx.write,
-    "litert": litert.write,
-    "openvino": openvino.write,
-}
 
 
 def export_decoder(
@@ -68,7 +59,7 @@ def export_decoder(
     latent_dim, image_shape = reference.input_shape[1], reference.output_shape[1:]
     entries = {"format_version": str(seal.FORMAT_VERSION), "precision": precision, **(metadata or {})}
     with aside(path) as new:
-        WRITERS[format](rewrite(reference), new, entries, **options)
+        FORMATS[format].write(rewrite(reference), new, entries, **options)
         opened = open_artifact(new)
         name = format if precision == "float32" else f"{format} {precision}"
         decoders = {"keras": keras_runner(reference), name: opened.decode}
@@ -91,7 +82,7 @@ def _options(
         ExportError: an option that the format does not have, or calibration that is missing or no use.
     """
     if encoder is not None:
-        if format != "tf_saved_model":
+        if not FORMATS[format].holds_encoder:
             raise ExportError(f"only a SavedModel holds an encoder, and the format is {format}: leave the encoder out")
         return {"encoder": float32_copy(encoder)}
     if precision == "float32":
@@ -114,16 +105,16 @@ def check_target(path: Path, format: str, precision: str = "float32") -> None:
         raise ExportError(f"unknown export format {format!r}: choose one of {', '.join(FORMATS)}")
     if precision not in PRECISIONS:
         raise ExportError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
-    if precision != "float32" and format != "onnx":
-        raise ExportError(f"{precision} is for format 'onnx', and the format is {format}: export this one in float32")
-    if format == "openvino":
-        openvino.library()
-    elif format == "litert":
-        litert.library()
-    ending = FORMATS[format].ending
-    weights = path.with_suffix(".bin")
-    if format == "openvino" and weights.exists() and not path.exists():
-        raise ExportError(f"{weights} is there without {path.name}, whose weights would take its place: move it away")
+    if precision not in FORMATS[format].precisions:
+        others = " or ".join(repr(each.name) for each in FORMATS.values() if precision in each.precisions)
+        raise ExportError(f"{precision} is for format {others}, and the format is {format}: export this one in float32")
+    FORMATS[format].check_library()
+    ending, companion = FORMATS[format].ending, FORMATS[format].companion
+    second = path.with_suffix(companion)
+    if companion and second.exists() and not path.exists():
+        raise ExportError(
+            f"{second} is there without {path.name}, whose {companion} would take its place: move it away"
+        )
     if ending:
         if path.suffix != ending:
             raise ExportError(f"{path}: name the file for {format} with the ending {ending}")

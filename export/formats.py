@@ -1,45 +1,102 @@
-"""The formats of exported decoders, and what one is when it is open."""
+"""The formats of exported decoders, and what one is when it is open. A new one is a line in `FORMATS`."""
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from export.errors import ExportError
 
 if TYPE_CHECKING:  # numpy is slow to import, and the command line's --help wants the names alone
     import numpy as np
 
-Runner: TypeAlias = "Callable[[np.ndarray], np.ndarray]"
+Runner: TypeAlias = Callable[["np.ndarray"], "np.ndarray"]
+# A function, or where it is, "module:function": what a format takes is imported when it is used, not before.
+Function: TypeAlias = Callable[..., Any] | str
 
 
 @dataclass(frozen=True)
 class Format:
-    """How decoders are written.
+    """How decoders are written and opened.
 
     Attributes:
         name: as `keras.Model.export` has it.
-        place: where an export folder keeps it; a file where that has an ending, else a folder.
+        place: where an export folder keeps it; a file where that has an ending, which no other format has, else a
+            folder named by a version, as TF Serving looks for.
+        writer: `write(decoder, path, metadata)`. `decoder` is a Keras model that computes in float32, from z to
+            images; `path` is free; `metadata` is text by name, to be kept in the artifact and given back.
+        opener: `open_decoder(path)`, which gives an `Opened`, or raises `ExportError` for what is damaged or no
+            decoder.
+        library: raises `MissingRuntimeError` where what the format needs is not installed; None where it needs nothing
+            but what this package does.
+        precisions: what it can compute in; for others than float32 `writer` takes `precision`, and for "int8" also
+            `calibration`, latents (count, latent_dim).
+        holds_encoder: whether `writer` takes `encoder`, a Keras model from images to mean and log-variance, or None.
+        companion: the ending of a second file that is written beside the first one; empty for none.
+        marker: the file by which a folder is told to be of this format.
     """
 
     name: str
     place: str
+    writer: Function
+    opener: Function
+    library: Function | None = None
+    precisions: tuple[str, ...] = ("float32",)
+    holds_encoder: bool = False
+    companion: str = ""
+    marker: str = ""
 
     @property
     def ending(self) -> str:
         return Path(self.place).suffix
 
+    def write(self, *arguments: Any, **options: Any) -> None:
+        """Calls the writer."""
+        _resolved(self.writer)(*arguments, **options)
 
+    def open(self, path: Path) -> Opened:
+        """Calls the opener."""
+        return _resolved(self.opener)(path)
+
+    def check_library(self) -> None:
+        """Raises `MissingRuntimeError` where the format's own package is not installed."""
+        if self.library is not None:
+            _resolved(self.library)()
+
+
+def _resolved(function: Function) -> Callable[..., Any]:
+    return pkgutil.resolve_name(function) if isinstance(function, str) else function
+
+
+PRECISIONS = ("float32", "float16", "int8")
 FORMATS = {
     each.name: each
     for each in (
-        Format("tf_saved_model", "1"),  # TF Serving looks for folders named by version
-        Format("onnx", "decoder.onnx"),
-        Format("litert", "decoder.tflite"),
-        Format("openvino", "decoder.xml"),
+        Format(
+            "tf_saved_model",
+            "1",
+            "export.saved_model:write",
+            "export.saved_model:open_decoder",
+            holds_encoder=True,
+            marker="saved_model.pb",
+        ),
+        Format("onnx", "decoder.onnx", "export.onnx:write", "export.runtime:open_decoder", precisions=PRECISIONS),
+        Format(
+            "litert", "decoder.tflite", "export.litert:write", "export.litert:open_decoder", "export.litert:library"
+        ),
+        Format(
+            "openvino",
+            "decoder.xml",
+            "export.openvino:write",
+            "export.openvino:open_decoder",
+            "export.openvino:library",
+            companion=".bin",
+        ),
     )
 }
-PRECISIONS = ("float32", "float16", "int8")
 
 
 @dataclass(frozen=True)
@@ -70,5 +127,27 @@ class Opened:
 def format_of(path: Path) -> str | None:
     """The name of the format that a path is of, by its ending or by what is in the folder; None for something else."""
     if path.is_dir():
-        return "tf_saved_model" if (path / "saved_model.pb").is_file() else None
+        return next((each.name for each in FORMATS.values() if each.marker and (path / each.marker).is_file()), None)
     return next((each.name for each in FORMATS.values() if each.ending and each.ending == path.suffix), None)
+
+
+def kinds() -> str:
+    """What exported decoders are, in words: folders by the file in them, files by their ending."""
+    folders = [f"a folder with {each.marker}" for each in FORMATS.values() if each.marker]
+    *endings, last = [each.ending for each in FORMATS.values() if each.ending]
+    return f"{', '.join(folders)}, or an {', '.join(endings)} or {last} file"
+
+
+def open_artifact(path: Path) -> Opened:
+    """Opens an exported decoder, to run on the CPU in the precision it was exported in.
+
+    Imports no more than its own format takes.
+
+    Raises:
+        ExportError: it is missing, damaged, changed since it was exported, or no decoder; or what it runs on is not
+            installed.
+    """
+    format = format_of(path)
+    if format is None:
+        raise ExportError(f"{path} is no exported decoder: give {kinds()}")
+    return FORMATS[format].open(path)

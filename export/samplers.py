@@ -56,9 +56,11 @@ class Prior:
     metadata: dict[str, str] = field(default_factory=dict)
 
     def draw(self, count: int, seed: int | None = None) -> np.ndarray:
+        """Latents, as `Sampler.draw`."""
         return latents.draw(count, self.latent_dim, seed)
 
     def arrays(self) -> dict[str, np.ndarray]:
+        """What its file holds, as `Sampler.arrays`."""
         return {}
 
 
@@ -96,6 +98,7 @@ class GaussianMixture:
         return int(self.means.shape[1])
 
     def draw(self, count: int, seed: int | None = None) -> np.ndarray:
+        """Latents, as `Sampler.draw`."""
         rng = _rng(count, seed)
         weights = self.weights.astype(np.float64)
         chosen = rng.choice(len(weights), size=count, p=weights / weights.sum())
@@ -107,6 +110,7 @@ class GaussianMixture:
         return drawn.astype(np.float32)
 
     def arrays(self) -> dict[str, np.ndarray]:
+        """What its file holds, as `Sampler.arrays`."""
         return {"weights": self.weights, "means": self.means, "factors": self.factors}
 
 
@@ -152,6 +156,7 @@ class SecondStage:
         return int(self.shift.shape[0])
 
     def draw(self, count: int, seed: int | None = None) -> np.ndarray:
+        """Latents, as `Sampler.draw`."""
         rng = _rng(count, seed)
         first = rng.standard_normal((count, self.kernels[0].shape[0]), np.float32)
         hidden = first
@@ -162,6 +167,7 @@ class SecondStage:
         return (self.shift + self.scale * drawn).astype(np.float32)
 
     def arrays(self) -> dict[str, np.ndarray]:
+        """What its file holds, as `Sampler.arrays`."""
         layers = {f"kernel_{number}": kernel for number, kernel in enumerate(self.kernels)}
         layers |= {f"bias_{number}": bias for number, bias in enumerate(self.biases)}
         return {**layers, "deviation": self.deviation, "shift": self.shift, "scale": self.scale}

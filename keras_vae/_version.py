@@ -1,3 +1,3 @@
 """The package's version, where the build and the exported metadata read it."""
 
-__version__ = "0.1.0"
+__version__ = "0.9.0"

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from export.formats import FORMATS, PRECISIONS
+from export.formats import FORMATS, PRECISIONS, kinds
 from keras_vae._backend import require_tensorflow
 from keras_vae._version import __version__
 from keras_vae.errors import InputError, RunError, StoppedError
@@ -59,7 +59,7 @@ ModelArgument = Annotated[
     typer.Argument(
         parser=_model,
         metavar="MODEL",
-        help="Run folder, .keras file, SavedModel folder, .onnx, .tflite or .xml file, or name of a pretrained model.",
+        help=f"Run folder, .keras file, {kinds()}, or name of a pretrained model.",
     ),
 ]
 DataOption = Annotated[
@@ -87,7 +87,10 @@ VAEArgument = Annotated[
     typer.Argument(parser=_vae, metavar="MODEL", help="Run folder, .keras file, or name of a pretrained model."),
 ]
 DEFAULT_FORMATS = "tf_saved_model,onnx"
-EVERY_FORMAT = (*FORMATS, "triton")
+
+
+def _every_format() -> tuple[str, ...]:
+    return (*FORMATS, "triton")
 
 
 def main() -> None:
@@ -176,11 +179,16 @@ def train(
     random_crop: Annotated[int, typer.Option(help="Move training images by up to so many pixels, edges mirrored.")] = 0,
     strict: StrictOption = False,
     latent_dim: Annotated[int, typer.Option(help="Number of latents.")] = 100,
-    network: Annotated[str, typer.Option(help="Encoder and decoder family: dfc or resnet.")] = "dfc",
+    network: Annotated[str, typer.Option(help="Encoder and decoder family, such as dfc or resnet.")] = "dfc",
+    network_option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="An option of the network, such as blocks=2; may come several times."),
+    ] = None,
     width: Annotated[int | None, typer.Option(help="Channels of the network's first layer; 32.")] = None,
     attention: Annotated[bool, typer.Option(help="Self-attention at the lowest resolution (resnet).")] = False,
     perceptual: Annotated[
-        str, typer.Option(help="Feature network: vgg19 or vgg16 (downloaded), hed-vgg16 (offline), or none.")
+        str,
+        typer.Option(help="Feature network, such as vgg19 or vgg16 (downloaded) or hed-vgg16 (offline), or none."),
     ] = "vgg19",
     perceptual_layers: Annotated[
         str, typer.Option(help="vae-123, vae-1234, vae-345, vae-12345, or layer names such as relu1_2,relu3_1.")
@@ -191,7 +199,8 @@ def train(
     ] = DEFAULT_PERCEPTUAL_WEIGHT,
     pixel_weight: Annotated[float, typer.Option(help="Factor of the pixels' likelihood; the paper's is 0.")] = 1.0,
     likelihood: Annotated[
-        str, typer.Option(help="Of pixels: gaussian, gaussian-calibrated, bernoulli or discretized-logistic.")
+        str,
+        typer.Option(help="Of pixels, such as gaussian-calibrated, gaussian, bernoulli or discretized-logistic."),
     ] = "gaussian-calibrated",
     beta: Annotated[float, typer.Option(help="Factor of the KL in the loss; with --kl-target the first one.")] = 1.0,
     kl_schedule: Annotated[
@@ -221,7 +230,7 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train a VAE and write its run folder."""
-    options: dict[str, Any] = {}
+    options = _network_options(network_option or [])
     if width is not None:
         options["width"] = width
     if attention:
@@ -362,7 +371,7 @@ def evaluate(
     batch_size: Annotated[int | None, typer.Option(help="Images at a time; the run's own, or 64.")] = None,
     features: Annotated[
         str,
-        typer.Option(help="Network of the distances: efficientnet-lite0, inception, vgg16, vgg19, hed-vgg16, none."),
+        typer.Option(help="Network of the distances, such as efficientnet-lite0, inception or hed-vgg16, or none."),
     ] = "efficientnet-lite0",
     feature_weights: Annotated[
         Path | None, typer.Option(parser=_path, help="Its weights' file, to use instead of a download.")
@@ -591,7 +600,7 @@ def export(
         Path | None, typer.Option(parser=_path, help="Folder for the artifacts; a run's own export/.")
     ] = None,
     format: Annotated[
-        str, typer.Option(help=f"One or several of {', '.join(EVERY_FORMAT)}, with commas, or all.")
+        str, typer.Option(help=f"One or several of {', '.join(_every_format())}, with commas, or all.")
     ] = DEFAULT_FORMATS,
     precision: Annotated[
         str, typer.Option(help="float32, or a smaller ONNX file: float16, or int8, calibrated on training images.")
@@ -603,20 +612,20 @@ def export(
     version: Annotated[int, typer.Option(min=0, help="Of the SavedModel: TF Serving serves the highest.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Export the decoder: SavedModel, ONNX, LiteRT, OpenVINO, Triton.
+    """Export the decoder, to run without Keras.
 
     Each is proven equal to the Keras decoder before it takes its place; those of lower precision, near.
     """
     formats = tuple(name.strip() for name in format.split(","))
-    unknown = [name for name in formats if name not in (*EVERY_FORMAT, "all")]
+    unknown = [name for name in formats if name not in (*_every_format(), "all")]
     if unknown:
-        raise InputError(f"unknown export format {unknown[0]!r}: choose of all, {', '.join(EVERY_FORMAT)}")
+        raise InputError(f"unknown export format {unknown[0]!r}: choose of all, {', '.join(_every_format())}")
     if "all" in formats:
-        formats = EVERY_FORMAT
+        formats = _every_format()
     if precision not in PRECISIONS:
         raise InputError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
     if precision != "float32" and not _typed(context, "format"):
-        formats = ("onnx",)
+        formats = tuple(name for name in formats if precision in FORMATS[name].precisions)
     if data is not None and precision != "int8":
         raise InputError("--data is what int8 is calibrated on: add --precision int8, or leave it out")
     _check_exists(model, whole=True)
@@ -684,8 +693,21 @@ def _refuse_idle(context: typer.Context, settings: dict[str, Any]) -> None:
             raise InputError(f"{option} has no feature network: add --perceptual hed-vgg16, say, or leave it out")
 
 
+def _network_options(given: list[str]) -> dict[str, Any]:
+    """Options of a network from NAME=VALUE: whole numbers, true and false; the family judges the rest."""
+    options: dict[str, Any] = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not (name and equals and value):
+            raise InputError(f"--network-option {each!r}: give NAME=VALUE, such as blocks=2")
+        words = {"true": True, "false": False}
+        options[name] = words.get(value.lower(), int(value) if value.isdecimal() else value)
+    return options
+
+
 def _layers(given: str) -> str | tuple[str, ...]:
-    return tuple(name.strip() for name in given.split(",")) if given.startswith("relu") else given
+    several = "," in given or given.startswith("relu")  # else a preset's name, or that of one layer
+    return tuple(name.strip() for name in given.split(",")) if several else given
 
 
 def _weights(given: str) -> float | tuple[float, ...] | str:

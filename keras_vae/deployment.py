@@ -12,7 +12,7 @@ import numpy as np
 from export import samplers, triton
 from export.artifact import check_target, float32_copy, keras_runner
 from export.errors import ExportError, MissingRuntimeError
-from export.formats import FORMATS, PRECISIONS
+from export.formats import FORMATS
 from export.verify import verify as compare
 from keras_vae._version import __version__
 from keras_vae.commands import data_of
@@ -55,7 +55,8 @@ def export(
     Raises:
         InputError, ExportError, VerificationError: as `VAE.export`.
     """
-    if encoder and not {"tf_saved_model", "onnx"} & set(formats):
+    holders = {name for name, each in FORMATS.items() if each.holds_encoder}
+    if encoder and not {"onnx", *holders} & set(formats):
         raise InputError("--encoder is for SavedModel and ONNX: add --format tf_saved_model or onnx, or leave it out")
     model = open_model(path)
     if model.vae is None:
@@ -76,7 +77,7 @@ def export(
             format=name,
             precision=precision,
             calibration=calibration,
-            encoder=encoder and name == "tf_saved_model",
+            encoder=encoder and name in holders,
             run_id=model.config.get("run_id", ""),
         )
         (pair,) = report.pairs
@@ -134,7 +135,7 @@ def _copy_side_files(model: Model, folder: Path) -> list[Path]:
 
 def place(format: str, precision: str = "float32", version: int = 1) -> str:
     """Where `export` keeps a format below its folder."""
-    if format == "tf_saved_model":
+    if not FORMATS[format].ending:
         return str(version)
     found = Path(FORMATS[format].place)
     return str(found) if precision == "float32" else f"{found.stem}.{precision}{found.suffix}"
@@ -144,8 +145,9 @@ def size(path: Path) -> int:
     """Bytes of an artifact's files."""
     if path.is_dir():
         return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    weights = path.with_suffix(".bin")
-    return path.stat().st_size + (weights.stat().st_size if path.suffix == ".xml" and weights.is_file() else 0)
+    companions = {each.ending: each.companion for each in FORMATS.values() if each.companion}
+    second = path.with_suffix(companions.get(path.suffix, path.suffix))
+    return path.stat().st_size + (second.stat().st_size if second != path and second.is_file() else 0)
 
 
 def verify(path: Path, artifacts: list[Path]) -> dict[str, Any]:
@@ -214,12 +216,7 @@ def verify(path: Path, artifacts: list[Path]) -> dict[str, Any]:
 def _present(folder: Path) -> list[Path]:
     """The artifacts that are in an export folder."""
     versions = sorted((path for path in folder.glob("*") if path.name.isdecimal()), key=lambda path: int(path.name))
-    names = [
-        place(name, precision)
-        for name in FORMATS
-        for precision in PRECISIONS
-        if name != "tf_saved_model" and (name == "onnx" or precision == "float32")
-    ]
+    names = [place(name, precision) for name, each in FORMATS.items() if each.ending for precision in each.precisions]
     repository = sorted(path for path in (folder / TRITON).glob("*") if not path.name.startswith("."))
     return [*versions, *(folder / name for name in names if (folder / name).exists()), *repository]
 

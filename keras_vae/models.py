@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from export.formats import format_of
-from export.opening import open_artifact
+from export.formats import format_of, kinds, open_artifact
 from export.samplers import Prior, Sampler
 from keras_vae.errors import InputError
 from keras_vae.pretrained import names
@@ -27,10 +26,7 @@ CHECKPOINT_FOLDER = "checkpoints"
 METRICS_FILE = "metrics.jsonl"
 VECTORS_FILE = "vectors.npz"
 BATCH = 64
-KINDS = (
-    f"a run folder (with {CONFIG_FILE}), a .keras file, a SavedModel folder (with saved_model.pb), or an .onnx, "
-    ".tflite or .xml file"
-)
+KINDS = f"a run folder (with {CONFIG_FILE}), a .keras file, {kinds()}"
 
 
 @dataclass(frozen=True)

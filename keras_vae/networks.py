@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -225,6 +225,11 @@ def resnet_decoder(
     return keras.Model(z, image, name="decoder")
 
 
+def _check_resnet_options(options: Mapping[str, Any]) -> None:
+    if options["width"] % RESNET_GROUPS:
+        raise InputError(f"network option width={options['width']}: 'resnet' takes multiples of {RESNET_GROUPS}")
+
+
 def _halvings(image_shape: ImageShape) -> int:
     return max(1, math.ceil(math.log2(max(image_shape[:2]) / RESNET_SMALLEST)))
 
@@ -273,16 +278,32 @@ def _attended(x: Any, dtype: Any) -> Any:
 
 @dataclass(frozen=True)
 class Family:
-    """An encoder and a decoder that belong together, and their options with defaults."""
+    """An encoder and a decoder that belong together.
+
+    Attributes:
+        encoder, decoder: called with (image_shape, latent_dim, dtype, **options); as `dfc_encoder` and `dfc_decoder`
+            they return Keras models.
+        options: the options of both, with defaults: whole numbers from 1 on, or True and False.
+        least_size: pixels a side of the smallest images.
+        check_options: raises `InputError` for options that do not go together; they are complete, and of the defaults'
+            types.
+    """
 
     encoder: Callable[..., keras.Model]
     decoder: Callable[..., keras.Model]
-    options: Mapping[str, int | bool]
+    options: Mapping[str, int | bool] = field(default_factory=dict)
+    least_size: int = LEAST_SIZE
+    check_options: Callable[[Mapping[str, Any]], None] | None = None
 
 
 FAMILIES = {
     "dfc": Family(dfc_encoder, dfc_decoder, {"width": 32}),
-    "resnet": Family(resnet_encoder, resnet_decoder, {"width": 32, "blocks": 1, "attention": False}),
+    "resnet": Family(
+        resnet_encoder,
+        resnet_decoder,
+        {"width": 32, "blocks": 1, "attention": False},
+        check_options=_check_resnet_options,
+    ),
 }
 
 
@@ -301,25 +322,26 @@ def check(
         raise InputError(f"unknown network {network!r}: choose one of {', '.join(FAMILIES)}")
     if len(image_shape) != 3 or image_shape[2] not in (1, 3):
         raise InputError(f"image_shape={image_shape}: give (height, width, channels) with 1 or 3 channels")
-    if min(image_shape[:2]) < LEAST_SIZE:
+    family = FAMILIES[network]
+    if min(image_shape[:2]) < family.least_size:
         raise InputError(
-            f"image size {image_shape[0]}x{image_shape[1]}: the network {network!r} makes images of {LEAST_SIZE} "
-            "pixels a side and more"
+            f"image size {image_shape[0]}x{image_shape[1]}: the network {network!r} makes images of "
+            f"{family.least_size} pixels a side and more"
         )
     if latent_dim < 1:
         raise InputError(f"latent_dim={latent_dim}: give at least 1 latent")
-    defaults = FAMILIES[network].options
+    defaults = family.options
     complete = {**defaults, **(options or {})}
     for name, value in complete.items():
         if name not in defaults:
-            raise InputError(f"network {network!r} has no option {name!r}: it has {', '.join(defaults)}")
+            raise InputError(f"network {network!r} has no option {name!r}: it has {', '.join(defaults) or 'none'}")
         if isinstance(defaults[name], bool):
             if not isinstance(value, bool):
                 raise InputError(f"network option {name}={value!r}: give True or False")
         elif isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"network option {name}={value!r}: give a whole number from 1 on")
-    if network == "resnet" and complete["width"] % RESNET_GROUPS:
-        raise InputError(f"network option width={complete['width']}: 'resnet' takes multiples of {RESNET_GROUPS}")
+    if family.check_options is not None:
+        family.check_options(complete)
     return complete
 
 

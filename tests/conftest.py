@@ -16,7 +16,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 import keras_vae
-from keras_vae import cli
+from export.formats import FORMATS
+from keras_vae import cli, distributions, networks, perceptual
 from keras_vae.data import tfds_sets
 
 pytest_plugins = ("browser",)  # fixtures that several modules share, and take long to make
@@ -143,3 +144,14 @@ def command(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
         return Outcome(status, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture
+def registries() -> Iterator[None]:
+    """What a test adds to the tables of networks, likelihoods, feature networks and formats is gone afterwards."""
+    tables: list[dict[str, Any]] = [networks.FAMILIES, distributions.LIKELIHOODS, perceptual.NETWORKS, FORMATS]
+    before = [dict(table) for table in tables]
+    yield
+    for table, entries in zip(tables, before, strict=True):
+        table.clear()
+        table.update(entries)

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 import export
-from export.opening import open_artifact
+from export.formats import open_artifact
 from export.verify import LEAST_PSNR
 from keras_vae import VAE, cli
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import ctypes
+import dataclasses
 import hashlib
 import io
 import json
@@ -26,6 +27,7 @@ from PIL import Image
 
 import export
 from export import artifact
+from export.formats import FORMATS
 from export.quiet import quiet_stderr
 from export.rewrite import rewrite
 from export.runtime import Decoder, to_png
@@ -284,7 +286,7 @@ def test_lower_precision_passes_by_its_psnr() -> None:
         assert "dB" in pair.demanded
 
 
-def damaged(writer: artifact.Writer) -> artifact.Writer:
+def damaged(writer: Callable[..., None]) -> Callable[..., None]:
     """Writes a decoder with one bias changed a little, as a wrong conversion would."""
 
     def write(decoder: keras.Model, path: Path, metadata: dict[str, str]) -> None:
@@ -304,7 +306,8 @@ def test_a_failed_artifact_replaces_nothing(
     target = tmp_path / name
     trained.export(target, format=format)
     before = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
-    monkeypatch.setitem(artifact.WRITERS, format, damaged(artifact.WRITERS[format]))
+    broken = dataclasses.replace(FORMATS[format], writer=damaged(FORMATS[format].write))
+    monkeypatch.setitem(FORMATS, format, broken)
     with pytest.raises(export.VerificationError, match="differs from Keras"):
         trained.export(target, format=format)
     with pytest.raises(export.VerificationError):

@@ -24,8 +24,7 @@ import export
 from export import seal
 from export.artifact import export_decoder
 from export.files import replace
-from export.formats import FORMATS, format_of
-from export.opening import open_artifact
+from export.formats import FORMATS, format_of, open_artifact
 from export.runtime import Decoder
 from export.verify import LEAST_PSNR, draws
 from keras_vae import VAE
@@ -289,9 +288,10 @@ def test_files_of_others_are_no_decoders(tmp_path: Path) -> None:
 
 # Killed at every stage: while the artifact is written, while it is compared, and while it takes its place.
 KILLED = """
-import os, sys, time
+import dataclasses, os, sys, time
 import keras, numpy as np
 from export import artifact
+from export.formats import FORMATS
 stage, path, format = sys.argv[1:]
 layers = keras.layers
 keras.utils.set_random_seed(2)
@@ -302,8 +302,9 @@ def hang(*args, **kwargs):
     print("here", flush=True)
     time.sleep(60)
 if stage == "write":
-    write = artifact.WRITERS[format]
-    artifact.WRITERS[format] = lambda *args, **kwargs: (write(*args, **kwargs), hang())
+    write = FORMATS[format].write
+    hanging = lambda *args, **kwargs: (write(*args, **kwargs), hang())
+    FORMATS[format] = dataclasses.replace(FORMATS[format], writer=hanging)
 elif stage == "verify":
     artifact.verify = hang
 elif stage == "replace":

@@ -1,25 +1,42 @@
-"""What a user installs: the built wheel, in an environment with nothing else."""
+"""What a user installs: the wheel and the sdist, and both in environments with nothing else."""
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 import venv
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+import keras_vae
 
 ROOT = Path(__file__).resolve().parents[1]
+AVATARS = ROOT / "saved_models" / "avatars"
+MODELS = [path for path in (ROOT / "saved_models").iterdir() if path.is_dir() and path.name[0] not in "._"]
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("dist")
-    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", out, ROOT], check=True, capture_output=True)
-    (path,) = out.glob("*.whl")
-    return path
+    """Built of this tree."""
+    return _built(tmp_path_factory.mktemp("wheel"), "--wheel")[0]
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _built(tmp_path_factory.mktemp("sdist"), "--sdist")[0]
+
+
+def _built(out: Path, kind: str, source: Path = ROOT) -> list[Path]:
+    subprocess.run([sys.executable, "-m", "build", kind, "--outdir", out, source], check=True, capture_output=True)
+    return sorted(out.iterdir())
 
 
 def test_exactly_one_onnxruntime_on_every_platform() -> None:
@@ -41,38 +58,99 @@ def test_exactly_one_onnxruntime_on_every_platform() -> None:
         assert chosen == [expected]
 
 
-def test_wheel_holds_both_packages_and_nothing_else(wheel: Path) -> None:
+def test_wheel_holds_the_packages_and_the_models(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as file:
-        tops = {name.split("/")[0] for name in file.namelist()}
-        assert "keras_vae/py.typed" in file.namelist()
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"keras_vae", "export"}
+        names = set(file.namelist())
+        (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
+        text = file.read(metadata).decode()
+    assert {top for top in {name.split("/")[0] for name in names} if not top.endswith(".dist-info")} == {
+        "keras_vae",
+        "export",
+    }
+    assert {
+        "keras_vae/py.typed",
+        "export/py.typed",
+        "keras_vae/evaluation/report.html.j2",
+        "export/serving/compose.yaml",
+    } <= names
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+    assert f"\nVersion: {keras_vae.__version__}\n" in text
+    for path in MODELS:
+        for below in path.rglob("*"):
+            assert below.is_dir() or f"keras_vae/{below.relative_to(ROOT).as_posix()}" in names, below
+    assert not [name for name in names if name.endswith(("make.py", ".DS_Store")) or "/__pycache__/" in name]
+    assert wheel.stat().st_size < 40 * 2**20
+
+
+def test_sdist_makes_the_same_wheel(sdist: Path, wheel: Path, tmp_path: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (tree,) = (path for path in tmp_path.iterdir())
+    for name in ("docs/export.md", "docs/tutorial.py", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile"):
+        assert (tree / name).is_file(), name
+    for name in ("tests/conftest.py", "benchmarks/results/train_step.md", "kubernetes/tfjob.yaml", ".ci/run"):
+        assert (tree / name).is_file(), name
+    (again,) = _built(tmp_path / "again", "--wheel", tree)
+    assert again.name == wheel.name
+    with zipfile.ZipFile(wheel) as one, zipfile.ZipFile(again) as other:
+        assert {each.filename: each.CRC for each in one.infolist()} == {
+            each.filename: each.CRC for each in other.infolist()
+        }
+
+
+def test_changelog_has_the_version() -> None:
+    lines = (ROOT / "CHANGELOG.md").read_text().splitlines()
+    released = [line for line in lines if line.startswith("## [") and "Unreleased" not in line]
+    assert re.fullmatch(rf"## \[{re.escape(keras_vae.__version__)}\] - \d{{4}}-\d\d-\d\d", released[0])
+
+
+class Environment:
+    """An empty environment with the package in it; commands run in an empty folder, and find no network."""
+
+    def __init__(self, package: Path, folder: Path) -> None:
+        venv.create(folder / "venv", with_pip=True)
+        self.binaries, self.folder = folder / "venv" / "bin", folder / "work"
+        self.folder.mkdir()
+        subprocess.run([self.binaries / "python", "-m", "pip", "install", "-q", package], check=True)
+
+    def run(self, name: str, *arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+        proxies = {f"{scheme}_proxy": "http://127.0.0.1:9" for scheme in ("http", "https", "HTTP", "HTTPS")}
+        home = {"HOME": str(self.folder), "KERAS_HOME": str(self.folder / ".keras")}
+        environment = {**os.environ, **proxies, **home}
+        environment.pop("PYTHONPATH", None)
+        command = [str(self.binaries / name), *map(str, arguments)]
+        return subprocess.run(command, cwd=self.folder, check=check, capture_output=True, text=True, env=environment)
+
+
+@pytest.fixture(scope="module", params=["wheel", "sdist"])
+def environment(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    return Environment(request.getfixturevalue(request.param), tmp_path_factory.mktemp(request.param))
 
 
 @pytest.mark.slow
-def test_wheel_works_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
-    venv.create(tmp_path / "venv", with_pip=True)
-    binaries = tmp_path / "venv" / "bin"
-    subprocess.run([binaries / "python", "-m", "pip", "install", "-q", wheel], check=True)
-
-    def run(*command: object) -> str:
-        arguments = [str(part) for part in command]
-        return subprocess.run(arguments, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
-
-    assert run(binaries / "keras-vae", "--version").startswith("keras-vae ")
-    script = """
-import numpy as np, keras_vae
-keras_vae.VAE((32, 32, 3), 4, perceptual=None).save("vae.keras")
-"""
-    run(binaries / "python", "-c", script)
-    run(binaries / "keras-vae", "export", "vae.keras", "--out", "exported")
-    assert "pass" in run(binaries / "keras-vae", "verify", "vae.keras", "exported/1", "exported/decoder.onnx")
-    run(binaries / "keras-vae", "sample", "exported/decoder.onnx", "--out", "samples.png")
-    assert (tmp_path / "samples.png").stat().st_size > 1000
-    missing = subprocess.run(
-        [binaries / "keras-vae", "train", "--data", "avatars", "--out", "run"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
+@pytest.mark.skipif(not (AVATARS / "model.keras").is_file(), reason="saved_models/avatars/model.keras is not made yet")
+def test_one_line_gives_an_image_in_an_empty_environment(environment: Environment) -> None:
+    line = (
+        "import keras_vae; from export.runtime import to_png; "
+        "open('face.png', 'wb').write(to_png(keras_vae.from_pretrained('avatars').sample(1, seed=0)[0]))"
     )
+    environment.run("python", "-c", line)
+    environment.run("keras-vae", "sample", "avatars", "--count", 4, "--seed", 0, "--out", "samples.png")
+    for name, least in (("face.png", 64), ("samples.png", 2 * 64)):
+        image = np.asarray(Image.open(environment.folder / name))
+        assert image.shape[1] >= least
+        assert image.std() > 20  # a face, not one grey
+
+
+@pytest.mark.slow
+def test_it_works_in_an_empty_environment(environment: Environment) -> None:
+    run, folder = environment.run, environment.folder
+    assert run("keras-vae", "--version").stdout == f"keras-vae {keras_vae.__version__}\n"
+    run("python", "-c", "import keras_vae; keras_vae.VAE((32, 32, 3), 4, perceptual=None).save('vae.keras')")
+    run("keras-vae", "export", "vae.keras", "--out", "exported")
+    assert "pass" in run("keras-vae", "verify", "vae.keras", "exported/1", "exported/decoder.onnx").stdout
+    run("keras-vae", "sample", "exported/decoder.onnx", "--out", "samples.png")
+    assert (folder / "samples.png").stat().st_size > 1000
+    missing = run("keras-vae", "train", "--data", "avatars", "--out", "run", check=False)
     assert missing.returncode == 2
     assert "pip install 'keras-vae[demo]'" in missing.stderr

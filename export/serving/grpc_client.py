@@ -163,6 +163,7 @@ class GrpcDecoder(ServedDecoder):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Draws a picture of samples: what `python -m export.serving.grpc_client` does."""
     parser = argparse.ArgumentParser(
         prog="python -m export.serving.grpc_client",
         description="Draw images with a decoder behind TF Serving, by gRPC.",

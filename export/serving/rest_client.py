@@ -170,6 +170,7 @@ def _text(characters: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Draws a picture of samples: what `python -m export.serving.rest_client` does."""
     parser = argparse.ArgumentParser(
         prog="python -m export.serving.rest_client",
         description="Draw images with a decoder behind TF Serving, by REST.",

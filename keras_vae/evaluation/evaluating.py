@@ -50,7 +50,7 @@ class Options:
         importance_samples: draws an image for the importance-weighted bound; None for none.
         limit: held-out images at most; None for all.
         batch_size: images at a time; the run's own, or 64.
-        features: feature network, a name of `feature_networks.NETWORKS`, or "none".
+        features: feature network, a name of `feature_networks.names`, or "none".
         feature_weights: its file, to use instead of a download.
         sampler: "prior", "gmm", "second-stage", or a sampler's file.
         samples: how many; None for as many as there are held-out images.

@@ -14,14 +14,13 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from keras_vae import hosts
+from keras_vae import hosts, perceptual
 from keras_vae.errors import InputError
 from keras_vae.evaluation import efficientnet
-from keras_vae.perceptual import BLOCK_DEPTHS, PerceptualLoss
+from keras_vae.perceptual import PerceptualLoss
 
 EFFICIENTNET = "efficientnet-lite0"
 INCEPTION = "inception"
-NETWORKS = (EFFICIENTNET, INCEPTION, *BLOCK_DEPTHS)
 DEFAULT = EFFICIENTNET
 # Shallow to deep: the last blocks before the resolution halves, and the last of all.
 BLOCKS = (0, 2, 4, 10, 15)
@@ -82,6 +81,11 @@ class FeatureNetwork:
         return np.asarray(pair[0][0]), np.asarray(pair[1][0]), distance
 
 
+def names() -> tuple[str, ...]:
+    """Of all feature networks: those that judge alone, and those of the perceptual loss."""
+    return (*JUDGES, *perceptual.NETWORKS)
+
+
 def load(name: str = DEFAULT, weights_path: str | None = None) -> FeatureNetwork:
     """A feature network with its weights.
 
@@ -93,15 +97,15 @@ def load(name: str = DEFAULT, weights_path: str | None = None) -> FeatureNetwork
     Raises:
         InputError: unknown name, or weights that cannot be had; within ten seconds where there is no network.
     """
-    if name == EFFICIENTNET:
-        return _efficientnet(None if weights_path is None else Path(weights_path))
-    if name == INCEPTION:
-        return _inception(None if weights_path is None else Path(weights_path))
-    if name in BLOCK_DEPTHS:
+    if name in JUDGES:
+        return JUDGES[name](None if weights_path is None else Path(weights_path))
+    if name in perceptual.NETWORKS:
+        known = perceptual.NETWORKS[name]
         # LPIPS's layers; the last one is averaged for the distances of sets.
-        found = of_layers(PerceptualLoss(name, "vae-12345", weights_path), name)
-        return FeatureNetwork(found.name, f"{name}, relu5_3 averaged over places", found.channels, found.run)
-    raise InputError(f"unknown feature network {name!r}: choose one of {', '.join(NETWORKS)}")
+        layers = known.presets.get("vae-12345", tuple(known.layers))
+        found = of_layers(PerceptualLoss(name, layers, weights_path), name)
+        return FeatureNetwork(found.name, f"{name}, {layers[-1]} averaged over places", found.channels, found.run)
+    raise InputError(f"unknown feature network {name!r}: choose one of {', '.join(names())}")
 
 
 def of_layers(features: PerceptualLoss, name: str) -> FeatureNetwork:
@@ -167,6 +171,10 @@ def _inception(path: Path | None) -> FeatureNetwork:
     return FeatureNetwork(
         INCEPTION, "Inception of 5 December 2015, pool_3: the original FID's", INCEPTION_CHANNELS, run, original=True
     )
+
+
+# Networks that nothing here trains with, by name.
+JUDGES: dict[str, Callable[[Path | None], FeatureNetwork]] = {EFFICIENTNET: _efficientnet, INCEPTION: _inception}
 
 
 def _downloaded() -> Path:

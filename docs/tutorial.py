@@ -1,0 +1,271 @@
+# %% [markdown]
+# # A VAE from images to another app
+#
+# Trains a variational autoencoder on cartoon faces, looks at what it makes, steers it, replaces its parts with your
+# own, and runs its decoder without Keras. Some minutes on two cores, no GPU and no network.
+#
+# Open it as a notebook: VS Code shows the cells of a `.py` file by itself, Jupyter with the package `jupytext`. Or
+# run it, `python docs/tutorial.py`. It needs `pip install 'keras-vae[demo]'`, and writes into the folder `tutorial`.
+
+# %%
+import os
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets at length
+
+import keras
+import matplotlib.pyplot as plt
+import numpy as np
+from keras import layers, ops
+
+import keras_vae
+from keras_vae import schedules
+from keras_vae.data import Avatars, AvatarsConfig
+
+# The tests run this file with few images and one epoch; what the text says of pictures is of the full length.
+QUICK = "KERAS_VAE_TUTORIAL_QUICK" in os.environ
+IMAGES, EPOCHS = (96, 1) if QUICK else (2000, 15)
+OUT = Path("tutorial")
+OUT.mkdir(exist_ok=True)
+keras.utils.set_random_seed(0)
+
+
+def show(title, *rows):
+    """Rows of images, (count, height, width, channels) in [0, 1]."""
+    figure, axes = plt.subplots(len(rows), len(rows[0]), figsize=(len(rows[0]), len(rows) + 0.4), squeeze=False)
+    for axis, image in zip(axes.flat, np.concatenate(rows), strict=True):
+        axis.imshow(image)
+        axis.axis("off")
+    figure.suptitle(title)
+    figure.savefig(OUT / f"{title}.png")
+    plt.show()
+    plt.close(figure)
+
+
+# %% [markdown]
+# ## Data
+#
+# `keras_vae.data.load` takes a folder, a TFDS name, an array or a dataset. Here it is a small set of avatars: drawn
+# now, labelled, 32 pixels a side. Batches are float32 in [0, 1]; with `attributes=True` they are dicts, whose `image`
+# is what a VAE takes.
+
+# %%
+builder = Avatars(
+    config=AvatarsConfig(name=f"tutorial{IMAGES}", size=32, train_examples=IMAGES, test_examples=IMAGES // 4)
+)
+builder.download_and_prepare()
+data = keras_vae.data.load(builder.data_dir, batch_size=24, attributes=True)
+held_out = next(iter(data.test))["image"].numpy()
+print(data.image_shape, data.train_size, "to train on,", data.test_size, "held out")
+print("attributes:", ", ".join(data.attribute_names))
+show("avatars", held_out[:12])
+
+# %% [markdown]
+# ## A VAE with `model.fit`
+#
+# A `keras.Model` like any other: compile, fit, evaluate, predict. It brings its own loss. With `perceptual=None` that
+# is the negative ELBO, in nats per image: `-log p(x | z)` of the pixels and the KL of the posterior. The default
+# likelihood finds its variance by itself.
+
+# %%
+vae = keras_vae.VAE(image_shape=data.image_shape, latent_dim=32, perceptual=None, seed=0)
+vae.compile(keras.optimizers.Adam(1e-3))
+history = vae.fit(data.train, epochs=EPOCHS, validation_data=data.test, verbose=2).history
+
+# %%
+figure, axes = plt.subplots(1, 2, figsize=(8, 2.5))
+for axis, name in zip(axes, ("elbo", "kl"), strict=True):
+    axis.plot(history[name], label="training")
+    axis.plot(history[f"val_{name}"], label="held out")
+    axis.set_title(f"{name}, nats per image")
+    axis.legend()
+figure.savefig(OUT / "curves.png")
+plt.show()
+
+# %% [markdown]
+# ## Reconstructions and samples
+#
+# `encode` gives the posterior: `.mean`, `.log_var`, `.sample(seed)`, `.mode()`, `.kl()`. `decode` takes latents.
+# `predict` does both, from the posterior's mode. `sample` decodes draws from the prior: the same seed gives the same
+# faces.
+
+# %%
+posterior = vae.encode(held_out)
+print("KL of the first images, nats:", ops.convert_to_numpy(posterior.kl()[:4]).round(1))
+show("reconstructions", held_out[:12], vae.predict(held_out[:12], verbose=0))
+show("samples", ops.convert_to_numpy(vae.sample(12, seed=0)))
+
+# %% [markdown]
+# ## The weight of the KL
+#
+# Latents that carry many nats make close reconstructions, and draws from the prior fall between them. `vae.beta`
+# weighs the KL, and a schedule sets it before each step. `TargetKL` steers to a number of nats, which is easier to
+# choose than a weight. Training goes on from where it was.
+
+# %%
+before = vae.evaluate(data.test, verbose=0, return_dict=True)
+vae.fit(data.train, epochs=EPOCHS, callbacks=[schedules.TargetKL(30, gain=0.02)], verbose=0)
+after = vae.evaluate(data.test, verbose=0, return_dict=True)
+for name in ("kl", "reconstruction", "elbo"):
+    print(f"{name}: {before[name]:.0f} nats, now {after[name]:.0f}")
+print(f"beta: {vae.beta:.2f}")
+show("reconstructions at 30 nats", held_out[:12], vae.predict(held_out[:12], verbose=0))
+show("samples at 30 nats", ops.convert_to_numpy(vae.sample(12, seed=0)))
+
+# %% [markdown]
+# `LinearWarmup`, `CosineWarmup` and `CyclicalAnnealing` are given in the same way. See
+# [objectives.md](objectives.md).
+#
+# ## Latents mean something
+#
+# The mean latents of faces with glasses, less those without, is a direction. Adding it puts glasses on a face.
+
+# %%
+means, glasses = [], []
+for batch in data.train:
+    means.append(ops.convert_to_numpy(vae.encode(batch["image"]).mean))
+    glasses.append(batch["attributes"].numpy()[:, data.attribute_names.index("glasses")])
+means, glasses = np.concatenate(means), np.concatenate(glasses) == 1
+direction = means[glasses].mean(axis=0) - means[~glasses].mean(axis=0)
+z = ops.convert_to_numpy(vae.encode(held_out[:6]).mean)
+show("glasses", *(ops.convert_to_numpy(vae.decode(z + strength * direction)) for strength in (0.0, 1.5, 3.0)))
+
+# %% [markdown]
+# ## Your own encoder, decoder and likelihood
+#
+# Any Keras models that fit each other. The encoder returns mean and log-variance, here as one output, the means
+# first. The decoder returns images in [0, 1].
+
+# %%
+encoder = keras.Sequential(
+    [
+        keras.Input((32, 32, 3)),
+        layers.Conv2D(32, 3, 2, "same", activation="silu"),
+        layers.Conv2D(64, 3, 2, "same", activation="silu"),
+        layers.Flatten(),
+        layers.Dense(2 * 32),
+    ]
+)
+decoder = keras.Sequential(
+    [
+        keras.Input((32,)),
+        layers.Dense(8 * 8 * 64, "silu"),
+        layers.Reshape((8, 8, 64)),
+        layers.UpSampling2D(),
+        layers.Conv2D(32, 3, padding="same", activation="silu"),
+        layers.UpSampling2D(),
+        layers.Conv2D(3, 3, padding="same", activation="sigmoid"),
+    ]
+)
+
+
+@keras.saving.register_keras_serializable("tutorial")
+class Laplace(keras_vae.distributions.Likelihood):
+    """A Laplace distribution of each pixel value: absolute error, where a Gaussian has squared error."""
+
+    kind = "laplace"
+    scale = 0.1
+
+    def log_prob(self, images, decoded, training=False):
+        error = ops.abs(images - decoded) / self.scale
+        return -ops.sum(error + ops.log(2.0 * self.scale), axis=(1, 2, 3))  # nats, (batch,)
+
+
+own = keras_vae.VAE(encoder=encoder, decoder=decoder, likelihood=Laplace(), perceptual=None, seed=0)
+own.compile(keras.optimizers.Adam(1e-3))
+own.fit(data.train, epochs=EPOCHS, validation_data=data.test, verbose=0)
+print({name: round(value, 1) for name, value in own.evaluate(data.test, verbose=0, return_dict=True).items()})
+show("own networks", held_out[:12], ops.convert_to_numpy(own(held_out[:12])))  # a call reconstructs too
+
+# %% [markdown]
+# ## Your own feature network
+#
+# The perceptual loss compares images in the layers of a frozen network. `hed-vgg16` and `vgg19` are at hand by name;
+# here it is a network that knows these images: a small classifier of the avatars' attributes, trained on the training
+# images alone.
+
+# %%
+classifier = keras.Sequential(
+    [
+        keras.Input((32, 32, 3)),
+        layers.Conv2D(32, 3, padding="same", activation="relu", name="fine"),
+        layers.MaxPooling2D(),
+        layers.Conv2D(64, 3, padding="same", activation="relu", name="middle"),
+        layers.MaxPooling2D(),
+        layers.Conv2D(64, 3, padding="same", activation="relu", name="coarse"),
+        layers.GlobalAveragePooling2D(),
+        layers.Dense(len(data.attribute_names), "sigmoid"),
+    ],
+    name="classifier",
+)
+classifier.compile("adam", "binary_crossentropy", metrics=["binary_accuracy"])
+
+
+def labelled(batch):
+    return batch["image"], batch["attributes"]
+
+
+classifier.fit(data.train.map(labelled), epochs=EPOCHS, shuffle=False, verbose=0)  # the pipeline shuffles
+accuracy = classifier.evaluate(data.test.map(labelled), verbose=0, return_dict=True)["binary_accuracy"]
+labels = np.concatenate([batch["attributes"].numpy() for batch in data.test])
+majority = np.maximum(labels.mean(axis=0), 1 - labels.mean(axis=0)).mean()
+print(f"attributes told right: {accuracy:.1%}; always saying the more frequent value: {majority:.1%}")
+
+# %% [markdown]
+# `preprocessing` says what the network expects of images. Its layers enter the loss as Gaussians of their own
+# variance, balanced with the pixels. The network is frozen, and is not saved with the model.
+
+# %%
+features = keras_vae.PerceptualLoss(classifier, ["fine", "middle", "coarse"], preprocessing="0..1")
+featured = keras_vae.VAE(image_shape=data.image_shape, latent_dim=32, perceptual=features, seed=0)
+featured.compile(keras.optimizers.Adam(1e-3))
+steered = [schedules.TargetKL(30, gain=0.02)]  # objectives compare at the same KL
+featured.fit(data.train, epochs=2 * EPOCHS, callbacks=steered, verbose=0)
+print({name: round(value, 1) for name, value in featured.evaluate(data.test, verbose=0, return_dict=True).items()})
+show(
+    "pixels alone, and with features",
+    held_out[:12],
+    ops.convert_to_numpy(vae(held_out[:12])),
+    ops.convert_to_numpy(featured(held_out[:12])),
+)
+
+# %% [markdown]
+# At the same KL contours come out firmer and colours further off, and the ELBO, which sees pixels alone, is lower: the
+# classifier was not asked about shades. A feature network passes on what it knows; `hed-vgg16` knows more.
+#
+# ## Save and load
+#
+# One file: weights, optimizer, the noise's state. `keras.saving.load_model` wants `import keras_vae`, and registered
+# classes of your own.
+
+# %%
+vae.save(OUT / "faces.keras")
+loaded = keras.saving.load_model(OUT / "faces.keras")
+assert np.array_equal(loaded.predict(held_out, verbose=0), vae.predict(held_out, verbose=0))
+
+# %% [markdown]
+# ## Export, and run without Keras
+#
+# The decoder leaves as ONNX or as a SavedModel. It is compared with Keras before it is put in place, and the report
+# says how far it is from it.
+
+# %%
+report = vae.export(OUT / "faces.onnx", format="onnx")
+print(report.summary())
+vae.export(OUT / "served" / "faces" / "1")  # for TF Serving
+
+# %% [markdown]
+# Any other app needs onnxruntime alone: `z` in, `image` out.
+
+# %%
+import onnxruntime  # noqa: E402
+
+session = onnxruntime.InferenceSession(OUT / "faces.onnx", providers=["CPUExecutionProvider"])
+z = np.random.default_rng(0).standard_normal((12, 32), dtype=np.float32)
+(images,) = session.run(["image"], {"z": z})
+assert np.allclose(images, vae.sample(12, seed=0), atol=1e-4)  # the same draws, the same faces
+show("onnxruntime", images)
+
+# %% [markdown]
+# On: [objectives.md](objectives.md), [data.md](data.md), [export.md](export.md), [evaluation.md](evaluation.md),
+# [scale.md](scale.md). The command line does all of this too: `keras-vae --help`.

@@ -568,7 +568,11 @@ def compare(
 def explore(
     model: Annotated[
         Path | None,
-        typer.Argument(parser=_vae, help="Run folder, .keras file, or name of a pretrained model; avatars."),
+        typer.Argument(
+            parser=_vae,
+            metavar="MODEL",
+            help="Run folder, .keras file, or name of a pretrained model; avatars.",
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(parser=_path, help="Folder to write, instead of serving the page.")

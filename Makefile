@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint docs figures objectives loading decoding train-step soak scaling latents saved-models clean
+.PHONY: demo test test-slow lint docs figures objectives loading decoding train-step soak scaling latents explorer saved-models clean
 
 demo: $(VENV)/.demo  ## draw avatars, train a few minutes, export, verify; everything lands in runs/demo
 	$(BIN)/keras-vae demo
@@ -48,6 +48,9 @@ scaling: $(VENV)/.bench  ## training by one worker and by several: benchmarks/re
 
 latents: $(VENV)/.bench  ## what latents of a folder of faces know, and samplers: benchmarks/results/latents.*
 	$(BIN)/python -m benchmarks.latents --steps 3500 --kl-target 150 $(if $(FACES),--faces $(FACES))
+
+explorer: $(VENV)/.bench  ## how soon the explorer's page shows a picture, in headless Chromium: benchmarks/results/explorer.*
+	$(BIN)/python -m benchmarks.explorer
 
 saved-models: $(VENV)/.demo  ## train the models that come with the package again, half an hour: saved_models/
 	$(BIN)/python saved_models/make.py

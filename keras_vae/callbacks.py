@@ -18,7 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_vae import checkpoints, pictures, strategies
+from keras_vae import checkpoints, heap, pictures, strategies
 from keras_vae.errors import StoppedError
 from keras_vae.files import write_aside
 from keras_vae.models import METRICS_FILE
@@ -277,7 +277,7 @@ class Checkpoints(keras.callbacks.Callback):
             raise self._stopped()
 
     def save(self) -> None:
-        """Writes a checkpoint of this moment.
+        """Writes a checkpoint of this moment, and gives freed memory back to the system.
 
         Raises:
             OSError: it cannot be written.
@@ -285,6 +285,7 @@ class Checkpoints(keras.callbacks.Callback):
         state = self.progress.state()  # of every worker: each has a part of the epoch's figures
         if self.writes:
             self.path = checkpoints.write(self.run, self.model.save, state, self.config.checkpoints_kept)
+        heap.trim()  # each worker's: else a long run's memory grows by what was freed
         self._saved = time.perf_counter()
 
     def _agreed(self, *asked: bool) -> list[bool]:

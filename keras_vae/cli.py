@@ -59,7 +59,7 @@ ModelArgument = Annotated[
     typer.Argument(
         parser=_model,
         metavar="MODEL",
-        help=f"Run folder, .keras file, {kinds()}.",
+        help=f"Run folder, .keras file, {kinds()}, or name of a pretrained model.",
     ),
 ]
 DataOption = Annotated[
@@ -82,7 +82,10 @@ CodesOption = Annotated[
 VectorsOption = Annotated[
     Path | None, typer.Option(parser=_path, help="Attribute vectors; a run's own, or those beside the decoder.")
 ]
-VAEArgument = Annotated[Path, typer.Argument(parser=_vae, metavar="MODEL", help="Run folder or .keras file.")]
+VAEArgument = Annotated[
+    Path,
+    typer.Argument(parser=_vae, metavar="MODEL", help="Run folder, .keras file, or name of a pretrained model."),
+]
 DEFAULT_FORMATS = "tf_saved_model,onnx"
 
 
@@ -563,7 +566,14 @@ def compare(
 
 @app.command()
 def explore(
-    model: VAEArgument,
+    model: Annotated[
+        Path | None,
+        typer.Argument(
+            parser=_vae,
+            metavar="MODEL",
+            help="Run folder, .keras file, or name of a pretrained model; avatars.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(parser=_path, help="Folder to write, instead of serving the page.")
     ] = None,
@@ -581,6 +591,7 @@ def explore(
     Sliders for latents and attributes, samples to pick from and to morph between, pictures to start from. The page
     computes in the browser: a folder written with --out works from any web server.
     """
+    model = model or _vae("avatars")
     _check_exists(model, whole=True)
     _library("keras_vae.explorer").explore(model, out, port, runtime, data, title)
 

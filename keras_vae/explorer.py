@@ -21,7 +21,7 @@ from export.files import aside, replace
 from export.samplers import GaussianMixture
 from keras_vae.errors import InputError
 from keras_vae.evaluation.fitting import encode_training, vectors_of
-from keras_vae.models import VECTORS_FILE, Model, open_model, sampler_file
+from keras_vae.models import Model, open_model, sampler_file
 
 PAGE = ("explore.html", "explore.mjs", "decoder.mjs", "encoder.mjs")
 RUNTIME = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
@@ -38,7 +38,7 @@ def write(
     """Writes the page with the model's decoder and encoder; any web server, or none of one's own, can serve the folder.
 
     Args:
-        path: a run or .keras file.
+        path: a run or .keras file; beside a .keras file, what `about` found before is used.
         out: the folder to write; an earlier one of the kind is replaced.
         runtime: folder of onnxruntime-web's two files; by default where `npm ci` puts them.
         source: images that the latents' strengths, and attributes, are found by; what the run trained on.
@@ -55,7 +55,8 @@ def write(
     runtime = find_runtime(runtime)
     model = open_model(path)
     vae = model.whole("exploring")
-    about = _about(model, source, name or _title(path))
+    about = _known(model, source) or about_of(model, source)
+    about["name"] = name or _title(path)
     with aside(out) as new:
         new.mkdir()
         vae.export(new / "decoder.onnx", format="onnx", run_id=model.config.get("run_id", ""))
@@ -83,7 +84,7 @@ def serve(folder: Path, port: int) -> None:
     Raises:
         InputError: the port is taken.
     """
-    handler = functools.partial(_Handler, directory=str(folder))
+    handler = functools.partial(Handler, directory=str(folder))
     try:
         server = http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
     except OSError as error:
@@ -105,7 +106,9 @@ def explore(path: Path, out: Path | None, port: int, runtime: Path | None, sourc
         serve(Path(folder) / "explorer", port)
 
 
-class _Handler(http.server.SimpleHTTPRequestHandler):
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder as the page wants it: modules under their type, isolated from other sites' pages."""
+
     extensions_map = {**http.server.SimpleHTTPRequestHandler.extensions_map, ".mjs": "text/javascript"}  # noqa: RUF012
 
     def end_headers(self) -> None:
@@ -149,7 +152,20 @@ def _title(path: Path) -> str:
     return path.resolve().parent.name if path.suffix == ".keras" else path.resolve().name
 
 
-def _about(model: Model, source: str | None, name: str) -> dict[str, Any]:
+def about_of(model: Model, source: str | None = None) -> dict[str, Any]:
+    """What the page knows of a model beside its networks, for JSON.
+
+    Args:
+        model: with its encoder.
+        source: training images by which latents' strengths, and attributes, are found; what it was trained on.
+
+    Returns:
+        `model`, the weights it is of; the strongest `latents` by their KL, with the aggregate posterior's deviation in
+        each; the vectors of `attributes`; the `mixture` that was fitted, or None.
+
+    Raises:
+        InputError: a decoder alone, or images that cannot be had.
+    """
     vae = model.whole("exploring")
     encoded = encode_training(model, vae, source, limit=5_000)
     kl = encoded.kl_per_latent()
@@ -159,25 +175,34 @@ def _about(model: Model, source: str | None, name: str) -> dict[str, Any]:
         for each in np.argsort(-kl)[:LATENTS]
     ]
     attributes: list[dict[str, Any]] = []
-    folder = model.path if model.kind == "run" else model.path.parent
     with contextlib.suppress(InputError):  # images without attributes
-        vectors = vectors_of(model, vae, source) if model.kind == "run" else None
-        if vectors is None and (folder / VECTORS_FILE).is_file():
-            from keras_vae.latent_space import AttributeVectors
-
-            vectors = AttributeVectors.load(folder / VECTORS_FILE, model.latent_dim, vae.fingerprint())
-        if vectors is not None:
-            attributes = [
-                {"name": each, "label": each.replace("_", " "), "vector": _rounded(vectors.direction(each))}
-                for each in vectors.names
-            ]
-    about = {"name": name, "encoder": True, "latents": latents, "attributes": attributes, "mixture": None}
-    file = sampler_file(folder, GaussianMixture.kind)
+        vectors = vectors_of(model, vae, source)
+        attributes = [
+            {"name": each, "label": each.replace("_", " "), "vector": _rounded(vectors.direction(each))}
+            for each in vectors.names
+        ]
+    about = {
+        "model": vae.fingerprint(),
+        "encoder": True,
+        "latents": latents,
+        "attributes": attributes,
+        "mixture": None,
+    }
+    file = sampler_file(model.folder, GaussianMixture.kind)
     if file.is_file():
         with contextlib.suppress(ExportError):  # of other weights
             mixture = samplers.load(file, model.latent_dim, vae.fingerprint())
             about["mixture"] = {key: _rounded(value) for key, value in mixture.arrays().items()}
     return about
+
+
+def _known(model: Model, source: str | None) -> dict[str, Any] | None:
+    """What was found of a pretrained model when it was made, so that its images need not be at hand."""
+    file = model.folder / ABOUT
+    if source is not None or not file.is_file():
+        return None
+    about = json.loads(file.read_text())
+    return about if about.get("model") == model.whole("exploring").fingerprint() else None
 
 
 def _rounded(values: np.ndarray) -> Any:

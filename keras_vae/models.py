@@ -15,6 +15,7 @@ import numpy as np
 from export.formats import format_of, kinds, open_artifact
 from export.samplers import Prior, Sampler
 from keras_vae.errors import InputError
+from keras_vae.pretrained import names
 
 if TYPE_CHECKING:
     from keras_vae.vae import VAE
@@ -50,6 +51,11 @@ class Model:
     config: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def folder(self) -> Path:
+        """Where what is fitted to the model lies: a run, or what is beside a file."""
+        return self.path if self.kind == "run" else self.path.parent
+
     def sample(self, count: int, seed: int | None = None, sampler: Sampler | None = None) -> np.ndarray:
         """Images of `count` draws from a sampler, by default the prior.
 
@@ -82,7 +88,9 @@ def check_exists(path: Path, whole: bool) -> None:
         InputError: there is nothing.
     """
     if not path.exists():
-        raise InputError(f"no model at {path}: give {'a run folder or a .keras file' if whole else KINDS}")
+        kinds = "a run folder or a .keras file" if whole else KINDS
+        pretrained = f", or the name of a pretrained model: {', '.join(names())}" if names() else ""
+        raise InputError(f"no model at {path}: give {kinds}{pretrained}")
 
 
 def is_run(path: Path) -> bool:

@@ -51,7 +51,7 @@ def site(kit: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     assert cli.run(["sample", str(run), "--sampler", "gmm", "--out", str(base / "samples.png")]) == 0
     runtime = kit / "node_modules" / "onnxruntime-web" / "dist"
     assert cli.run(["explore", str(run), "--out", str(base / "page"), "--runtime", str(runtime)]) == 0
-    handler = functools.partial(explorer._Handler, directory=str(base / "page"))
+    handler = functools.partial(explorer.Handler, directory=str(base / "page"))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield Site(f"http://127.0.0.1:{server.server_port}/", run, base / "page", images / "007.png")

@@ -23,6 +23,8 @@ from keras_vae.vae import VAE
 def sampler_of(model: Model, vae: VAE, name: str, source: str | None, seed: int = 0) -> Sampler:
     """A sampler for a model, by name or from its file; a run keeps what was fitted, and fits it once.
 
+    Beside a .keras file, as a pretrained model has it, one is used, and none written.
+
     Args:
         model, vae: the model.
         name: "prior", "gmm", "second-stage", or a file.
@@ -36,9 +38,9 @@ def sampler_of(model: Model, vae: VAE, name: str, source: str | None, seed: int 
         return Prior(vae.latent_dim)
     if name not in FITS:
         return files.load(name, vae.latent_dim, vae.fingerprint())
-    kept = sampler_file(model.path, name) if model.kind == "run" else None
+    kept = sampler_file(model.folder, name)
     known = {**_known(model, vae, source), "seed": str(seed)}
-    if kept is not None and kept.is_file():
+    if kept.is_file():
         try:
             found = files.load(kept, vae.latent_dim)
         except ExportError as error:
@@ -49,7 +51,7 @@ def sampler_of(model: Model, vae: VAE, name: str, source: str | None, seed: int 
     encoded = encode_training(model, vae, source)
     metadata = {"keras_vae_version": __version__, "images": str(len(encoded)), **known}
     sampler = FITS[name](encoded, seed=seed, metadata=metadata)
-    if kept is not None:
+    if model.kind == "run":
         try:
             with write_aside(kept) as aside:
                 files.save(sampler, aside)
@@ -61,6 +63,8 @@ def sampler_of(model: Model, vae: VAE, name: str, source: str | None, seed: int 
 def vectors_of(model: Model, vae: VAE, source: str | None, wanted: Sequence[str] = ()) -> AttributeVectors:
     """The attribute vectors of a model; a run keeps them, and finds them once.
 
+    Beside a .keras file, as a pretrained model has it, they are used, and none written.
+
     Args:
         model, vae: the model.
         source: images with attributes; what the model was trained on.
@@ -69,9 +73,9 @@ def vectors_of(model: Model, vae: VAE, source: str | None, wanted: Sequence[str]
     Raises:
         InputError: its images have no attributes, or none that both classes fill.
     """
-    kept = model.path / VECTORS_FILE if model.kind == "run" else None
+    kept = model.folder / VECTORS_FILE
     known = _known(model, vae, source)
-    if kept is not None and kept.is_file():
+    if kept.is_file():
         try:
             found = AttributeVectors.load(kept, vae.latent_dim)
         except InputError as error:

@@ -97,14 +97,14 @@ def test_python_of_a_page_compiles(page: Path) -> None:
 def test_commands_of_a_page_run(page: Path, command: Callable[..., Any]) -> None:
     done = 0
     for arguments in commands(page):
-        if "all" in arguments:
-            continue  # `test_deployment.py` does it
+        if {"all", "int8", "--encoder"} & set(arguments):
+            continue  # they take long, and `test_deployment.py` runs them
         if arguments[:2] == ["data", "prepare"] and not Path("/usr/share/datasets/fashion-mnist").is_dir():
             continue  # it would download
         result = command(*arguments)
         assert result.status == 0, (arguments, result.err)
         done += 1
-    assert done > 2
+    assert done >= 3
 
 
 @each_page

@@ -139,7 +139,7 @@ def prepare(folder: Path) -> None:
 
 def measure(models: Path, device: str, rounds: int) -> dict[str, Any]:
     """Runs all in turn, and returns what is written."""
-    workers: dict[str, subprocess.Popen[str]] = {}
+    workers: dict[str, runners.Runner] = {}
     known = CPU if device == "cpu" else CUDA
     for name, (kind, precision, file) in known.items():
         workers[name] = runners.start("benchmarks.decoding", kind, precision, str(models / file), device)

@@ -42,7 +42,7 @@ def test_exactly_one_onnxruntime_on_every_platform() -> None:
 
 
 def test_the_gpu_extra_is_of_one_cuda_generation() -> None:
-    """TensorFlow 2.21 is built for CUDA 12, onnxruntime-gpu from 1.27 on for CUDA 13, PyTorch for whichever it likes."""
+    """TensorFlow 2.21 is built for CUDA 12, onnxruntime-gpu from 1.27 on for CUDA 13; PyTorch chooses for itself."""
     from packaging.requirements import Requirement
 
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]

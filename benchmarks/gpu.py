@@ -142,6 +142,12 @@ def path_of(part: str, device: str, folder: Path = RESULTS) -> Path:
     return folder / f"{'gpu' if device == 'cuda' else 'cpu'}_{part}.json"
 
 
+def source_name(data: str) -> str:
+    """What images are called in results: of a folder or file its name alone, for where it lies is nobody's business."""
+    path = Path(data)
+    return path.resolve().name if path.exists() else data
+
+
 class Busy:
     """Samples, within a `with` block, how busy the first card is, by NVML: the extra `gpu` brings nvidia-ml-py.
 

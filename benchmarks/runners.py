@@ -153,10 +153,7 @@ def device_name(device: str) -> str:
         SystemExit: there is no GPU.
     """
     if device == "cuda":
-        found = cards.find()
-        if found.problem:
-            raise SystemExit(f"no GPU to measure here: {found.problem}")
-        return found.cards[0].name
+        return cards.require().cards[0].name
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -100,18 +100,25 @@ def _driver_version() -> str:
     return ""
 
 
-def main() -> int:
+def require() -> Cards:
+    """The cards of this machine, for what measures them.
+
+    Raises:
+        SystemExit: there is none; it has said so in a line, and the status is 2.
+    """
     found = find()
     if found.problem:
         print(f"no GPU to measure here: {found.problem}; nothing was run, and nothing was written", file=sys.stderr)
-        return 2
+        raise SystemExit(2)
+    return found
+
+
+def main() -> None:
+    found = require()
     for card in found.cards:
-        capability = ".".join(map(str, card.capability))
-        print(
-            f"{card.name}, compute capability {capability}, {card.memory_mib} MiB; driver {found.driver or 'unknown'}"
-        )
-    return 0
+        capability, driver = ".".join(map(str, card.capability)), found.driver or "unknown"
+        print(f"{card.name}, compute capability {capability}, {card.memory_mib} MiB; driver {driver}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

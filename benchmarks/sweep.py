@@ -105,7 +105,7 @@ def sweep(
     keys: list[dict[str, Any]], options: argparse.Namespace, results: gpu.Results, folder: Path, deadline: float
 ) -> bool:
     """Measures cells until the deadline, and returns whether all of them failed."""
-    references: dict[tuple[str, int], dict[str, Any]] = {}
+    references: dict[tuple[str, int], dict[str, Any] | runners.RunnerError] = {}
     batches = sorted({key["batch"] for key in keys})
     known = [key for key in keys if results.find(key) is not None]
     for number, key in enumerate(keys, 1):
@@ -118,8 +118,11 @@ def sweep(
         try:
             at = (key["objective"], key["size"])
             if at not in references:
-                references[at] = reference(key, batches, folder / f"{at[0]}-{at[1]}")
-            found = measure(key, references[at], options, results.run["machine"]["device"])
+                references[at] = _tried(key, batches, folder / f"{at[0]}-{at[1]}")
+            against = references[at]
+            if isinstance(against, runners.RunnerError):
+                raise against
+            found = measure(key, against, options, results.run["machine"]["device"])
         except runners.RunnerError as error:
             results.fail(key, error)
             print(f"{name}: failed: {error}", file=sys.stderr)
@@ -132,6 +135,14 @@ def sweep(
     if results.run["left"]:
         print(f"{len(results.run['left'])} cells are left: run it again to go on", file=sys.stderr)
     return left == len(keys)
+
+
+def _tried(key: dict[str, Any], batches: list[int], folder: Path) -> dict[str, Any] | runners.RunnerError:
+    """The reference, or why there is none: it is not tried again for each cell."""
+    try:
+        return reference(key, batches, folder)
+    except runners.RunnerError as error:
+        return error
 
 
 def reference(key: dict[str, Any], batches: list[int], folder: Path) -> dict[str, Any]:
@@ -171,7 +182,7 @@ def measure(key: dict[str, Any], reference: dict[str, Any], options: argparse.Na
         TF_FORCE_GPU_ALLOW_GROWTH="true",
     )
     try:
-        terms = runners.ask(worker, {"terms": True}, SECONDS_A_CELL)
+        terms = runners.ask(worker, {"terms": True, "given": True}, SECONDS_A_CELL)
         differences = {name: abs(terms[name] / value - 1.0) for name, value in reference["terms"].items()}
         worst = max(differences, key=lambda name: differences[name])
         if not differences[worst] <= TOLERANCE[key["precision"]]:

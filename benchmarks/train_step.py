@@ -378,7 +378,7 @@ def _ours(kind: str, case: dict[str, Any]) -> Answer:
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:
         if "terms" in request:
-            return _our_terms(vae, _compared(case), Path(case["folder"]))
+            return _our_terms(vae, _compared(case), Path(case["folder"]), request.get("given", False))
         if "convolutions" in request:
             return _convolutions(vae, case)
         if "gflop" in request:
@@ -407,16 +407,20 @@ def _ours(kind: str, case: dict[str, Any]) -> Answer:
     return answer
 
 
-def _our_terms(vae: Any, images: np.ndarray, folder: Path) -> dict[str, Any]:
-    """The loss's terms with latents at the posterior's mean, and the weights for PyTorch."""
+def _our_terms(vae: Any, images: np.ndarray, folder: Path, given: bool) -> dict[str, Any]:
+    """The loss's terms with latents at the posterior's mean; weights are read from the folder, or left there."""
     weights = {
-        f"{role}/{weight.path}": weight.numpy()
+        f"{role}/{weight.path}": weight
         for role, network in (("encoder", vae.encoder), ("decoder", vae.decoder))
         for weight in network.trainable_weights
     }
-    np.savez(folder / "weights.npz", **weights)
     vae.load_perceptual()
-    if vae.perceptual is not None:
+    if given:
+        for name, value in np.load(folder / "weights.npz").items():
+            weights[name].assign(value)
+    else:
+        np.savez(folder / "weights.npz", **{name: weight.numpy() for name, weight in weights.items()})
+    if vae.perceptual is not None and not given:
         layers = vae.perceptual._features.layers
         vgg = {f"{layer.name}/{place}": each for layer in layers for place, each in enumerate(layer.get_weights())}
         np.savez(folder / "vgg.npz", **vgg)

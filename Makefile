@@ -4,7 +4,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint docs figures objectives loading decoding train-step soak scaling latents explorer saved-models clean
+# Of the GPU benchmarks: one for TensorFlow and onnxruntime, one for PyTorch, whose CUDA may be of another generation.
+GPU_VENV ?= .venv-gpu
+PEER_VENV ?= .venv-gpu-peer
+
+.PHONY: demo test test-slow lint docs figures objectives loading decoding train-step soak scaling latents explorer \
+  saved-models bench-gpu gpu-at-hand clean
 
 demo: $(VENV)/.demo  ## draw avatars, train a few minutes, export, verify; everything lands in runs/demo
 	$(BIN)/keras-vae demo
@@ -52,17 +57,23 @@ latents: $(VENV)/.bench  ## what latents of a folder of faces know, and samplers
 explorer: $(VENV)/.bench  ## how soon the explorer's page shows a picture, in headless Chromium: benchmarks/results/explorer.*
 	$(BIN)/python -m benchmarks.explorer
 
+bench-gpu: $(GPU_VENV)/.gpu $(PEER_VENV)/.peer  ## all on an NVIDIA GPU, under an hour: benchmarks/results/gpu.md; FULL=1: hours
+	$(GPU_VENV)/bin/python -m benchmarks.bench_gpu --peer-python $(PEER_VENV)/bin/python $(if $(FACES),--faces "$(FACES)") $(if $(FULL),--full)
+
+gpu-at-hand:
+	@$(PYTHON) -I keras_vae/cards.py
+
 saved-models: $(VENV)/.demo  ## train the models that come with the package again, half an hour: saved_models/
 	$(BIN)/python saved_models/make.py
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) $(GPU_VENV) $(PEER_VENV) build dist
 
-$(VENV)/bin/python:
+%/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "keras-vae needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
-	@echo "setting up $(VENV)"
-	$(PYTHON) -m venv $(VENV)
+	@echo "setting up $*"
+	$(PYTHON) -m venv $*
 
 $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 	@echo "installing TensorFlow and the rest into $(VENV), about 3 GB: a minute or more"
@@ -77,4 +88,17 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.bench: pyproject.toml | $(VENV)/bin/python
 	@echo "installing TensorFlow, PyTorch and the rest into $(VENV): minutes"
 	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[dev,bench]'
+	@touch $@
+
+# Nothing is installed where there is no card: it is looked for first.
+$(GPU_VENV)/bin/python $(PEER_VENV)/bin/python: | gpu-at-hand
+
+$(GPU_VENV)/.gpu: pyproject.toml | gpu-at-hand $(GPU_VENV)/bin/python
+	@echo "installing TensorFlow with CUDA, onnxruntime-gpu and the rest into $(GPU_VENV), several GB: minutes"
+	$(GPU_VENV)/bin/python -m pip install --disable-pip-version-check -q -e '.[demo,gpu]'
+	@touch $@
+
+$(PEER_VENV)/.peer: pyproject.toml | gpu-at-hand $(PEER_VENV)/bin/python
+	@echo "installing PyTorch into $(PEER_VENV), several GB: minutes"
+	$(PEER_VENV)/bin/python -m pip install --disable-pip-version-check -q -e '.[peer]'
 	@touch $@

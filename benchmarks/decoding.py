@@ -9,6 +9,11 @@ memory. What must be exported first is, so that a machine without TensorFlow can
 
     python -m benchmarks.decoding --prepare FOLDER
     python -m benchmarks.decoding --models FOLDER --device cuda
+
+On a GPU each runner is alone on the card, with batches of 1, 64 and 1,024, and is compared with Keras in float32 on the
+CPU, which does not round to TF32. `bound` runners leave latents and images on the card; the others bring them from the
+host's memory and back. --alone does the same on a CPU. Written to gpu_decoding.json, and gone on with as
+`benchmarks.sweep` goes on.
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import runners
+from benchmarks import gpu, runners
 
 RESULTS = Path(__file__).parent / "results"
 LATENTS = 100
@@ -47,18 +52,20 @@ CPU = {
     "PyTorch, bfloat16, eager": ("torch", "bfloat16", "weights.npz"),
     "PyTorch, bfloat16, compiled": ("torch-compiled", "bfloat16", "weights.npz"),
 }
-CUDA = {
-    **{
-        name: CPU[name]
-        for name in (
-            OURS,
-            "ours, onnxruntime, float16",
-            "Keras's export, onnxruntime",
-            "PyTorch, eager",
-            "PyTorch, compiled",
-        )
-    },
-    "PyTorch, float16, compiled": ("torch-compiled", "float16", "weights.npz"),
+# Alone on the device. "tf32" is float32 whose products are rounded to TF32 where the card has it: the default of
+# onnxruntime, as of TensorFlow.
+ALONE = {
+    "ours, onnxruntime": ("onnxruntime", "float32", "ours.onnx"),
+    "ours, onnxruntime, TF32": ("onnxruntime", "tf32", "ours.onnx"),
+    "ours, onnxruntime, float16": ("onnxruntime", "float16", "ours.float16.onnx"),
+    "ours, onnxruntime, bound": ("onnxruntime-bound", "float32", "ours.onnx"),
+    "ours, onnxruntime, TF32, bound": ("onnxruntime-bound", "tf32", "ours.onnx"),
+    "ours, onnxruntime, float16, bound": ("onnxruntime-bound", "float16", "ours.float16.onnx"),
+    "Keras's export, onnxruntime, TF32": ("onnxruntime", "tf32", "keras.onnx"),
+    "PyTorch, compiled": ("torch-compiled", "float32", "weights.npz"),
+    "PyTorch, compiled, bound": ("torch-compiled-bound", "float32", "weights.npz"),
+    "PyTorch, compiled, TF32, bound": ("torch-compiled-bound", "tf32", "weights.npz"),
+    "PyTorch, compiled, float16, bound": ("torch-compiled-bound", "float16", "weights.npz"),
 }
 PACKAGES = (
     "keras-vae",
@@ -70,44 +77,68 @@ PACKAGES = (
     "ai-edge-litert",
     "torch",
 )
-BATCHES = {"cpu": (1, 64), "cuda": (1, 256)}
+BATCHES = (1, 64)
+BATCHES_ALONE = (1, 64, 1024)
+COMPARED = 64  # images, whose pixels are compared
+SECONDS_A_RUNNER = 420.0
+PARITY = 1e-3  # largest difference of a pixel from Keras that float32 and TF32 may have
 # Largest difference of a pixel from ours in float32 that a runner of this precision may have.
 ALLOWED = {"float32": 1e-4, "f32": 1e-4, "float16": 0.02, "bfloat16": 0.1, "bf16": 0.1, "int8": 0.2}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, help="30, alone on a device 5")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--prepare", type=Path, metavar="FOLDER", help="export the models there, and measure nothing")
     parser.add_argument("--models", type=Path, metavar="FOLDER", help="what --prepare wrote; else it is made anew")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for decoding.json")
+    parser.add_argument("--alone", action="store_true", help="measure as on a GPU")
+    parser.add_argument("--batches", nargs="+", type=int, default=BATCHES_ALONE, help="alone: 1, 64 and 1024")
+    parser.add_argument("--runners", nargs="+", choices=ALONE, default=list(ALONE), help="alone")
+    parser.add_argument("--fresh", action="store_true", help="alone: measure again what was measured")
+    parser.add_argument("--peer-python", default=sys.executable, help="alone: the Python of PyTorch's environment")
     parser.add_argument(
         "--work", nargs=4, help=argparse.SUPPRESS
     )  # kind, precision, file, device: one runner's process
     arguments = parser.parse_args()
-    if arguments.rounds < 2:
+    alone = arguments.alone or arguments.device == "cuda"
+    rounds = arguments.rounds or (5 if alone else 30)
+    if rounds < 2:
         parser.error("--rounds: give at least 2, for a spread")
     if arguments.work:
         runners.serve(lambda: work(*arguments.work))
         return
     if arguments.prepare:
-        prepare(arguments.prepare)
+        prepare(arguments.prepare, alone)
         return
+    results: gpu.Results | None = None
+    if alone:  # first: without a GPU nothing is exported
+        machine = gpu.machine(arguments.device, arguments.peer_python)
+        results = gpu.Results(gpu.path_of("decoding", arguments.device, arguments.out), machine, arguments.fresh)
     with tempfile.TemporaryDirectory() as folder:
         models = arguments.models or Path(folder)
         if arguments.models is None:
             # In a process of its own: TensorFlow is not to hold threads and memory beside the runners.
-            subprocess.run([sys.executable, "-m", "benchmarks.decoding", "--prepare", folder], check=True)
-        record = measure(models, arguments.device, arguments.rounds)
+            command = [sys.executable, "-m", "benchmarks.decoding", "--prepare", folder]
+            if alone:
+                command.append("--alone")
+            # Without a GPU: Keras's images are to be those of float32, not of TF32.
+            environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+            ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+            if ended.returncode:
+                reason = (ended.stderr.strip() or "it said nothing").splitlines()[-1]
+                raise SystemExit(f"the decoders cannot be exported: {reason}")
+        if results is not None:
+            raise SystemExit(0 if measure_alone(models, arguments, rounds, results) else 1)
+        record = measure(models, rounds)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    name = "decoding.json" if arguments.device == "cpu" else "decoding-cuda.json"
-    (arguments.out / name).write_text(json.dumps(record, indent=2) + "\n")
+    (arguments.out / "decoding.json").write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(record, indent=2))
 
 
-def prepare(folder: Path) -> None:
-    """Exports the decoder in every way, and its weights for PyTorch."""
+def prepare(folder: Path, alone: bool) -> None:
+    """Exports the decoder in every way, or in those measured alone; its weights for PyTorch, and images by Keras."""
     import keras
 
     from export import export_decoder
@@ -122,10 +153,12 @@ def prepare(folder: Path) -> None:
             weight.assign(rng.uniform(0.5, 1.5, weight.shape))
     latents = rng.standard_normal((512, LATENTS)).astype(np.float32)
     for precision, name in (("float32", "ours"), ("float16", "ours.float16"), ("int8", "ours.int8")):
-        export_decoder(decoder, folder / f"{name}.onnx", "onnx", precision=precision, calibration=latents)
-    export_decoder(decoder, folder / "ours.tflite", "litert")
-    export_decoder(decoder, folder / "ours.xml", "openvino")
-    export_decoder(decoder, folder / "ours", "tf_saved_model")
+        if precision != "int8" or not alone:
+            export_decoder(decoder, folder / f"{name}.onnx", "onnx", precision=precision, calibration=latents)
+    if not alone:
+        export_decoder(decoder, folder / "ours.tflite", "litert")
+        export_decoder(decoder, folder / "ours.xml", "openvino")
+        export_decoder(decoder, folder / "ours", "tf_saved_model")
     decoder(np.zeros((1, LATENTS), np.float32))  # Keras exports what was called once
     decoder.export(str(folder / "keras.onnx"), format="onnx", verbose=False)
     arrays: dict[str, Any] = {"epsilon": decoder.get_layer("conv1_norm").epsilon}
@@ -135,12 +168,57 @@ def prepare(folder: Path) -> None:
         for place, weight in enumerate(layer.get_weights())
     }
     np.savez(folder / "weights.npz", **arrays)
+    np.save(folder / "keras.npy", decoder.predict(_latents(COMPARED), verbose=0))
 
 
-def measure(models: Path, device: str, rounds: int) -> dict[str, Any]:
-    """Runs all in turn, and returns what is written."""
-    workers: dict[str, subprocess.Popen[str]] = {}
-    known = CPU if device == "cpu" else CUDA
+def _latents(batch: int) -> np.ndarray:
+    """Latents, float32 (batch, 100), the same for every runner."""
+    return np.random.default_rng(batch).standard_normal((batch, LATENTS)).astype(np.float32)
+
+
+def measure_alone(models: Path, options: argparse.Namespace, rounds: int, results: gpu.Results) -> bool:
+    """Measures each runner alone on the device, and returns whether any could be."""
+    expected = np.load(models / "keras.npy")[:, ::16, ::16]
+    for name in options.runners:
+        kind, precision, file = ALONE[name]
+        keys = [{"runner": name, "batch": batch} for batch in options.batches]
+        if all(results.find(key) is not None for key in keys):
+            print(f"{name}: measured before", file=sys.stderr)
+            continue
+        python = options.peer_python if kind.startswith("torch") else sys.executable
+        arguments = (kind, precision, str(models / file), options.device)
+        worker = runners.start("benchmarks.decoding", *arguments, python=python)
+        try:
+            image = np.array(runners.ask(worker, {"batch": COMPARED, "runs": 1}, SECONDS_A_RUNNER)["pixels"])
+            difference = float(np.abs(image - expected).max())
+            for key in keys:
+                request = {"batch": key["batch"], "runs": 30}
+                seconds = [
+                    statistics.median(runners.ask(worker, request, SECONDS_A_RUNNER)["seconds"]) for _ in range(rounds)
+                ]
+                results.add(
+                    key,
+                    median_ms=1e3 * statistics.median(seconds),
+                    quartiles_ms=[1e3 * each for each in gpu.spread(seconds)],
+                    images_per_second=key["batch"] / statistics.median(seconds),
+                    difference_from_keras=difference,
+                    parity=difference <= (PARITY if precision in ("float32", "tf32") else ALLOWED[precision]),
+                )
+                print(f"{name}, batch {key['batch']}: {1e3 * statistics.median(seconds):.2f} ms", file=sys.stderr)
+        except runners.RunnerError as error:
+            for key in keys:
+                if results.find(key) is None:
+                    results.fail(key, error)
+            print(f"{name}: failed: {error}", file=sys.stderr)
+        finally:
+            runners.stop(worker)
+    return any("failed" not in cell for cell in results.run["cells"])
+
+
+def measure(models: Path, rounds: int) -> dict[str, Any]:
+    """Runs all in turn on the CPU, and returns what is written."""
+    device, known = "cpu", CPU
+    workers: dict[str, runners.Runner] = {}
     for name, (kind, precision, file) in known.items():
         workers[name] = runners.start("benchmarks.decoding", kind, precision, str(models / file), device)
         runners.ask(workers[name], {"batch": 1, "runs": 1})  # one after the other: starting takes all cores
@@ -150,7 +228,7 @@ def measure(models: Path, device: str, rounds: int) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "versions": runners.versions(PACKAGES),
     }
-    for batch in BATCHES[device]:
+    for batch in BATCHES:
         record[f"batch_{batch}"] = {}
         expected = None
         for name, (_, precision, _) in known.items():
@@ -174,8 +252,7 @@ def measure(models: Path, device: str, rounds: int) -> dict[str, Any]:
                 "quartiles": statistics.quantiles(ratios, n=4)[::2],
             }
     record["peak_memory_mib"] = {name: runners.end(worker)["peak_mib"] for name, worker in workers.items()}
-    if device == "cpu":
-        record["first_image_s"] = first_image(models / "ours.onnx")
+    record["first_image_s"] = first_image(models / "ours.onnx")
     record["bytes"] = {name: _size(models / file) for name, (_, _, file) in known.items()}
     return record
 
@@ -205,32 +282,64 @@ def work(kind: str, precision: str, file: str, device: str) -> Callable[[dict[st
     run = RUNNERS[kind](file, precision, device)
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:
-        z = np.random.default_rng(request["batch"]).standard_normal((request["batch"], LATENTS)).astype(np.float32)
+        z = _latents(request["batch"])
         run(z)  # caches and threads are warm for all alike
         seconds = []
         for _ in range(request["runs"]):
             start = time.perf_counter()
             images = run(z)
             seconds.append(time.perf_counter() - start)
+        if callable(images):  # it is still on the device
+            images = images()
+        if request["batch"] > COMPARED:
+            return {"seconds": seconds}
         return {"seconds": seconds, "pixels": images[:, ::16, ::16].astype(float).round(6).tolist()}
 
     return answer
 
 
-Runner = Callable[[np.ndarray], np.ndarray]
+Runner = Callable[[np.ndarray], Any]  # images, or what brings them from the device
 
 
 def _onnxruntime(file: str, precision: str, device: str) -> Runner:
-    import onnxruntime
-
-    providers = ["CPUExecutionProvider"] if device == "cpu" else ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    if device == "cuda":
-        onnxruntime.preload_dlls()  # CUDA's libraries from their pip packages
-    session = onnxruntime.InferenceSession(file, providers=providers)
-    if session.get_providers()[0] != providers[0]:
-        raise SystemExit(f"onnxruntime does not run on {device} here")
+    session = _session(file, precision, device)
     name = session.get_inputs()[0].name
     return lambda z: session.run(None, {name: z})[0]
+
+
+def _onnxruntime_bound(file: str, precision: str, device: str) -> Runner:
+    """Latents and images stay on the device."""
+    import onnxruntime
+
+    session = _session(file, precision, device)
+    bound: dict[int, Any] = {}
+
+    def run(z: np.ndarray) -> Any:
+        if len(z) not in bound:
+            binding = session.io_binding()
+            latents = onnxruntime.OrtValue.ortvalue_from_numpy(z, device, 0)
+            binding.bind_ortvalue_input(session.get_inputs()[0].name, latents)
+            binding.bind_output(session.get_outputs()[0].name, device, 0)
+            bound[len(z)] = binding
+        binding = bound[len(z)]
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        return lambda: binding.copy_outputs_to_cpu()[0]
+
+    return run
+
+
+def _session(file: str, precision: str, device: str) -> Any:
+    import onnxruntime
+
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if device == "cuda":
+        onnxruntime.preload_dlls()  # CUDA's libraries from their pip packages
+        providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": "1" if precision == "tf32" else "0"}))
+    session = onnxruntime.InferenceSession(file, providers=providers)
+    if device == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
+        raise SystemExit("onnxruntime does not run on the GPU: keras-vae doctor says why")
+    return session
 
 
 def _openvino(file: str, precision: str, device: str) -> Runner:
@@ -257,8 +366,12 @@ def _torch(file: str, precision: str, device: str) -> Runner:
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
-    dtype = getattr(torch, precision)
+    rounded = precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = rounded
+    dtype = torch.float32 if rounded else getattr(torch, precision)
     model: Any = torch_decoder(dict(np.load(file))).eval().to(device, dtype)
+    if device == "cuda":  # the layout that tensor cores take
+        model = model.to(memory_format=torch.channels_last)
 
     def run(z: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
@@ -274,6 +387,26 @@ def _torch_compiled(file: str, precision: str, device: str) -> Runner:
     run = _torch(file, precision, device)
     run.model = torch.compile(run.model)  # type: ignore[attr-defined]
     return run
+
+
+def _torch_compiled_bound(file: str, precision: str, device: str) -> Runner:
+    """Latents and images stay on the device."""
+    import torch
+
+    run = _torch_compiled(file, precision, device)
+    dtype = torch.float32 if precision == "tf32" else getattr(torch, precision)
+    placed: dict[int, Any] = {}
+
+    def bound(z: np.ndarray) -> Any:
+        if len(z) not in placed:
+            placed[len(z)] = torch.from_numpy(z).to(device, dtype)
+        with torch.inference_mode():
+            images = run.model(placed[len(z)])  # type: ignore[attr-defined]
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return lambda: images.permute(0, 2, 3, 1).float().cpu().numpy()
+
+    return bound
 
 
 def torch_decoder(weights: dict[str, np.ndarray]) -> Any:
@@ -311,11 +444,13 @@ def torch_decoder(weights: dict[str, np.ndarray]) -> Any:
 
 RUNNERS: dict[str, Callable[[str, str, str], Runner]] = {
     "onnxruntime": _onnxruntime,
+    "onnxruntime-bound": _onnxruntime_bound,
     "openvino": _openvino,
     "litert": _litert,
     "tensorflow": _tensorflow,
     "torch": _torch,
     "torch-compiled": _torch_compiled,
+    "torch-compiled-bound": _torch_compiled_bound,
 }
 
 

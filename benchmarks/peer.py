@@ -132,6 +132,7 @@ class Step:
         precision: "float32", or the dtype of autocast, "bfloat16" or "float16".
         compiled: whether the loss goes through `torch.compile`.
         vgg: arrays "block1_conv1/0" and so on, of the features' network.
+        graphs: whether what is compiled goes into CUDA graphs too (`mode="reduce-overhead"`).
     """
 
     def __init__(
@@ -143,6 +144,7 @@ class Step:
         compiled: bool,
         vgg: dict[str, np.ndarray],
         device: str,
+        graphs: bool = False,
     ) -> None:
         torch.manual_seed(0)
         layout: Any = {"device": device, "memory_format": torch.channels_last}
@@ -155,7 +157,9 @@ class Step:
         self.autocast: Callable[[], Any] = lambda: torch.autocast(
             device, getattr(torch, precision), enabled=precision != "float32"
         )
-        self.loss: Callable[[torch.Tensor], torch.Tensor] = torch.compile(self._loss) if compiled else self._loss
+        self.loss: Callable[[torch.Tensor], torch.Tensor] = self._loss
+        if compiled:
+            self.loss = torch.compile(self._loss, mode="reduce-overhead" if graphs else None)
 
     def load(self, weights: dict[str, np.ndarray]) -> None:
         """Takes over the weights of our encoder and decoder, arrays by role and path: "decoder/conv1/kernel"."""

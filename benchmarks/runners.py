@@ -2,41 +2,90 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import re
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from keras_vae import cards
 
 
-def start(module: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """Starts `python -m module --work ...`, which answers requests by `serve`."""
-    return subprocess.Popen(
-        [sys.executable, "-m", module, "--work", *arguments],
+class RunnerError(SystemExit):
+    """A runner failed, for the reason in the message. What does not catch it ends with that line."""
+
+
+class Runner(subprocess.Popen[str]):
+    """A process of its own; `log` keeps what it prints to standard error: noise, until it ends too early."""
+
+    log: IO[str]
+
+
+def start(module: str, *arguments: str, python: str = sys.executable, **environment: str) -> Runner:
+    """Starts `python -m module --work ...`, which answers requests by `serve`; `python`, of another environment too."""
+    log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (open as long as the runner lives)
+    runner = Runner(
+        [python, "-m", module, "--work", *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=log,
         text=True,
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **environment},
     )
+    runner.log = log
+    return runner
 
 
-def ask(worker: subprocess.Popen[str], request: dict[str, Any]) -> dict[str, Any]:
-    """A runner's answer to a request; ends the benchmark where the runner has ended."""
+def ask(worker: Runner, request: dict[str, Any], seconds: float | None = None) -> dict[str, Any]:
+    """A runner's answer to a request.
+
+    Args:
+        seconds: how long to wait for it; the runner is killed then.
+
+    Raises:
+        RunnerError: the runner failed at it, has ended, or took too long.
+    """
     assert worker.stdin is not None
     assert worker.stdout is not None
-    print(json.dumps(request), file=worker.stdin, flush=True)
-    answer = worker.stdout.readline()
-    if not answer:
-        raise SystemExit(f"a runner ended: {' '.join(map(str, worker.args))}")  # type: ignore[arg-type]
-    return json.loads(answer)
+    late = threading.Event()
+
+    def give_up() -> None:
+        late.set()
+        worker.kill()
+
+    timer = threading.Timer(seconds or threading.TIMEOUT_MAX, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        print(json.dumps(request), file=worker.stdin, flush=True)
+        line = worker.stdout.readline()
+    except BrokenPipeError:
+        line = ""
+    finally:
+        timer.cancel()
+    if late.is_set():
+        worker.wait()
+        raise RunnerError(f"a runner did not answer in {seconds:g} s")
+    if not line:
+        status = worker.wait()
+        worker.log.seek(0)
+        said = worker.log.read().strip().splitlines() or ["it said nothing"]
+        raise RunnerError(f"a runner ended with status {status}: {said[-1][:400]}")
+    answer = json.loads(line)
+    if "error" in answer:
+        raise RunnerError(answer["error"])
+    return answer
 
 
-def end(worker: subprocess.Popen[str]) -> dict[str, Any]:
+def end(worker: Runner) -> dict[str, Any]:
     """Ends a runner, and returns `peak_mib`, the most memory that was resident in it."""
     answer = ask(worker, {"end": True})
     worker.wait()
@@ -46,18 +95,33 @@ def end(worker: subprocess.Popen[str]) -> dict[str, Any]:
 def serve(make: Callable[[], Callable[[dict[str, Any]], dict[str, Any]]]) -> None:
     """A runner's process: answers each request on standard input by a line of JSON on standard output.
 
-    With each answer it says `peak_mib`, the most memory that was resident in it so far.
+    With each answer it says `peak_mib`, the most memory that was resident in it so far; where it fails, `error`.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries print
-    run = make()
+    run: list[Callable[[dict[str, Any]], dict[str, Any]]] = []
     for line in sys.stdin:
         request = json.loads(line)
-        answer = {} if request.get("end") or request.get("peak") else run(request)
+        try:
+            if not run:
+                run.append(make())
+            answer = {} if request.get("end") or request.get("peak") else run[0](request)
+        except (Exception, SystemExit) as error:  # a framework's, out of memory for one: a line is all that is needed
+            answer = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:500]}
         answer["peak_mib"] = peak_mib()
         print(json.dumps(answer), file=answers, flush=True)
         if request.get("end"):
             return
+
+
+def stop(worker: Runner) -> None:
+    """Ends a runner that may have failed, and waits until the device's memory is free again."""
+    worker.kill()
+    worker.wait()
+    for pipe in (worker.stdin, worker.stdout):
+        assert pipe is not None
+        with contextlib.suppress(BrokenPipeError):
+            pipe.close()
 
 
 def peak_mib() -> float:
@@ -83,11 +147,13 @@ def versions(names: Iterable[str]) -> dict[str, str]:
 
 
 def device_name(device: str) -> str:
-    """What a device, "cpu" or "cuda", calls itself."""
-    if device == "cuda":
-        import torch
+    """What a device, "cpu" or "cuda", calls itself.
 
-        return torch.cuda.get_device_name()
+    Raises:
+        SystemExit: there is no GPU.
+    """
+    if device == "cuda":
+        return cards.require().cards[0].name
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

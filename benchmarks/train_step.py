@@ -3,7 +3,8 @@
     python -m benchmarks.train_step            # beside PyTorch: train_step.json and train_step.md
     python -m benchmarks.train_step --growth   # ours by batch, image, width and data: train_step_growth.json and .png
     python -m benchmarks.train_step --changes  # ours without each of its changes: train_step_changes.json and .md
-    python -m benchmarks.train_step --device cuda
+    python -m benchmarks.train_step --device cuda --growth       # on a GPU; also --changes
+    python -m benchmarks.sweep                                   # on a GPU, beside PyTorch
 
 Each runner has a process of its own, and in each of several rounds all take their steps in turn. Ours is what `fit`
 runs, its metrics included, on batches that a tf.data pipeline hands over; PyTorch's is `benchmarks.peer`, eager and
@@ -18,7 +19,6 @@ import json
 import math
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -48,13 +48,6 @@ KINDS: dict[str, tuple[str, dict[str, str]]] = {
     "PyTorch, compiled": ("compiled", {}),
     "PyTorch, compiled, malloc set to keep memory": ("compiled", KEEP_MEMORY),
 }
-# On a GPU, where `compile(jit_compile="auto")` compiles the whole step.
-KINDS_CUDA: dict[str, tuple[str, dict[str, str]]] = {
-    OURS: ("ours", {}),
-    "ours, not compiled by XLA": ("ours without XLA", {}),
-    "PyTorch, eager": ("eager", {}),
-    "PyTorch, compiled": ("compiled", {}),
-}
 CHANGES = (
     "the low resolution",
     "fused normalization",
@@ -69,6 +62,8 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 SECONDS_A_TURN = 1.5
 LEAST_STEPS = 2
 WARM_STEPS = 3
+COMPARED = 16  # images, of which the terms of the loss are compared
+LARGE_BATCH = 256 * 128**2  # pixels, of which fewer batches are kept in memory
 
 
 def main() -> None:
@@ -76,7 +71,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=OBJECTIVES)
-    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, help="on a GPU float16 too")
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, help="bfloat16 and float32")
     parser.add_argument("--sizes", nargs="+", type=int, help="64 and 128")
     parser.add_argument("--batches", nargs="+", type=int, help="images a batch: 64, on a GPU 256")
     parser.add_argument("--changes", action="store_true", help="measure ours without each of its changes instead")
@@ -90,6 +85,8 @@ def main() -> None:
         return
     if arguments.rounds < 2:
         parser.error("--rounds: give at least 2, for a spread")
+    if arguments.device == "cuda" and not (arguments.growth or arguments.changes):
+        parser.error("--device cuda: beside PyTorch, GPUs are measured by python -m benchmarks.sweep")
     arguments.out.mkdir(parents=True, exist_ok=True)
     device = arguments.device
     suffix = "" if device == "cpu" else "_cuda"
@@ -104,7 +101,7 @@ def main() -> None:
         _write(arguments.out / f"train_step_growth{suffix}.json", record)
         draw(record, arguments.out / f"train_step_growth{suffix}.png")
         return
-    kinds = KINDS if device == "cpu" else KINDS_CUDA
+    kinds = KINDS
     name, heading = f"train_step{suffix}", table
     if arguments.changes:
         kinds = {OURS: ("ours", {}), **{f"without {change}": (f"ours without {change}", {}) for change in CHANGES}}
@@ -124,7 +121,7 @@ def cases(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     usual = 256 if cuda else 64
     found = [
         {"objective": objective, "precision": precision, "size": size, "batch": batch, "width": 32}
-        for precision in arguments.precisions or [*(["float16"] if cuda else []), "bfloat16", "float32"]
+        for precision in arguments.precisions or ["bfloat16", "float32"]
         for size in arguments.sizes or [64, 128]
         for objective in arguments.objectives
         for batch in arguments.batches or [usual]
@@ -150,7 +147,7 @@ def measure(case: dict[str, Any], kinds: dict[str, tuple[str, dict[str, str]]], 
     print(name, file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         settings = json.dumps({**case, "folder": folder})
-        workers: dict[str, subprocess.Popen[str]] = {}
+        workers: dict[str, runners.Runner] = {}
         for runner, (kind, environment) in kinds.items():
             workers[runner] = runners.start("benchmarks.train_step", kind, settings, **environment)
             terms = runners.ask(workers[runner], {"terms": True})
@@ -308,17 +305,31 @@ Answer = Callable[[dict[str, Any]], dict[str, Any]]
 def _images(case: dict[str, Any], count: int = 4) -> np.ndarray:
     """Some batches of smooth random images: float32 (count, batch, size, size, 3)."""
     size = case["size"]
+    if case["batch"] * size**2 > LARGE_BATCH:
+        count = min(count, 2)
     coarse = np.random.default_rng(0).random((count, case["batch"], size // 8, size // 8, 3), np.float32)
     return np.repeat(np.repeat(coarse, 8, axis=2), 8, axis=3)
 
 
-def _times(step: Callable[[], Any], seconds: float) -> list[float]:
-    """Seconds of each step, for so long, and of a few at least."""
+def _compared(case: dict[str, Any]) -> np.ndarray:
+    """The images of which all runners compute the terms of the loss, the same for every batch size."""
+    return _images({**case, "batch": COMPARED}, 1)[0]
+
+
+def _times(step: Callable[[], Any], wait: Callable[[Any], Any], request: dict[str, Any]) -> list[float]:
+    """Seconds a step, for the requested time, and of a few at least.
+
+    A device computes while Python is a few steps ahead, in `fit` too: `together` is how many steps are begun before the
+    last one's loss is waited for.
+    """
+    together = request.get("together", 1)
     found: list[float] = []
-    while len(found) < LEAST_STEPS or sum(found) < seconds:
+    while len(found) < LEAST_STEPS or together * sum(found) < request["seconds"]:
         start = time.perf_counter()
-        step()
-        found.append(time.perf_counter() - start)
+        for _ in range(together):
+            loss = step()
+        wait(loss)
+        found.append((time.perf_counter() - start) / together)
     return found
 
 
@@ -357,39 +368,59 @@ def _ours(kind: str, case: dict[str, Any]) -> Answer:
         objective["perceptual"] = "hed-vgg16"
     policy = case["precision"] if case["precision"] == "float32" else f"mixed_{case['precision']}"
     vae = VAE((case["size"], case["size"], 3), **objective, seed=0, dtype=policy)
-    vae.compile(keras.optimizers.Adam(5e-4), jit_compile=False if kind == "ours without XLA" else "auto")
+    compiled: dict[str, bool] = {"ours without XLA": False, "ours with XLA": True}
+    vae.compile(keras.optimizers.Adam(5e-4), jit_compile=compiled.get(kind, "auto"))
+    gpus = tf.config.list_logical_devices("GPU")
+    if case["device"] == "cuda" and not gpus:
+        raise SystemExit("TensorFlow sees no GPU: keras-vae doctor says why")
     batches = _images(case)
     step: list[Any] = []
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:
         if "terms" in request:
-            return _our_terms(vae, batches[0], Path(case["folder"]))
+            return _our_terms(vae, _compared(case), Path(case["folder"]), request.get("given", False))
         if "convolutions" in request:
             return _convolutions(vae, case)
+        if "gflop" in request:
+            ours = _gflop(vae, case["size"], request["gflop"])
+            _without("the low resolution")
+            vae._fusions.items.clear()
+            return {"gflop": {"ours": ours, "as written": _gflop(vae, case["size"], request["gflop"])}}
+        if "memory" in request:
+            peak = tf.config.experimental.get_memory_info(gpus[0].name.removeprefix("/device:"))["peak"] if gpus else 0
+            return {"device_mib": peak / 2**20}
         if "epochs" in request:
             return {"points": [_epoch(vae, case, count) for count in request["epochs"]]}
         if not step:
-            data = tf.data.Dataset.from_tensors(batches[0]).concatenate(tf.data.Dataset.from_tensor_slices(batches[1:]))
+            with tf.device("/CPU:0"):  # else the images lie on the GPU, and count as the step's memory
+                data = tf.data.Dataset.from_tensors(batches[0])
+                data = data.concatenate(tf.data.Dataset.from_tensor_slices(batches[1:]))
             iterator = iter(data.cache().repeat().prefetch(2))
             vae.make_train_function()
-            step.append(lambda: float(vae.train_function(iterator)["loss"]))
+            step.append(lambda: vae.train_function(iterator)["loss"])
+            if gpus:
+                tf.config.experimental.reset_memory_stats(gpus[0].name.removeprefix("/device:"))
             for _ in range(WARM_STEPS):
-                step[0]()
-        return {"steps": _times(step[0], request["seconds"])}
+                float(step[0]())
+        return {"steps": _times(step[0], float, request)}
 
     return answer
 
 
-def _our_terms(vae: Any, images: np.ndarray, folder: Path) -> dict[str, Any]:
-    """The loss's terms with latents at the posterior's mean, and the weights for PyTorch."""
+def _our_terms(vae: Any, images: np.ndarray, folder: Path, given: bool) -> dict[str, Any]:
+    """The loss's terms with latents at the posterior's mean; weights are read from the folder, or left there."""
     weights = {
-        f"{role}/{weight.path}": weight.numpy()
+        f"{role}/{weight.path}": weight
         for role, network in (("encoder", vae.encoder), ("decoder", vae.decoder))
         for weight in network.trainable_weights
     }
-    np.savez(folder / "weights.npz", **weights)
     vae.load_perceptual()
-    if vae.perceptual is not None:
+    if given:
+        for name, value in np.load(folder / "weights.npz").items():
+            weights[name].assign(value)
+    else:
+        np.savez(folder / "weights.npz", **{name: weight.numpy() for name, weight in weights.items()})
+    if vae.perceptual is not None and not given:
         layers = vae.perceptual._features.layers
         vgg = {f"{layer.name}/{place}": each for layer in layers for place, each in enumerate(layer.get_weights())}
         np.savez(folder / "vgg.npz", **vgg)
@@ -426,6 +457,59 @@ def _epoch(vae: Any, case: dict[str, Any], count: int) -> dict[str, Any]:
     return {"images": images.train_size, "seconds": seconds[-1], "images_per_second": images.train_size / seconds[-1]}
 
 
+def _gflop(vae: Any, size: int, batches: list[int]) -> list[float]:
+    """Multiplications and additions of a training step, forward and back, in thousand millions, for batches of so many.
+
+    Those of each convolution and matrix product in the step's graph, two for each product of two numbers. What is left
+    out - normalization, activations, the distance, Adam - is under a hundredth of them.
+    """
+    # In graphs of 2 and 4 images, for it is linear: of a batch of any size TensorFlow does not know all shapes.
+    two, four = (
+        sum(_flop(operation, count) or 0.0 for operation in _operations(vae, (count, size, size, 3))) / 1e9
+        for count in (2, 4)
+    )
+    return [two + (batch - 2) * (four - two) / 2 for batch in batches]
+
+
+def _operations(vae: Any, shape: tuple[int, ...]) -> list[Any]:
+    """The operations that a training step computes, for images of a shape.
+
+    TensorFlow writes a convolution's gradients down both, that of the images or of a frozen kernel too, and leaves out
+    those that nothing asks for when it runs the graph.
+    """
+    import tensorflow as tf
+
+    graph = tf.function(vae.train_step, autograph=False).get_concrete_function(tf.TensorSpec(shape)).graph
+    needed = [*(output.op for output in graph.outputs), *graph.control_outputs]
+    seen = {id(operation) for operation in needed}
+    for operation in needed:  # which grows meanwhile
+        for before in (*(each.op for each in operation.inputs), *operation.control_inputs):
+            if id(before) not in seen:
+                seen.add(id(before))
+                needed.append(before)
+    return needed
+
+
+def _flop(operation: Any, batch: int) -> float | None:
+    """Multiplications and additions of an operation of a graph; None where it is none of those counted."""
+    if operation.type == "MatMul":
+        inner = _shape(operation.inputs[0], batch)[0 if operation.get_attr("transpose_a") else 1]
+        return 2.0 * inner * math.prod(_shape(operation.outputs[0], batch))
+    if operation.type == "Conv2D":
+        kernel, result = operation.inputs[1], operation.outputs[0]
+    elif operation.type == "Conv2DBackpropInput":
+        kernel, result = operation.inputs[1], operation.inputs[2]
+    elif operation.type == "Conv2DBackpropFilter":
+        kernel, result = operation.outputs[0], operation.inputs[2]
+    else:
+        return None
+    return 2.0 * math.prod(_shape(result, batch)) * math.prod(_shape(kernel, batch)[:3])
+
+
+def _shape(tensor: Any, batch: int) -> tuple[int, ...]:
+    return tuple(batch if side is None else side for side in tensor.shape)
+
+
 def _convolutions(vae: Any, case: dict[str, Any]) -> dict[str, Any]:
     """Every convolution and matrix product in the step's graph, forward and back, run alone.
 
@@ -435,10 +519,8 @@ def _convolutions(vae: Any, case: dict[str, Any]) -> dict[str, Any]:
     """
     import tensorflow as tf
 
-    shape = (case["batch"], case["size"], case["size"], 3)
-    graph = tf.function(vae.train_step).get_concrete_function(tf.TensorSpec(shape)).graph
     total_ms = total_flop = 0.0
-    for operation in graph.get_operations():
+    for operation in _operations(vae, (case["batch"], case["size"], case["size"], 3)):
         made = _alone(operation, case["batch"])
         if made is not None:
             run, flop = made
@@ -459,11 +541,12 @@ def _alone(operation: Any, batch: int) -> tuple[Callable[[], Any], float] | None
     """What runs an operation of a graph on random numbers, and its multiplications and additions."""
     import tensorflow as tf
 
-    if operation.type not in ("Conv2D", "Conv2DBackpropInput", "Conv2DBackpropFilter", "MatMul"):
+    flop = _flop(operation, batch)
+    if flop is None:
         return None
 
     def shape(tensor: Any) -> tuple[int, ...]:
-        return tuple(batch if side is None else side for side in tensor.shape)
+        return _shape(tensor, batch)
 
     def random(tensor: Any) -> Any:
         return tf.cast(tf.random.normal(shape(tensor)), tensor.dtype)
@@ -471,28 +554,23 @@ def _alone(operation: Any, batch: int) -> tuple[Callable[[], Any], float] | None
     if operation.type == "MatMul":
         one, other = map(random, operation.inputs)
         transposed = {name: operation.get_attr(name) for name in ("transpose_a", "transpose_b")}
-        function = tf.function(lambda: tf.matmul(one, other, **transposed))
-        inner = one.shape[0 if transposed["transpose_a"] else 1]
-        return function, 2.0 * inner * math.prod(shape(operation.outputs[0]))
+        return tf.function(lambda: tf.matmul(one, other, **transposed)), flop
     settings = {name: operation.get_attr(name) for name in ("strides", "padding", "explicit_paddings", "dilations")}
     settings["padding"] = settings["padding"].decode()
     if operation.type == "Conv2D":
-        images, kernel, result = operation.inputs[0], operation.inputs[1], operation.outputs[0]
-        x, k = random(images), random(kernel)
+        x, k = random(operation.inputs[0]), random(operation.inputs[1])
         function = tf.function(lambda: tf.raw_ops.Conv2D(input=x, filter=k, **settings))
     elif operation.type == "Conv2DBackpropInput":
-        images, kernel, result = operation.outputs[0], operation.inputs[1], operation.inputs[2]
-        k, y, sizes = random(kernel), random(result), shape(images)
+        k, y, sizes = random(operation.inputs[1]), random(operation.inputs[2]), shape(operation.outputs[0])
         function = tf.function(
             lambda: tf.raw_ops.Conv2DBackpropInput(input_sizes=sizes, filter=k, out_backprop=y, **settings)
         )
     else:
-        images, kernel, result = operation.inputs[0], operation.outputs[0], operation.inputs[2]
-        x, y, sizes = random(images), random(result), shape(kernel)
+        x, y, sizes = random(operation.inputs[0]), random(operation.inputs[2]), shape(operation.outputs[0])
         function = tf.function(
             lambda: tf.raw_ops.Conv2DBackpropFilter(input=x, filter_sizes=sizes, out_backprop=y, **settings)
         )
-    return function, 2.0 * math.prod(shape(result)) * math.prod(shape(kernel)[:3])
+    return function, flop
 
 
 def _median_seconds(run: Callable[[], Any], runs: int = 7) -> float:
@@ -513,28 +591,34 @@ def _torch(kind: str, case: dict[str, Any]) -> Answer:
     torch.set_num_threads(os.cpu_count() or 1)
     device = case["device"]
     steps: list[Step] = []
-    batches = [
-        torch.from_numpy(np.moveaxis(each, -1, 1)).to(device=device, memory_format=torch.channels_last)
-        for each in _images(case)
-    ]
+    layout: Any = {"memory_format": torch.channels_last}
+    batches = [torch.from_numpy(np.moveaxis(each, -1, 1)).to(**layout) for each in _images(case)]
+    if device == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True  # as TensorFlow by default, and PyTorch for convolutions
+        batches = [each.pin_memory() for each in batches]  # as DataLoader(pin_memory=True) hands them over
     taken: list[int] = []
 
-    def run() -> None:
-        steps[0](batches[len(taken) % len(batches)]).item()
+    def run() -> Any:
+        images = batches[len(taken) % len(batches)].to(device, non_blocking=True, **layout)
         taken.append(1)
+        return steps[0](images)
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:
+        if "memory" in request:
+            return {"device_mib": torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else 0.0}
         if "terms" in request:
             folder = Path(case["folder"])
             vgg = {} if case["objective"] == "plain" else dict(np.load(folder / "vgg.npz"))
             settings = (case["objective"], case["precision"], case["size"], case["width"])
-            steps.append(Step(*settings, kind == "compiled", vgg, device))
+            steps.append(Step(*settings, kind.startswith("compiled"), vgg, device, "graphs" in kind))
             steps[0].load(dict(np.load(folder / "weights.npz")))
-            return steps[0].terms(batches[0])
+            return steps[0].terms(torch.from_numpy(np.moveaxis(_compared(case), -1, 1)).to(device, **layout))
         if not taken:
+            if device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
             for _ in range(WARM_STEPS):
-                run()
-        return {"steps": _times(run, request["seconds"])}
+                run().item()
+        return {"steps": _times(run, lambda loss: loss.item(), request)}
 
     return answer
 

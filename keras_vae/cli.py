@@ -159,6 +159,22 @@ def demo(
 
 
 @app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Say what this machine has, and what of it works.
+
+    Devices, precision, XLA, cuDNN, onnxruntime's providers, weights and data at hand; downloads nothing. Exit status 1
+    where something does not work that should.
+    """
+    from keras_vae import doctor  # TensorFlow, which may be broken, is not loaded into this process
+
+    with _reporting(as_json, _print_doctor) as report:
+        found = doctor.examine()
+        report(found)
+    if found["problems"]:
+        raise typer.Exit(1)
+
+
+@app.command()
 def train(
     context: typer.Context,
     out: Annotated[Path, typer.Option(parser=_path, metavar="PATH", help="Run folder to make, or to go on with.")],
@@ -782,6 +798,19 @@ def _shown(value: Any) -> str:
     if not isinstance(value, float):
         return str(value)
     return f"{value:.2f}" if 100 <= abs(value) < 1e7 else f"{value:.4g}"  # nats count, of thousands too
+
+
+def _print_doctor(found: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from keras_vae import doctor
+
+    table = Table(show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    for name, words in doctor.rows(found):
+        table.add_row(name, words)
+    _console().print(table)
 
 
 def _print_attributes(figures: dict[str, Any]) -> None:

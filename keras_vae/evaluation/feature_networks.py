@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from keras_vae import hosts, perceptual
+from keras_vae import hosts, perceptual, weight_files
 from keras_vae.errors import InputError
 from keras_vae.evaluation import efficientnet
 from keras_vae.perceptual import PerceptualLoss
@@ -25,8 +24,7 @@ DEFAULT = EFFICIENTNET
 # Shallow to deep: the last blocks before the resolution halves, and the last of all.
 BLOCKS = (0, 2, 4, 10, 15)
 INCEPTION_HOST = "https://download.tensorflow.org"
-INCEPTION_FILE = "inception-2015-12-05.tgz"
-INCEPTION_URL = f"{INCEPTION_HOST}/models/image/imagenet/{INCEPTION_FILE}"
+INCEPTION_URL = f"{INCEPTION_HOST}/models/image/imagenet/{weight_files.INCEPTION_FILE}"
 INCEPTION_GRAPH = "classify_image_graph_def.pb"
 INCEPTION_CHANNELS = 2048
 
@@ -153,7 +151,9 @@ def _inception(path: Path | None) -> FeatureNetwork:
         else:
             graph.ParseFromString(path.read_bytes())
     except Exception as error:  # what tarfile, zlib and protobuf raise on damage shares no base
-        raise InputError(f"cannot read {path} as {INCEPTION_FILE} or {INCEPTION_GRAPH}: {error}") from error
+        raise InputError(
+            f"cannot read {path} as {weight_files.INCEPTION_FILE} or {INCEPTION_GRAPH}: {error}"
+        ) from error
 
     def pool(images: Any) -> Any:
         (found,) = tf.graph_util.import_graph_def(graph, {"ExpandDims": images}, ["pool_3:0"], name="")
@@ -178,13 +178,13 @@ JUDGES: dict[str, Callable[[Path | None], FeatureNetwork]] = {EFFICIENTNET: _eff
 
 
 def _downloaded() -> Path:
-    target = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models" / INCEPTION_FILE
+    target = weight_files.inception()
     if target.is_file():
         return target
     failure = hosts.silent([INCEPTION_HOST]).get(INCEPTION_HOST)
     if failure is None:
         try:
-            return Path(keras.utils.get_file(INCEPTION_FILE, INCEPTION_URL, cache_subdir="models"))
+            return Path(keras.utils.get_file(weight_files.INCEPTION_FILE, INCEPTION_URL, cache_subdir="models"))
         except Exception as error:  # Keras raises bare Exception for a failed download
             failure = str(error).splitlines()[0]
     raise InputError(

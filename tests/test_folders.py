@@ -130,7 +130,7 @@ SKIPPED: list[tuple[str, Callable[[Path], object], str]] = [
 PASSED_OVER = (".hidden.jpg", "Thumbs.db", ".DS_Store", "notes.txt", "noextension")
 
 
-@pytest.mark.parametrize(("name", "make", "left", "right"), DECODED, ids=lambda value: ascii(value)[:30])
+@pytest.mark.parametrize(("name", "make", "left", "right"), DECODED, ids=[ascii(each[0]) for each in DECODED])
 def test_decoded_rightly(
     tmp_path: Path, name: str, make: Callable[[Path], None], left: tuple[int, ...], right: tuple[int, ...]
 ) -> None:

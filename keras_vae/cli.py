@@ -54,14 +54,10 @@ def _vae(given: str) -> Path:
     return pretrained.resolve(_path(given), whole=True)
 
 
-ModelArgument = Annotated[
-    Path,
-    typer.Argument(
-        parser=_model,
-        metavar="MODEL",
-        help=f"Run folder, .keras file, {kinds()}, or name of a pretrained model.",
-    ),
-]
+ANY_MODEL = f"Run folder, .keras file, {kinds()}, or name of a pretrained model."
+ModelArgument = Annotated[Path, typer.Argument(parser=_model, metavar="MODEL", help=ANY_MODEL)]
+# Where a decoder will do, but images to start from take the encoder.
+StartArgument = Annotated[Path, typer.Argument(parser=_vae, metavar="MODEL", help=ANY_MODEL)]
 DataOption = Annotated[
     str, typer.Option(help="'avatars', 'tfds:NAME[/CONFIG][:SPLIT]', a folder of images, or an .npy or .npz file.")
 ]
@@ -448,7 +444,7 @@ def reconstruct(
 
 @app.command()
 def interpolate(
-    model: ModelArgument,
+    model: StartArgument,
     image: ImageOption = None,
     codes: CodesOption = None,
     data: RunsDataOption = None,
@@ -473,7 +469,7 @@ def interpolate(
 
 @app.command()
 def edit(
-    model: ModelArgument,
+    model: StartArgument,
     attribute: Annotated[
         list[str], typer.Option(help="To add; may come several times, with - before it to take away.")
     ],
@@ -509,7 +505,7 @@ def edit(
 
 @app.command()
 def traverse(
-    model: ModelArgument,
+    model: StartArgument,
     image: Annotated[Path | None, typer.Option(parser=_path, help="An image file; the first held-out image.")] = None,
     codes: CodesOption = None,
     data: RunsDataOption = None,

@@ -114,7 +114,7 @@ def alone(array: Path) -> list[dict[str, Any]]:
     return in_subprocess(1, CASES, array)
 
 
-@pytest.mark.parametrize("replicas", [2, 4])
+@pytest.mark.parametrize("replicas", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_replicas_share_the_batch_and_take_the_same_steps(
     replicas: int, alone: list[dict[str, Any]], array: Path
 ) -> None:
@@ -145,7 +145,7 @@ def test_replicas_share_the_batch_and_take_the_same_steps(
 # Data -----------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=8)
 @given(
     count=some.integers(20, 60),
     rows=some.integers(1, 3),
@@ -322,6 +322,7 @@ def test_two_workers_train_die_and_go_on(image_folder: Path, tmp_path: Path, com
     assert figures(lost)[-1]["step"] == steps + 3
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_worker_stops_all(image_folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     common = ("train", "--data", image_folder, *OPTIONS, "--epochs", 10_000, "--out", run)

@@ -144,6 +144,7 @@ def test_a_missing_runtime_is_named(trained: VAE, tmp_path: Path, monkeypatch: p
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_tensorflows_own_tool_shows_and_runs_a_saved_model(deployed: Any, tmp_path: Path) -> None:
     """As the README has it."""
     tool = Path(sys.executable).with_name("saved_model_cli")
@@ -314,8 +315,17 @@ artifact.export_decoder(decoder, path, format)
 """
 
 
-@pytest.mark.parametrize("stage", ["write", "verify", "replace"])
-@pytest.mark.parametrize("name", ["1", "decoder.onnx"])
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [
+        ("1", "replace"),
+        ("decoder.onnx", "write"),
+        ("decoder.onnx", "verify"),
+        ("decoder.onnx", "replace"),
+        pytest.param("1", "write", marks=pytest.mark.slow),
+        pytest.param("1", "verify", marks=pytest.mark.slow),
+    ],
+)
 def test_an_export_that_is_killed_leaves_a_whole_artifact(tmp_path: Path, stage: str, name: str) -> None:
     layers = keras.layers
     keras.utils.set_random_seed(1)

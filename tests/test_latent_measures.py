@@ -193,7 +193,7 @@ def ring() -> Encoded:
     return encoded(2.0 * np.stack([np.cos(angle), np.sin(angle)], axis=1), math.log(0.05**2))
 
 
-@pytest.mark.parametrize("kind", ["gmm", "second-stage"])
+@pytest.mark.parametrize("kind", ["gmm", pytest.param("second-stage", marks=pytest.mark.slow)])
 def test_fitted_samplers_draw_where_the_images_are(kind: str, ring: Encoded) -> None:
     fit = samplers.FITS[kind]
     options = {"steps": 1500} if kind == "second-stage" else {}

@@ -209,7 +209,7 @@ def test_exported_files_compute_the_same(case: str, tmp_path: Path) -> None:
     assert report.pairs[0].mean_difference < 1e-6
 
 
-@pytest.mark.parametrize("network", ["dfc", "resnet"])
+@pytest.mark.parametrize("network", ["dfc", pytest.param("resnet", marks=pytest.mark.slow)])
 def test_the_same_weights_give_the_same_bytes(tmp_path: Path, network: str) -> None:
     """Whatever was made in the process before: Keras and tf2onnx count their names up."""
     files = []

@@ -17,7 +17,7 @@ demo: $(VENV)/.demo  ## draw avatars, train a few minutes, export, verify; every
 test: $(VENV)/.dev  ## the tests, under 25 minutes on two cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-slow: $(VENV)/.dev  ## the tests that take minutes each: 500 steps in each precision, the wheel in an empty environment
+test-slow: $(VENV)/.dev  ## the rest: 500 steps in each precision, the wheel in an empty environment, the dearer of variants
 	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.dev  ## format, lint and types

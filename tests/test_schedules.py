@@ -115,7 +115,7 @@ def test_free_bits_keep_latents_alive(make_vae: MakeVAE, images: np.ndarray) -> 
             network_options={"width": 8},
         )
         vae.compile(keras.optimizers.Adam(3e-3))
-        kl[free_bits] = vae.fit(images[:, ::2, ::2], batch_size=16, epochs=25, verbose=0).history["kl"][-1]
+        kl[free_bits] = vae.fit(images, batch_size=16, epochs=25, verbose=0).history["kl"][-1]
     assert kl[0.5] > 0.8 * 0.5 * 8
     assert kl[0.0] < 0.5 * kl[0.5]
 

@@ -21,6 +21,7 @@ from export import samplers
 # As modules: any of them may be what imported Keras first, whose import brings this module along (see `keras_vae`).
 from keras_vae import distributions, fusion, metrics, networks, precision, replicas, schedules
 from keras_vae import perceptual as features
+from keras_vae.data import pipelines
 from keras_vae.errors import InputError, NotFiniteError, check_count, check_weight
 from keras_vae.objectives import DEFAULT_LAYERS, DEFAULT_PERCEPTUAL_WEIGHT
 
@@ -31,6 +32,7 @@ INITIAL_LOSS_SCALE = 4.0
 # The paper's features are averaged over the pixels: the more there are, the smaller are their gradients. With 32x32
 # pixels a scale of 16 is right and 1024 overflows, with 256x256 1024 is right.
 PIXELS_PER_LOSS_SCALE = 64
+KERAS_BATCH = 32  # where none is given
 RANGE_TOLERANCE = 1e-3  # beyond [0, 1]: what resizing overshoots
 RANGE_MARK = "images lie outside of"
 RANGE_ADVICE = "scale them to [0, 1], or pass 0..255 images as uint8"
@@ -550,14 +552,23 @@ class VAE(keras.Model):
         with _swapped(self._averaged_statistics()) if swaps else self.averaged_weights(), self._worded():
             return super().evaluate(*args, **kwargs)
 
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
+    def predict(
+        self,
+        x: Any,
+        batch_size: int | None = None,
+        verbose: str | int = "auto",
+        steps: int | None = None,
+        callbacks: Any = None,
+    ) -> Any:
         """As `keras.Model.predict`: reconstructions, float32 in [0, 1].
 
         Raises:
             InputError: as `fit`.
         """
+        if isinstance(x, np.ndarray) and x.dtype in (np.float32, np.uint8) and x.size and steps is None:
+            x, batch_size = pipelines.of_array(x, batch_size or KERAS_BATCH), None
         with self._worded():
-            return super().predict(*args, **kwargs)
+            return super().predict(x, batch_size=batch_size, verbose=verbose, steps=steps, callbacks=callbacks)
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:

@@ -107,13 +107,7 @@ def test_free_bits_keep_latents_alive(make_vae: MakeVAE, images: np.ndarray) -> 
     """With a KL weighed so high that the posterior would collapse, each latent keeps what it may have for nothing."""
     kl = {}
     for free_bits in (0.0, 0.5):
-        vae = make_vae(
-            image_shape=(16, 16, 3),
-            beta=200.0,
-            free_bits=free_bits,
-            likelihood="gaussian",
-            network_options={"width": 8},
-        )
+        vae = make_vae(beta=200.0, free_bits=free_bits, likelihood="gaussian", network_options={"width": 8})
         vae.compile(keras.optimizers.Adam(3e-3))
         kl[free_bits] = vae.fit(images, batch_size=16, epochs=25, verbose=0).history["kl"][-1]
     assert kl[0.5] > 0.8 * 0.5 * 8

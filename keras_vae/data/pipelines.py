@@ -204,9 +204,17 @@ def _scaled(batch: dict[str, tf.Tensor], batches: Batches) -> Any:
     return {"image": image, "attributes": batch["attributes"]} if batches.attributes else image
 
 
+def of_array(images: np.ndarray, batch_size: int) -> tf.data.Dataset:
+    """The images in batches and in order, which Keras would read with autotuning: see `_ready`."""
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return _ready(tf.data.Dataset.from_tensor_slices(images).batch(batch_size).with_options(options))
+
+
 def _ready(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    # With autotuning (TensorFlow 2.21) four runs stood idle for 33 to 57 s, three of them where one epoch's iterator
-    # gives way to the next; without it none did. Why was not established; a guess is its thread, which sleeps at times.
+    # With autotuning (TensorFlow 2.21) an iterator that is given up now and then waits for the thread that tunes, which
+    # sleeps for up to a minute and is not always woken (seen in gdb: RootDataset::Iterator's destructor). Four runs
+    # stood idle for 33 to 57 s, three of them where one epoch's iterator gives way to the next; without it none did.
     options = tf.data.Options()
     options.autotune.enabled = False
     return dataset.prefetch(PREFETCH).with_options(options)

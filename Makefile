@@ -15,7 +15,7 @@ demo: $(VENV)/.demo  ## draw avatars, train a few minutes, export, verify; every
 	$(BIN)/keras-vae demo
 
 test: $(VENV)/.dev  ## the tests, under 25 minutes on two cores
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.dev  ## the rest: 500 steps in each precision, the wheel in an empty environment, the dearer of variants
 	$(BIN)/python -m pytest -m slow

@@ -22,7 +22,13 @@ from keras_vae.data import tfds_sets
 
 pytest_plugins = ("browser",)  # fixtures that several modules share, and take long to make
 
+# The modules that take longest go first: two processes then end together, `--no-loadscope-reorder` given.
+LONGEST = ("test_resume", "test_cli", "test_evaluate", "test_distributed", "test_vae", "test_docs", "test_deployment")
 FACES = Path(__file__).resolve().parents[2] / "shared" / "faces" / "images"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session", autouse=True)

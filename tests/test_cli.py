@@ -110,6 +110,7 @@ def test_a_checkpoint_is_used_with_its_averages(image_folder: Path, tmp_path: Pa
         assert np.abs(vae.sample(4, seed=0).numpy() - raw).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_the_papers_preset_reads_celeb_a(celeb_a: Any, tmp_path: Path, command: Command) -> None:
     """With made-up pixels, another network's features and one step."""
     out = tmp_path / "run"

@@ -113,7 +113,9 @@ def run(arguments: list[str]) -> int:
     except StoppedError as error:
         return _fail(error, 128 + error.signal)
     except typer.TyperException as error:
-        return _fail(f"{error.format_message()} (see keras-vae --help)", error.exit_code)
+        context = getattr(error, "ctx", None)
+        command = f"{context.info_name} " if context is not None and context.parent is not None else ""
+        return _fail(f"{error.format_message()} (see keras-vae {command}--help)", error.exit_code)
     except (KeyboardInterrupt, typer.Abort):  # what was being written is not put in place
         return _fail("interrupted", 130)
     except Exception as error:

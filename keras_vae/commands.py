@@ -66,12 +66,10 @@ def data_of(model: Model, vae: VAE, source: str | None, batch_size: int, attribu
         found, wanted = ("x".join(map(str, shape)) for shape in (images.image_shape, vae.image_shape))
         raise InputError(f"the images of {source} are {found}: {model.path} takes {wanted}")
     if given is not None and images.own_shape != (height, width, channels):
-        own = (
-            "of other sizes"
-            if images.own_shape is None
-            else "x".join(str(side or "?") for side in images.own_shape[:2])
-        )
-        print(
-            f"the images of {source} are {own}: cropped and resized to {height}x{width} for the model", file=sys.stderr
-        )
+        if images.own_shape is None:  # each has its own, the model's perhaps
+            told = f"images of {source} that are not {height}x{width} are cropped and resized to it for the model"
+        else:
+            own = "x".join(str(side or "?") for side in images.own_shape[:2])
+            told = f"the images of {source} are {own}: cropped and resized to {height}x{width} for the model"
+        print(told, file=sys.stderr)
     return images

@@ -133,7 +133,7 @@ def load(
     if parts.train_size < batch_size:
         raise InputError(
             f"batch size {batch_size} is larger than the {parts.train_size} training images of {parts.name}: "
-            f"give at most {parts.train_size}"
+            f"give one (--batch-size) of at most {parts.train_size}"
         )
     if batch_size % share.replicas:
         raise InputError(f"batch size {batch_size} cannot be shared among {share.replicas} replicas: give a multiple")

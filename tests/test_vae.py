@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from export.runtime import Decoder
 from keras_vae import OBJECTIVES, VAE, InputError, PerceptualLoss
+from keras_vae.data import pipelines
 from keras_vae.distributions import Bernoulli, Gaussian
 from keras_vae.schedules import LinearWarmup, TargetKL
 
@@ -263,6 +264,17 @@ def test_encode_decode_sample_and_predict(make_vae: MakeVAE, images: np.ndarray)
     np.testing.assert_array_equal(vae.sample(5, seed=3), vae.sample(5, seed=3))
     assert (vae.sample(5, seed=3).numpy() != vae.sample(5, seed=4).numpy()).any()
     assert vae.sample(5).shape == (5, 32, 32, 3)
+
+
+def test_predict_takes_arrays_of_any_number_and_kind(make_vae: MakeVAE, images: np.ndarray) -> None:
+    vae = make_vae()
+    expected = vae.decode(vae.encode(images[:33]).mode()).numpy()
+    for given in (images[:33], images[:33].astype(np.float64), tf.constant(images[:33])):
+        np.testing.assert_allclose(vae.predict(given, batch_size=16, verbose=0), expected, atol=1e-5)
+    np.testing.assert_allclose(vae.predict(images[:1], verbose=0), expected[:1], atol=1e-5)
+    np.testing.assert_allclose(vae.predict(images[:33], 16, 0, 1), expected[:16], atol=1e-5)  # one step
+    # Autotuning's thread is waited for, now and then, when an iterator ends.
+    assert pipelines.of_array(images, 16).options().autotune.enabled is False
 
 
 def test_summary_names_encoder_and_decoder(make_vae: MakeVAE) -> None:

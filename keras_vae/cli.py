@@ -105,7 +105,7 @@ def run(arguments: list[str]) -> int:
     from export.errors import ExportError, VerificationError
 
     try:
-        return int(app(arguments, standalone_mode=False) or 0)
+        return int(app(arguments, prog_name="keras-vae", standalone_mode=False) or 0)
     except (InputError, ExportError) as error:
         return _fail(error, 2)
     except (VerificationError, RunError) as error:
@@ -113,9 +113,8 @@ def run(arguments: list[str]) -> int:
     except StoppedError as error:
         return _fail(error, 128 + error.signal)
     except typer.TyperException as error:
-        context = getattr(error, "ctx", None)
-        command = f"{context.info_name} " if context is not None and context.parent is not None else ""
-        return _fail(f"{error.format_message()} (see keras-vae {command}--help)", error.exit_code)
+        command = getattr(getattr(error, "ctx", None), "command_path", "keras-vae")
+        return _fail(f"{error.format_message()} (see {command} --help)", error.exit_code)
     except (KeyboardInterrupt, typer.Abort):  # what was being written is not put in place
         return _fail("interrupted", 130)
     except Exception as error:

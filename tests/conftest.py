@@ -90,7 +90,7 @@ def faces() -> Path:
     return FACES
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_vae() -> Callable[..., keras_vae.VAE]:
     """Makes a compiled small VAE, always with the same initial weights."""
 

@@ -179,11 +179,9 @@ def test_averaged_weights_in_fit(make_vae: MakeVAE, images: np.ndarray) -> None:
 
 
 @pytest.fixture(scope="module")
-def of_an_array(images: np.ndarray) -> tuple[VAE, dict[str, list[float]]]:
-    """`make_vae()`, trained on an array of floats, and its history: what other forms of the same data are held to."""
-    keras.utils.set_random_seed(1)
-    vae = VAE((32, 32, 3), 8, perceptual=None, seed=1)
-    vae.compile(keras.optimizers.Adam(1e-3))
+def of_an_array(make_vae: MakeVAE, images: np.ndarray) -> tuple[VAE, dict[str, list[float]]]:
+    """A model trained on an array of floats, and its history: what other forms of the same data are held to."""
+    vae = make_vae()
     x = np.round(images[:32] * 255) / np.float32(255)
     return vae, vae.fit(x, batch_size=16, epochs=2, shuffle=False, verbose=0).history
 

@@ -205,7 +205,7 @@ def _scaled(batch: dict[str, tf.Tensor], batches: Batches) -> Any:
 
 
 def of_array(images: np.ndarray, batch_size: int) -> tf.data.Dataset:
-    """The images in batches and in order, which Keras would read with autotuning: see `_ready`."""
+    """The images in batches and in order, shared among workers as Keras's own, without its autotuning: see `_ready`."""
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return _ready(tf.data.Dataset.from_tensor_slices(images).batch(batch_size).with_options(options))

@@ -565,7 +565,8 @@ class VAE(keras.Model):
         Raises:
             InputError: as `fit`.
         """
-        if isinstance(x, np.ndarray) and x.dtype in (np.float32, np.uint8) and x.size and steps is None:
+        _check_data("predict", x, {})
+        if isinstance(x, np.ndarray) and x.dtype in (np.float32, np.uint8) and steps is None:
             x, batch_size = pipelines.of_array(x, batch_size or KERAS_BATCH), None
         with self._worded():
             return super().predict(x, batch_size=batch_size, verbose=verbose, steps=steps, callbacks=callbacks)
@@ -943,10 +944,15 @@ def _check_range(images: Any) -> None:
     """Refuses an array of 0..255 floats, the usual slip; the first thousand images tell."""
     if isinstance(images, dict):
         images = images.get("image")
-    if not isinstance(images, np.ndarray) or images.dtype == np.uint8:
+    if not isinstance(images, np.ndarray):
         return
-    if not images.size or not np.issubdtype(images.dtype, np.number):
-        raise InputError(f"an array of shape {images.shape} and type {images.dtype}: give images, floats or uint8")
+    if not images.size or images.ndim != 4 or not np.issubdtype(images.dtype, np.number):
+        raise InputError(
+            f"an array of shape {images.shape} and type {images.dtype}: give images, floats or uint8, "
+            "(images, height, width, channels)"
+        )
+    if images.dtype == np.uint8:
+        return
     low, high = float(np.min(images[:1000])), float(np.max(images[:1000]))
     if not (low >= -RANGE_TOLERANCE and high <= 1.0 + RANGE_TOLERANCE):
         raise InputError(f"images range from {low:g} to {high:g}: {RANGE_ADVICE}")

@@ -141,8 +141,8 @@ def prepare(folder: Path, alone: bool) -> None:
     """Exports the decoder in every way, or in those measured alone; its weights for PyTorch, and images by Keras."""
     import keras
 
-    from export import export_decoder
     from keras_vae import VAE
+    from keras_vae.export import export_decoder
 
     folder.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(0)
@@ -258,8 +258,8 @@ def measure(models: Path, rounds: int) -> dict[str, Any]:
 
 
 def first_image(path: Path, starts: int = 11) -> float:
-    """Seconds, the median, from the start of Python to the first image by `export.runtime`."""
-    script = "import sys; from export.runtime import Decoder; Decoder(sys.argv[1]).sample(1, seed=0)"
+    """Seconds, the median, from the start of Python to the first image by `keras_vae.export.runtime`."""
+    script = "import sys; from keras_vae.export.runtime import Decoder; Decoder(sys.argv[1]).sample(1, seed=0)"
     seconds = []
     for _ in range(starts):
         start = time.perf_counter()
@@ -357,7 +357,7 @@ def _litert(file: str, precision: str, device: str) -> Runner:
 
 
 def _tensorflow(file: str, precision: str, device: str) -> Runner:
-    from export.saved_model import open_decoder
+    from keras_vae.export.saved_model import open_decoder
 
     return open_decoder(Path(file)).decode
 

@@ -15,25 +15,25 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import pdoc
 
-# The public modules. Of `keras_vae` and `export` also what their `__all__` names.
+# The public modules. Of `keras_vae` and `keras_vae.export` also what their `__all__` names.
 MODULES = (
     "keras_vae",
     "keras_vae.evaluation",
     "keras_vae.latent_space",
     "keras_vae.objectives",
     "keras_vae.errors",
-    "export",
-    "export.artifact",
-    "export.formats",
-    "export.verify",
-    "export.runtime",
-    "export.samplers",
-    "export.latents",
-    "export.encoder",
-    "export.triton",
-    "export.errors",
-    "export.serving.rest_client",
-    "export.serving.grpc_client",
+    "keras_vae.export",
+    "keras_vae.export.artifact",
+    "keras_vae.export.formats",
+    "keras_vae.export.verify",
+    "keras_vae.export.runtime",
+    "keras_vae.export.samplers",
+    "keras_vae.export.latents",
+    "keras_vae.export.encoder",
+    "keras_vae.export.triton",
+    "keras_vae.export.errors",
+    "keras_vae.export.serving.rest_client",
+    "keras_vae.export.serving.grpc_client",
 )
 
 

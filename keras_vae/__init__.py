@@ -6,9 +6,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
-
-import wrapt
 
 from keras_vae._backend import require_tensorflow
 from keras_vae._version import __version__
@@ -62,7 +61,6 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-@wrapt.when_imported("keras")
 def _register_with_keras(keras: Any) -> None:
     """Makes `keras.saving.load_model` know our classes as soon as Keras itself is there.
 
@@ -71,3 +69,9 @@ def _register_with_keras(keras: Any) -> None:
     """
     if keras.backend.backend() == "tensorflow":  # else the user's other work goes on undisturbed
         importlib.import_module("keras_vae.vae")
+
+
+if importlib.util.find_spec("keras"):  # else a decoder is run, which takes numpy and onnxruntime alone
+    import wrapt
+
+    wrapt.register_post_import_hook(_register_with_keras, "keras")

@@ -18,10 +18,10 @@ from typing import Annotated, Any
 
 import typer
 
-from export.formats import FORMATS, PRECISIONS, kinds
 from keras_vae._backend import require_tensorflow
 from keras_vae._version import __version__
 from keras_vae.errors import InputError, RunError, StoppedError
+from keras_vae.export.formats import FORMATS, PRECISIONS, kinds
 from keras_vae.objectives import DEFAULT_LAYERS, DEFAULT_PERCEPTUAL_WEIGHT, PRESETS
 
 app = typer.Typer(
@@ -102,7 +102,7 @@ def _terminated(number: int, frame: object) -> None:
 
 def run(arguments: list[str]) -> int:
     """Runs a command line in this process and returns its exit status."""
-    from export.errors import ExportError, VerificationError
+    from keras_vae.export.errors import ExportError, VerificationError
 
     try:
         return int(app(arguments, prog_name="keras-vae", standalone_mode=False) or 0)
@@ -743,7 +743,7 @@ def _library(name: str) -> Any:
     """
     require_tensorflow()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from export.quiet import quiet_stderr
+    from keras_vae.export.quiet import quiet_stderr
 
     with quiet_stderr():
         import tensorflow as tf

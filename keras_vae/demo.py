@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from export.errors import VerificationError
 from keras_vae import deployment, sampling
 from keras_vae.errors import InputError
+from keras_vae.export.errors import VerificationError
 from keras_vae.training import TrainingConfig, train
 
 DEMO_KL = 80.0  # nats

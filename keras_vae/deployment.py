@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from export import samplers, triton
-from export.artifact import check_target, float32_copy, keras_runner
-from export.errors import ExportError, MissingRuntimeError
-from export.formats import FORMATS
-from export.verify import verify as compare
 from keras_vae._version import __version__
 from keras_vae.commands import data_of
 from keras_vae.errors import InputError
+from keras_vae.export import samplers, triton
+from keras_vae.export.artifact import check_target, float32_copy, keras_runner
+from keras_vae.export.errors import ExportError, MissingRuntimeError
+from keras_vae.export.formats import FORMATS
+from keras_vae.export.verify import verify as compare
 from keras_vae.files import write_aside
 from keras_vae.latent_space import AttributeVectors
 from keras_vae.models import VECTORS_FILE, Model, check_exists, open_model, sampler_file
@@ -42,7 +42,7 @@ def export(
     Args:
         path: the model.
         out: the folder for the artifacts; a run's own export folder.
-        formats: keys of `export.formats.FORMATS`, and "triton": a model repository with the ONNX decoder.
+        formats: keys of `keras_vae.export.formats.FORMATS`, and "triton": a model repository with the ONNX decoder.
         precision: of the ONNX decoder.
         source: for int8, images to calibrate on; by default what the run trained on.
         encoder: whether the SavedModel gets the encoder too, and an ONNX encoder is written beside the decoder.
@@ -93,7 +93,7 @@ def export(
         )
     beside = _copy_side_files(model, folder)
     if encoder and "onnx" in formats:
-        from export.encoder import export_encoder
+        from keras_vae.export.encoder import export_encoder
 
         with model.vae.averaged_weights():
             metadata = {"keras_vae_version": __version__, "run_id": model.config.get("run_id", "")}
@@ -158,9 +158,10 @@ def verify(path: Path, artifacts: list[Path]) -> dict[str, Any]:
         artifacts: further MODELs; by default those that `export` wrote into the run.
 
     Returns:
-        What `export.verify.Report.to_json` has, and `artifacts`: of each its `path`, `format`, `precision`, `bytes`,
-        whether its `checksum` is right (None where it has none), and what is wrong with it, the `problem`, or None; one
-        of the run's own whose runtime is not installed is `skipped`, and says so there. `passed` is of all together.
+        What `keras_vae.export.verify.Report.to_json` has, and `artifacts`: of each its `path`, `format`, `precision`,
+        `bytes`, whether its `checksum` is right (None where it has none), and what is wrong with it, the `problem`, or
+        None; one of the run's own whose runtime is not installed is `skipped`, and says so there. `passed` is of all
+        together.
 
     Raises:
         InputError: no model, nothing to compare it with, or decoders of different sizes.

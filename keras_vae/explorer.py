@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.server
-import importlib.util
 import json
 import shutil
 import tempfile
@@ -14,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from export import samplers
-from export.encoder import export_encoder
-from export.errors import ExportError
-from export.files import aside, replace
-from export.samplers import GaussianMixture
 from keras_vae.errors import InputError
 from keras_vae.evaluation.fitting import encode_training, vectors_of
+from keras_vae.export import samplers
+from keras_vae.export.encoder import export_encoder
+from keras_vae.export.errors import ExportError
+from keras_vae.export.files import aside, replace
+from keras_vae.export.samplers import GaussianMixture
 from keras_vae.models import Model, open_model, sampler_file
 
 PAGE = ("explore.html", "explore.mjs", "decoder.mjs", "encoder.mjs")
@@ -142,10 +141,10 @@ def find_runtime(folder: Path | None) -> Path:
 
 
 def _web() -> Path:
-    spec = importlib.util.find_spec("export")
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).parent / "web"
+    """The page's files: in a wheel they lie in the package, in a checkout beside it."""
+    package = Path(__file__).parent
+    installed = package / "kits" / "web"
+    return installed if installed.is_dir() else package.parent / "export" / "web"
 
 
 def _title(path: Path) -> str:

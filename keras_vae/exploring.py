@@ -214,7 +214,7 @@ def _starts(model: Model, start: Start) -> tuple[np.ndarray, np.ndarray | None]:
         return _encoded(model, read_images(model, start.images))
     count = _counted("--count", start.count)
     if model.vae is None:
-        from export import latents
+        from keras_vae.export import latents
 
         return latents.draw(count, model.latent_dim, start.seed), None
     from keras_vae.commands import data_of
@@ -261,7 +261,7 @@ def read_codes(path: Path, latent_dim: int) -> np.ndarray:
     Raises:
         InputError, ExportError: the file is missing, damaged, or holds something else.
     """
-    from export import latents
+    from keras_vae.export import latents
 
     try:
         codes = np.load(path, allow_pickle=False)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from export.files import is_writable
 from keras_vae.errors import InputError
+from keras_vae.export.files import is_writable
 
 ASIDE = ".aside-"  # how temporary files begin
 

@@ -14,8 +14,8 @@ import numpy as np
 import tensorflow as tf
 from keras import layers, ops
 
-from export.upsampling import TAPS, convolves, doubles, end_crop, padding_of
 from keras_vae import replicas
+from keras_vae.export.upsampling import TAPS, convolves, doubles, end_crop, padding_of
 
 # Up to so many places in an image, a convolution in bfloat16 is faster as a matrix product on a CPU: of a few places,
 # oneDNN's gradient with respect to many weights takes several times as long.
@@ -28,7 +28,7 @@ def fuse(network: keras.Model) -> keras.Model:
 
     - Nearest x2 upsampling, padding and a 3x3 convolution become one 2x2 convolution at the low resolution (Shi et al.
       2016, arXiv 1609.05158): 2.25 times fewer multiplications, and nothing but the result is computed, or kept for the
-      gradient, at the high one. `export.rewrite` does the same to what is exported.
+      gradient, at the high one. `keras_vae.export.rewrite` does the same to what is exported.
     - A convolution of bfloat16 with few places and many weights becomes a matrix product, on a CPU.
     - Batch normalization becomes TensorFlow's fused operation, whose sums are float32 whatever it normalizes.
 

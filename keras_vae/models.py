@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from export.formats import format_of, kinds, open_artifact
-from export.samplers import Prior, Sampler
 from keras_vae.errors import InputError
+from keras_vae.export.formats import format_of, kinds, open_artifact
+from keras_vae.export.samplers import Prior, Sampler
 from keras_vae.pretrained import names
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Model:
 
     Attributes:
         path: where it was found.
-        kind: "run", "keras", or the format of an exported decoder, a key of `export.formats.FORMATS`.
+        kind: "run", "keras", or the format of an exported decoder, a key of `keras_vae.export.formats.FORMATS`.
         latent_dim: number of latents.
         decode: from float32 (batch, latent_dim) to float32 images, for any batch.
         vae: the whole model, of a run or a .keras file; None for an exported decoder.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from export import samplers
-from export.samplers import KINDS, Prior, Sampler
 from keras_vae import pictures
 from keras_vae.errors import InputError
+from keras_vae.export import samplers
+from keras_vae.export.samplers import KINDS, Prior, Sampler
 from keras_vae.files import check_output_file
 from keras_vae.models import Model, open_model, sampler_file
 

@@ -16,13 +16,12 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from export import samplers
-
 # As modules: any of them may be what imported Keras first, whose import brings this module along (see `keras_vae`).
 from keras_vae import distributions, fusion, metrics, networks, precision, replicas, schedules
 from keras_vae import perceptual as features
 from keras_vae.data import pipelines
 from keras_vae.errors import InputError, NotFiniteError, check_count, check_weight
+from keras_vae.export import samplers
 from keras_vae.objectives import DEFAULT_LAYERS, DEFAULT_PERCEPTUAL_WEIGHT
 
 LEARNING_RATE = 5e-4  # Hou et al., section 4.1
@@ -235,13 +234,13 @@ class VAE(keras.Model):
     def sample(self, count: int, seed: int | None = None, sampler: samplers.Sampler | None = None) -> Any:
         """Images of `count` draws from a sampler, by default the prior, a standard normal.
 
-        The same seed gives the same latents here, in `export.runtime` and on the command line. Decoding follows the
-        model's precision; exported decoders compute in float32.
+        The same seed gives the same latents here, in `keras_vae.export.runtime` and on the command line. Decoding
+        follows the model's precision; exported decoders compute in float32.
 
         Args:
             count: how many.
             seed: of the draw.
-            sampler: such as `export.samplers.load` gives, and `keras_vae.evaluation.samplers` fits.
+            sampler: such as `keras_vae.export.samplers.load` gives, and `keras_vae.evaluation.samplers` fits.
 
         Raises:
             InputError: a count below 1, or a sampler of other latents.
@@ -730,16 +729,16 @@ class VAE(keras.Model):
             run_id: the training run's id, for the metadata.
 
         Returns:
-            `export.verify.Report`, the differences that were measured.
+            `keras_vae.export.verify.Report`, the differences that were measured.
 
         Raises:
             InputError: weights that are no numbers, or unknown arguments.
-            export.errors.ExportError: unknown format, or a path that cannot be written.
-            export.errors.VerificationError: the artifact differs from the Keras decoder by more than 1e-4, or one of
-                lower precision by more than it may.
+            keras_vae.export.errors.ExportError: unknown format, or a path that cannot be written.
+            keras_vae.export.errors.VerificationError: the artifact differs from the Keras decoder by more than 1e-4,
+                or one of lower precision by more than it may.
         """
-        from export.artifact import check_target, export_decoder
         from keras_vae._version import __version__
+        from keras_vae.export.artifact import check_target, export_decoder
 
         path = Path(filepath)
         check_target(path, format, precision)

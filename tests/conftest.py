@@ -16,9 +16,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 import keras_vae
-from export.formats import FORMATS
 from keras_vae import cli, distributions, networks, perceptual
 from keras_vae.data import tfds_sets
+from keras_vae.export.formats import FORMATS
 
 pytest_plugins = ("browser",)  # fixtures that several modules share, and take long to make
 

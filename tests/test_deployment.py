@@ -18,10 +18,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import export
-from export.formats import open_artifact
-from export.verify import LEAST_PSNR
-from keras_vae import VAE, cli
+from keras_vae import VAE, cli, export
+from keras_vae.export.formats import open_artifact
+from keras_vae.export.verify import LEAST_PSNR
 
 Command = Callable[..., Any]
 

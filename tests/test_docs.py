@@ -20,15 +20,15 @@ import typer
 from pages import PAGES, ROOT, blocks, commands, inline, name
 
 import keras_vae
-from export import samplers
 from keras_vae import cli
 from keras_vae.data import sources
+from keras_vae.export import samplers
 from keras_vae.latent_space import AttributeVectors
 
 # What the Python of other pages needs is not there: a server, a C program.
 EXECUTED = [page for page in PAGES if page.parent in (ROOT, ROOT / "docs") and blocks(page, "python")]
 # Their commands run too, on a run that is there; those of others train, or serve.
-RUN = [ROOT / "docs" / "data.md", ROOT / "docs" / "export.md"]
+RUN = [ROOT / "docs" / "data.md", ROOT / "docs" / "keras_vae.export.md"]
 each_page = pytest.mark.parametrize("page", PAGES, ids=name)
 
 
@@ -188,8 +188,8 @@ def test_links_of_a_page_lead_somewhere(page: Path) -> None:
 
 def test_docs_name_every_choice() -> None:
     """A table that lacks a new network or format would be stale."""
-    from export.formats import FORMATS
     from keras_vae import distributions, networks, perceptual
+    from keras_vae.export.formats import FORMATS
     from keras_vae.training import KL_SCHEDULES
 
     text = (ROOT / "docs" / "objectives.md").read_text()
@@ -198,7 +198,7 @@ def test_docs_name_every_choice() -> None:
         if choice in keras_vae.schedules.__dict__ and not _is_schedule(choice):
             continue
         assert f"`{choice}" in text, choice
-    exported = (ROOT / "docs" / "export.md").read_text()
+    exported = (ROOT / "docs" / "keras_vae.export.md").read_text()
     for each in FORMATS.values():
         assert f"| `{each.name}` |" in exported
 

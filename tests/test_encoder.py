@@ -11,10 +11,10 @@ import numpy as np
 import onnx
 import pytest
 
-from export import encoder as exporting
-from export import runtime
-from export.errors import ExportError, VerificationError
 from keras_vae import VAE
+from keras_vae.export import encoder as exporting
+from keras_vae.export import runtime
+from keras_vae.export.errors import ExportError, VerificationError
 
 
 @pytest.fixture(scope="module")

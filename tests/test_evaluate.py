@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export import runtime, samplers
 from keras_vae import cli, data, exploring
 from keras_vae.evaluation import describing, encoding, evaluating, fidelity
 from keras_vae.evaluation import samplers as fits
+from keras_vae.export import runtime, samplers
 from keras_vae.latent_space import AttributeVectors
 from keras_vae.models import open_model
 

@@ -68,7 +68,7 @@ def explored(page: Page, site: Site) -> Page:
 def decoded(site: Site, page: Page) -> np.ndarray:
     """What Keras, in float32, makes of the latents that the page shows: 0 to 255."""
     z = np.array(page.run("return Array.from(page.latents())"), np.float32)[None]
-    from export.runtime import Decoder
+    from keras_vae.export.runtime import Decoder
 
     exported = Decoder(site.folder / "decoder.onnx").decode(z)[0]
     np.testing.assert_allclose(exported, open_model(site.run).decode(z)[0], atol=0.02)  # bfloat16, here and there
@@ -147,7 +147,7 @@ def test_samples_come_from_the_mixture(site: Site, explored: Page) -> None:
         """
     )
     drawn = np.array(grids).reshape(-1, 8)
-    from export import samplers
+    from keras_vae.export import samplers
 
     expected = samplers.load(site.run / "gmm.npz").draw(20_000, 0)
     deviation = expected.std(axis=0)

@@ -25,14 +25,13 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-import export
-from export import artifact
-from export.formats import FORMATS
-from export.quiet import quiet_stderr
-from export.rewrite import rewrite
-from export.runtime import Decoder, to_png
-from export.verify import draws, extremes, verify
-from keras_vae import VAE, __version__
+from keras_vae import VAE, __version__, export
+from keras_vae.export import artifact
+from keras_vae.export.formats import FORMATS
+from keras_vae.export.quiet import quiet_stderr
+from keras_vae.export.rewrite import rewrite
+from keras_vae.export.runtime import Decoder, to_png
+from keras_vae.export.verify import draws, extremes, verify
 
 MakeVAE = Callable[..., VAE]
 
@@ -374,7 +373,7 @@ def test_the_runtime_needs_neither_tensorflow_nor_keras(exported: Path) -> None:
 import sys
 for name in ("tensorflow", "keras", "onnx", "tf2onnx", "PIL"):
     sys.modules[name] = None  # importing it fails
-from export.runtime import Decoder, to_png
+from keras_vae.export.runtime import Decoder, to_png
 images = Decoder({str(exported / "decoder.onnx")!r}).sample(2, seed=0)
 print(images.shape, images.dtype)
 """

@@ -20,14 +20,13 @@ import pytest
 import tensorflow as tf
 from google.protobuf import text_format
 
-import export
-from export import seal
-from export.artifact import export_decoder
-from export.files import replace
-from export.formats import FORMATS, format_of, open_artifact
-from export.runtime import Decoder
-from export.verify import LEAST_PSNR, draws
-from keras_vae import VAE
+from keras_vae import VAE, export
+from keras_vae.export import seal
+from keras_vae.export.artifact import export_decoder
+from keras_vae.export.files import replace
+from keras_vae.export.formats import FORMATS, format_of, open_artifact
+from keras_vae.export.runtime import Decoder
+from keras_vae.export.verify import LEAST_PSNR, draws
 
 MakeVAE = Callable[..., VAE]
 ARTIFACTS = ["1", "decoder.onnx", "decoder.float16.onnx", "decoder.int8.onnx", "decoder.tflite", "decoder.xml"]
@@ -291,8 +290,8 @@ def test_files_of_others_are_no_decoders(tmp_path: Path) -> None:
 KILLED = """
 import dataclasses, os, sys, time
 import keras, numpy as np
-from export import artifact
-from export.formats import FORMATS
+from keras_vae.export import artifact
+from keras_vae.export.formats import FORMATS
 stage, path, format = sys.argv[1:]
 layers = keras.layers
 keras.utils.set_random_seed(2)

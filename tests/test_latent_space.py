@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from export import samplers
-from export.errors import ExportError
 from keras_vae import InputError, latent_space
+from keras_vae.export import samplers
+from keras_vae.export.errors import ExportError
 from keras_vae.latent_space import AttributeVectors
 
 VECTORS = arrays(np.float32, 6, elements=st.floats(-3, 3, width=32))
@@ -184,7 +184,7 @@ def test_mixtures_that_are_none(change: dict[str, np.ndarray]) -> None:
 
 def test_neither_takes_tensorflow() -> None:
     code = (
-        "import sys, keras_vae.latent_space, export.samplers; "
+        "import sys, keras_vae.latent_space, keras_vae.export.samplers; "
         "print([name for name in ('tensorflow', 'keras', 'sklearn') if name in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

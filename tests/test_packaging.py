@@ -76,15 +76,12 @@ def test_wheel_holds_the_packages_and_the_models(wheel: Path) -> None:
         names = set(file.namelist())
         (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
         text = file.read(metadata).decode()
-    assert {top for top in {name.split("/")[0] for name in names} if not top.endswith(".dist-info")} == {
-        "keras_vae",
-        "export",
-    }
+    assert {top for top in {name.split("/")[0] for name in names} if not top.endswith(".dist-info")} == {"keras_vae"}
     assert {
         "keras_vae/py.typed",
-        "export/py.typed",
         "keras_vae/evaluation/report.html.j2",
-        "export/serving/compose.yaml",
+        "keras_vae/kits/serving/compose.yaml",
+        "keras_vae/kits/web/explore.html",
     } <= names
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     assert f"\nVersion: {keras_vae.__version__}\n" in text
@@ -144,7 +141,7 @@ def environment(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 @pytest.mark.skipif(not (AVATARS / "model.keras").is_file(), reason="saved_models/avatars/model.keras is not made yet")
 def test_one_line_gives_an_image_in_an_empty_environment(environment: Environment) -> None:
     line = (
-        "import keras_vae; from export.runtime import to_png; "
+        "import keras_vae; from keras_vae.export.runtime import to_png; "
         "open('face.png', 'wb').write(to_png(keras_vae.from_pretrained('avatars').sample(1, seed=0)[0]))"
     )
     environment.run("python", "-c", line)
@@ -167,3 +164,50 @@ def test_it_works_in_an_empty_environment(environment: Environment) -> None:
     missing = run("keras-vae", "train", "--data", "avatars", "--out", "run", check=False)
     assert missing.returncode == 2
     assert "pip install 'keras-vae[demo]'" in missing.stderr
+
+
+SCRIPT = """
+import sys
+import keras
+import keras_vae
+from keras_vae.export import runtime
+
+vae = keras_vae.VAE((16, 16, 3), 2, perceptual=None)
+vae.export("decoder.onnx", format="onnx")
+print(runtime.Decoder("decoder.onnx").sample(2, seed=0).shape)
+"""
+
+
+@pytest.mark.parametrize("package", [False, True], ids=["script", "beside a package export"])
+def test_a_users_own_names_break_nothing(package: bool, tmp_path: Path) -> None:
+    """A script called export.py, beside modules named as ours are."""
+    for name in ("data", "metrics", "models", "training", "networks", "callbacks"):
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('the user\\'s {name}.py was imported')\n")
+    script = tmp_path / ("make.py" if package else "export.py")
+    script.write_text(SCRIPT)
+    if package:
+        (tmp_path / "export").mkdir()
+        (tmp_path / "export" / "__init__.py").write_text("raise SystemExit('the user\\'s export was imported')\n")
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1:] == ["(2, 16, 16, 3)"], done.stderr[-2000:]
+
+
+def test_the_runtime_needs_numpy_and_onnxruntime_alone(tmp_path: Path) -> None:
+    """Seen in a folder of packages that holds these, with what they import, and the package."""
+    import numpy
+    import onnxruntime
+
+    site = tmp_path / "site"
+    site.mkdir()
+    for module in (numpy, onnxruntime, keras_vae):
+        folder = Path(str(module.__file__)).parent
+        (site / folder.name).symlink_to(folder)
+        for libraries in (folder.with_name(f"{folder.name}.libs"),):
+            if libraries.is_dir():
+                (site / libraries.name).symlink_to(libraries)
+    code = (
+        f"import sys; sys.path.append({str(site)!r}); from keras_vae.export import runtime; "
+        f"print(runtime.Decoder({str(AVATARS / 'decoder.onnx')!r}).sample(2, seed=0).shape)"
+    )
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "(2, 64, 64, 3)\n", done.stderr[-2000:]

@@ -15,10 +15,10 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 import keras_vae
-from export.runtime import Decoder
 from keras_vae import data, explorer, pretrained
 from keras_vae.data import avatar_drawing
 from keras_vae.evaluation.fidelity import psnr
+from keras_vae.export.runtime import Decoder
 
 Command = Callable[..., Any]
 NAMES = ("avatars", "fashion_mnist")

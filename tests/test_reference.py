@@ -50,4 +50,4 @@ def test_reference_is_whole(tmp_path: Path) -> None:
     for name in ("VAE", "PerceptualLoss", "DiagonalGaussian", "from_pretrained", "OBJECTIVES"):
         assert f'id="{name}"' in page, name
     assert (tmp_path / "keras_vae" / "evaluation" / "distances.html").is_file()
-    assert (tmp_path / "export" / "runtime.html").is_file()
+    assert (tmp_path / "keras_vae" / "export" / "runtime.html").is_file()

@@ -14,9 +14,9 @@ import onnxruntime
 import pytest
 from keras import layers, ops
 
-from export import export_decoder, graph
-from export.rewrite import rewrite
 from keras_vae import VAE
+from keras_vae.export import export_decoder, graph
+from keras_vae.export.rewrite import rewrite
 from keras_vae.networks import ReplicationPadding2D
 
 TOLERANCE = 2e-5

@@ -43,11 +43,11 @@ from tensorflow_serving.apis import (
 )
 from tensorflow_serving.config import model_server_config_pb2
 
-from export import latents
-from export.errors import ExportError
-from export.serving import grpc_client, rest_client, served
-from export.serving.grpc_client import GrpcDecoder
-from export.serving.rest_client import RestDecoder, ServedDecoder, ServerError
+from keras_vae.export import latents
+from keras_vae.export.errors import ExportError
+from keras_vae.export.serving import grpc_client, rest_client, served
+from keras_vae.export.serving.grpc_client import GrpcDecoder
+from keras_vae.export.serving.rest_client import RestDecoder, ServedDecoder, ServerError
 
 KIT = Path(rest_client.__file__).parent
 README = (KIT / "README.md").read_text()
@@ -647,7 +647,7 @@ def test_commands_draw_a_picture(kind: str, ports: Ports, tmp_path: Path, capsys
         assert main(arguments) == 2
         captured = capsys.readouterr()
         assert captured.out == ""
-        assert captured.err.startswith(f"python -m export.serving.{kind}_client: ")
+        assert captured.err.startswith(f"python -m keras_vae.export.serving.{kind}_client: ")
         assert message in captured.err
         assert captured.err.count("\n") == 1
 
@@ -659,7 +659,7 @@ def run_without(modules: tuple[str, ...], code: str) -> subprocess.CompletedProc
 
 def test_the_rest_client_needs_numpy_alone(ports: Ports) -> None:
     code = f"""
-from export.serving.rest_client import RestDecoder
+from keras_vae.export.serving.rest_client import RestDecoder
 decoder = RestDecoder({ports.url!r})
 print(decoder.decode([[0.0] * 8]).shape, len(decoder.png([[0.0] * 8])), decoder.sample(2, seed=0).shape)
 """
@@ -668,7 +668,7 @@ print(decoder.decode([[0.0] * 8]).shape, len(decoder.png([[0.0] * 8])), decoder.
 
 
 def test_the_grpc_client_says_what_it_needs() -> None:
-    code = "from export.serving import grpc_client\nsys.exit(grpc_client.main([]))"
+    code = "from keras_vae.export.serving import grpc_client\nsys.exit(grpc_client.main([]))"
     result = run_without(("grpc", "tensorflow", "tensorflow_serving"), code)
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
@@ -676,7 +676,7 @@ def test_the_grpc_client_says_what_it_needs() -> None:
 
 
 def test_latents_are_drawn_as_the_runtime_draws_them(deployed: Any) -> None:
-    from export.runtime import Decoder
+    from keras_vae.export.runtime import Decoder
 
     decoder = Decoder(deployed.onnx, providers=["CPUExecutionProvider"])
     np.testing.assert_array_equal(decoder.decode(latents.draw(3, 8, seed=5)), decoder.sample(3, seed=5))

@@ -14,8 +14,8 @@ import onnxruntime
 import pytest
 from google.protobuf import text_format
 
-from export import triton
-from export.errors import ExportError
+from keras_vae.export import triton
+from keras_vae.export.errors import ExportError
 
 README = Path(triton.__file__).parent / "serving" / "README.md"
 

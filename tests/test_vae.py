@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from export.runtime import Decoder
 from keras_vae import OBJECTIVES, VAE, InputError, PerceptualLoss
 from keras_vae.data import pipelines
 from keras_vae.distributions import Bernoulli, Gaussian
+from keras_vae.export.runtime import Decoder
 from keras_vae.schedules import LinearWarmup, TargetKL
 
 MakeVAE = Callable[..., VAE]

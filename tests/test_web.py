@@ -28,7 +28,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
-from export.runtime import Decoder
+from keras_vae.export.runtime import Decoder
 
 if TYPE_CHECKING:
     from tests.conftest import Deployed

@@ -14,7 +14,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from export.samplers import Sampler
 from keras_vae import data, latent_space, progress
 from keras_vae.commands import data_of
 from keras_vae.data.sources import check_outside
@@ -24,6 +23,7 @@ from keras_vae.evaluation.bounds import importance_weighted_bound
 from keras_vae.evaluation.encoding import Encoded, Reservoir, encode
 from keras_vae.evaluation.feature_networks import FeatureNetwork
 from keras_vae.evaluation.fitting import sampler_of
+from keras_vae.export.samplers import Sampler
 from keras_vae.files import check_output_folder, write_aside
 from keras_vae.models import BATCH, Model, open_model
 from keras_vae.sampling import check_sampler

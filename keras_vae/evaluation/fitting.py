@@ -5,15 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from export import samplers as files
-from export.errors import ExportError
-from export.samplers import Prior, Sampler
 from keras_vae._version import __version__
 from keras_vae.commands import data_of
 from keras_vae.errors import InputError
 from keras_vae.evaluation import attributes
 from keras_vae.evaluation.encoding import LIMIT, Encoded, encode
 from keras_vae.evaluation.samplers import FITS
+from keras_vae.export import samplers as files
+from keras_vae.export.errors import ExportError
+from keras_vae.export.samplers import Prior, Sampler
 from keras_vae.files import write_aside
 from keras_vae.latent_space import AttributeVectors, position
 from keras_vae.models import BATCH, VECTORS_FILE, Model, sampler_file

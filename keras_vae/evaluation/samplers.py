@@ -17,11 +17,11 @@ from keras import layers, ops
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture as Mixture
 
-from export.samplers import GaussianMixture, Sampler, SecondStage
 from keras_vae import progress
 from keras_vae.distributions import DiagonalGaussian
 from keras_vae.errors import InputError
 from keras_vae.evaluation.encoding import Encoded
+from keras_vae.export.samplers import GaussianMixture, Sampler, SecondStage
 
 COMPONENTS = 10  # Ghosh et al. 2020
 IMAGES_PER_COMPONENT = 20

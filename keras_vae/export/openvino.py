@@ -10,11 +10,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from export import seal
-from export.errors import ExportError, MissingRuntimeError
-from export.formats import Opened
-from export.litert import named
-from export.quiet import quiet_stderr
+from keras_vae.export import seal
+from keras_vae.export.errors import ExportError, MissingRuntimeError
+from keras_vae.export.formats import Opened
+from keras_vae.export.litert import named
+from keras_vae.export.quiet import quiet_stderr
 
 _COMMENT = re.compile(rb"\n<!-- keras-vae (.*) -->\n$", re.DOTALL)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from export.errors import ExportError
+from keras_vae.export.errors import ExportError
 
 
 def check(z: Any, latent_dim: int) -> np.ndarray:

@@ -3,7 +3,9 @@
     decoder = RestDecoder("http://localhost:8501")
     images = decoder.decode(z)
 
-As a command: python -m export.serving.rest_client --url http://localhost:8501 --count 4 --seed 0 --out samples.png
+As a command:
+
+    python -m keras_vae.export.serving.rest_client --url http://localhost:8501 --count 4 --seed 0 --out samples.png
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from export.errors import ExportError
-from export.serving.served import BATCH_SIZE, MODEL, ServedDecoder, ServerError, one_line, run
+from keras_vae.export.errors import ExportError
+from keras_vae.export.serving.served import BATCH_SIZE, MODEL, ServedDecoder, ServerError, one_line, run
 
 
 class RestDecoder(ServedDecoder):
@@ -170,9 +172,9 @@ def _text(characters: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draws a picture of samples: what `python -m export.serving.rest_client` does."""
+    """Draws a picture of samples: what `python -m keras_vae.export.serving.rest_client` does."""
     parser = argparse.ArgumentParser(
-        prog="python -m export.serving.rest_client",
+        prog="python -m keras_vae.export.serving.rest_client",
         description="Draw images with a decoder behind TF Serving, by REST.",
     )
     parser.add_argument("--url", default="http://localhost:8501", help="of the server (%(default)s)")

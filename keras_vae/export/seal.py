@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from export.errors import ExportError
+from keras_vae.export.errors import ExportError
 
 # What an artifact of this number holds and is called; a later number may mean something else.
 FORMAT_VERSION = 1

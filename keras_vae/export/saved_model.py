@@ -10,9 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from export import seal, warmup
-from export.errors import ExportError
-from export.formats import Opened
+from keras_vae.export import seal, warmup
+from keras_vae.export.errors import ExportError
+from keras_vae.export.formats import Opened
 
 SIGNATURE = "serving_default"
 EXTRA = "assets.extra"  # TF Serving's folder for what is no part of the graph

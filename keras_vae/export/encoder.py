@@ -14,13 +14,13 @@ import onnx
 import tensorflow as tf
 import tf2onnx
 
-from export import graph, seal
-from export.artifact import float32_copy
-from export.errors import ExportError, VerificationError
-from export.files import aside, is_writable, replace
-from export.onnx import OPSET
-from export.runtime import Encoder
-from export.saved_model import mean_and_log_var
+from keras_vae.export import graph, seal
+from keras_vae.export.artifact import float32_copy
+from keras_vae.export.errors import ExportError, VerificationError
+from keras_vae.export.files import aside, is_writable, replace
+from keras_vae.export.onnx import OPSET
+from keras_vae.export.runtime import Encoder
+from keras_vae.export.saved_model import mean_and_log_var
 
 OUTPUTS = ("mean", "log_var")
 TOLERANCE = 1e-4

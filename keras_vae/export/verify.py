@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from export.formats import Runner
+from keras_vae.export.formats import Runner
 
 TOLERANCE = 1e-4
 # The least PSNR, in dB, that a decoder of lower precision must keep: at 30 eyes begin to see a difference.

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from export import latents, seal
-from export.errors import ExportError
-from export.formats import Opened
-from export.png import to_png
-from export.quiet import quiet_stderr
-from export.samplers import Prior, Sampler
+from keras_vae.export import latents, seal
+from keras_vae.export.errors import ExportError
+from keras_vae.export.formats import Opened
+from keras_vae.export.png import to_png
+from keras_vae.export.quiet import quiet_stderr
+from keras_vae.export.samplers import Prior, Sampler
 
 with quiet_stderr():
     import onnxruntime
@@ -73,7 +73,7 @@ class Decoder:
         Args:
             count: how many.
             seed: of the draw.
-            sampler: what else to draw from, as `export.samplers.load("gmm.npz")` gives.
+            sampler: what else to draw from, as `keras_vae.export.samplers.load("gmm.npz")` gives.
 
         Raises:
             ExportError: a count below 1, a seed below 0, or a sampler of other latents.

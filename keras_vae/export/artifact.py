@@ -10,12 +10,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from export import saved_model, seal
-from export.errors import ExportError, VerificationError
-from export.files import aside, is_writable, replace
-from export.formats import FORMATS, PRECISIONS, Runner, format_of, open_artifact
-from export.rewrite import rewrite
-from export.verify import Report, verify
+from keras_vae.export import saved_model, seal
+from keras_vae.export.errors import ExportError, VerificationError
+from keras_vae.export.files import aside, is_writable, replace
+from keras_vae.export.formats import FORMATS, PRECISIONS, Runner, format_of, open_artifact
+from keras_vae.export.rewrite import rewrite
+from keras_vae.export.verify import Report, verify
 
 
 def export_decoder(
@@ -38,7 +38,7 @@ def export_decoder(
         path: a folder for "tf_saved_model", a file ending in .onnx, .tflite ("litert") or .xml ("openvino", which puts
             its weights beside it, in .bin). What is there already is replaced, if it is an artifact of the same kind,
             once the new one has proven equal to the decoder.
-        format: a key of `export.formats.FORMATS`.
+        format: a key of `keras_vae.export.formats.FORMATS`.
         metadata: further entries for the artifact's metadata.
         precision: of "onnx" alone, "float16" or "int8": smaller files whose images differ by so much (`Pair.psnr`).
         calibration: for int8, latents of real images, (count, latent_dim): some hundreds.

@@ -16,8 +16,8 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from export import latents
-from export.errors import ExportError
+from keras_vae.export import latents
+from keras_vae.export.errors import ExportError
 
 FORMAT_VERSION = 1
 ENDING = ".npz"

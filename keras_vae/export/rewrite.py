@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers, ops
 
-from export.upsampling import TAPS, convolves, doubles, end_crop, padding_of
+from keras_vae.export.upsampling import TAPS, convolves, doubles, end_crop, padding_of
 
 
 def rewrite(decoder: keras.Model) -> keras.Model:

@@ -3,7 +3,9 @@
     with GrpcDecoder("localhost:8500") as decoder:
         images = decoder.decode(z)
 
-As a command: python -m export.serving.grpc_client --address localhost:8500 --count 4 --seed 0 --out samples.png
+As a command:
+
+    python -m keras_vae.export.serving.grpc_client --address localhost:8500 --count 4 --seed 0 --out samples.png
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from export.errors import ExportError
-from export.quiet import quiet_stderr
-from export.serving.served import BATCH_SIZE, MESSAGE_BYTES, MODEL, ServedDecoder, ServerError, one_line, run
+from keras_vae.export.errors import ExportError
+from keras_vae.export.quiet import quiet_stderr
+from keras_vae.export.serving.served import BATCH_SIZE, MESSAGE_BYTES, MODEL, ServedDecoder, ServerError, one_line, run
 
 try:
     with quiet_stderr():
@@ -163,9 +165,9 @@ class GrpcDecoder(ServedDecoder):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draws a picture of samples: what `python -m export.serving.grpc_client` does."""
+    """Draws a picture of samples: what `python -m keras_vae.export.serving.grpc_client` does."""
     parser = argparse.ArgumentParser(
-        prog="python -m export.serving.grpc_client",
+        prog="python -m keras_vae.export.serving.grpc_client",
         description="Draw images with a decoder behind TF Serving, by gRPC.",
     )
     parser.add_argument("--address", default="localhost:8500", help="of the server (%(default)s)")

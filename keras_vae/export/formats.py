@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from export.errors import ExportError
+from keras_vae.export.errors import ExportError
 
 if TYPE_CHECKING:  # numpy is slow to import, and the command line's --help wants the names alone
     import numpy as np
@@ -78,21 +78,31 @@ FORMATS = {
         Format(
             "tf_saved_model",
             "1",
-            "export.saved_model:write",
-            "export.saved_model:open_decoder",
+            "keras_vae.export.saved_model:write",
+            "keras_vae.export.saved_model:open_decoder",
             holds_encoder=True,
             marker="saved_model.pb",
         ),
-        Format("onnx", "decoder.onnx", "export.onnx:write", "export.runtime:open_decoder", precisions=PRECISIONS),
         Format(
-            "litert", "decoder.tflite", "export.litert:write", "export.litert:open_decoder", "export.litert:library"
+            "onnx",
+            "decoder.onnx",
+            "keras_vae.export.onnx:write",
+            "keras_vae.export.runtime:open_decoder",
+            precisions=PRECISIONS,
+        ),
+        Format(
+            "litert",
+            "decoder.tflite",
+            "keras_vae.export.litert:write",
+            "keras_vae.export.litert:open_decoder",
+            "keras_vae.export.litert:library",
         ),
         Format(
             "openvino",
             "decoder.xml",
-            "export.openvino:write",
-            "export.openvino:open_decoder",
-            "export.openvino:library",
+            "keras_vae.export.openvino:write",
+            "keras_vae.export.openvino:open_decoder",
+            "keras_vae.export.openvino:library",
             companion=".bin",
         ),
     )

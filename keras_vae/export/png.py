@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from export.errors import ExportError
+from keras_vae.export.errors import ExportError
 
 
 def to_png(image: Any) -> bytes:

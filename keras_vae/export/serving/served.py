@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from export import latents
-from export.errors import ExportError
-from export.png import to_png
+from keras_vae.export import latents
+from keras_vae.export.errors import ExportError
+from keras_vae.export.png import to_png
 
 MODEL = "decoder"
 BATCH_SIZE = 64  # max_batch_size in batching.config: a server that batches refuses requests of more rows
@@ -113,15 +113,15 @@ class ServedDecoder(abc.ABC):
     def sample(self, count: int, seed: int) -> np.ndarray:
         """Images of draws from the prior, made by the server: float32 (count, height, width, channels) in [0, 1].
 
-        The same seed gives the same images, other ones than `export.latents.draw`, and the first ones alike whatever
-        the count. One request: a server that batches refuses it, for there is nothing to batch.
+        The same seed gives the same images, other ones than `keras_vae.export.latents.draw`, and the first ones
+        alike whatever the count. One request: a server that batches refuses it, for there is nothing to batch.
 
         Raises:
             ExportError: a count below 1 or more than one message holds, or a seed that is no int64.
             ServerError: as `decode`, and from a server that batches.
         """
         most = MESSAGE_BYTES // (self.bytes_a_value * math.prod(self.image_shape))
-        instead = "decode(export.latents.draw(count, latent_dim, seed)) draws here"
+        instead = "decode(keras_vae.export.latents.draw(count, latent_dim, seed)) draws here"
         if not isinstance(count, int) or count < 1:
             raise ExportError(f"count={count!r}: give a whole number from 1 on")
         if count > most:

@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 import tf2onnx
 
-from export import graph, quantization, seal
-from export.saved_model import serving_function
+from keras_vae.export import graph, quantization, seal
+from keras_vae.export.saved_model import serving_function
 
 OPSET = 18
 

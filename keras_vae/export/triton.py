@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import onnx
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
-from export import seal
-from export.errors import ExportError
-from export.files import aside, replace
+from keras_vae.export import seal
+from keras_vae.export.errors import ExportError
+from keras_vae.export.files import aside, replace
 
 CONFIG = "config.pbtxt"
 MODEL = "model.onnx"  # what Triton's onnxruntime backend looks for in a version's folder
-HEADER = "# Written by export.triton from the ONNX file in the folder 1: made anew with it, not edited.\n"
+HEADER = "# Written by keras-vae from the ONNX file in the folder 1: made anew with it, not edited.\n"
 MAX_BATCH_SIZE = 64
 # Batches leave as soon as they have one of these sizes. On two cores onnxruntime decodes 64x64 images at 97 % of its
 # best rate in batches of 8, at 62 % one by one.
@@ -126,12 +126,14 @@ def check(folder: str | os.PathLike[str]) -> None:
     try:
         text_format.Parse(config_path.read_text(), found, allow_unknown_field=True)
     except (OSError, UnicodeDecodeError) as error:
-        raise ExportError(f"no configuration at {config_path}: write the model with export.triton.write") from error
+        raise ExportError(
+            f"no configuration at {config_path}: write the model with keras_vae.export.triton.write"
+        ) from error
     except text_format.ParseError as error:
         raise ExportError(f"{config_path} is no configuration of Triton: {' '.join(str(error).split())}") from error
     versions = [int(each.name) for each in folder.iterdir() if each.name.isdecimal() and each.is_dir()]
     if not versions:
-        raise ExportError(f"{folder} has no version: write the model with export.triton.write")
+        raise ExportError(f"{folder} has no version: write the model with keras_vae.export.triton.write")
     decoder = _read(folder / str(max(versions)) / MODEL)
     wanted = _config(folder.name, decoder)
 
@@ -218,9 +220,7 @@ def _check_replaceable(folder: Path) -> None:
     except (OSError, UnicodeDecodeError):
         is_ours = False
     if not is_ours:
-        raise ExportError(
-            f"{folder} exists and export.triton did not write it: choose another name, or remove it first"
-        )
+        raise ExportError(f"{folder} exists and keras-vae did not write it: choose another name, or remove it first")
 
 
 def _beside(repository: Path) -> Path:

@@ -11,10 +11,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from export import seal
-from export.errors import ExportError, MissingRuntimeError
-from export.formats import Opened
-from export.quiet import quiet_stderr
+from keras_vae.export import seal
+from keras_vae.export.errors import ExportError, MissingRuntimeError
+from keras_vae.export.formats import Opened
+from keras_vae.export.quiet import quiet_stderr
 
 # As TensorFlow Lite's metadata does it: further files lie in a ZIP archive behind the model, which readers of either
 # one do not mind.

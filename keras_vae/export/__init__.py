@@ -1,0 +1,33 @@
+"""Deployment of a decoder: SavedModel for TF Serving, ONNX for onnxruntime, both proven equal to Keras.
+
+Takes any Keras model of one latent input and one image output; knows nothing of keras_vae.
+`keras_vae.export.runtime` imports neither TensorFlow nor Keras.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from keras_vae.export.errors import ExportError, VerificationError
+
+if TYPE_CHECKING:
+    from keras_vae.export.artifact import export_decoder
+    from keras_vae.export.formats import FORMATS
+    from keras_vae.export.runtime import Decoder
+    from keras_vae.export.verify import Report
+
+_HOMES = {
+    "FORMATS": "keras_vae.export.formats",
+    "export_decoder": "keras_vae.export.artifact",
+    "Decoder": "keras_vae.export.runtime",
+    "Report": "keras_vae.export.verify",
+}
+
+__all__ = ["FORMATS", "Decoder", "ExportError", "Report", "VerificationError", "export_decoder"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'keras_vae.export' has no attribute {name!r}")

@@ -163,9 +163,7 @@ class FusedBatchNormalization(_Wrapper):
     def _follow(self, mean: Any, variance: Any) -> None:
         norm = self.layer
         for moving, now in ((norm.moving_mean, mean), (norm.moving_variance, variance)):
-            followed = moving * norm.momentum + ops.stop_gradient(now) * (1.0 - norm.momentum)
-            # A step whose loss is no number fails only when this is done: nothing of it may stay.
-            moving.assign(tf.where(tf.math.is_finite(followed), followed, moving))
+            moving.assign(moving * norm.momentum + ops.stop_gradient(now) * (1.0 - norm.momentum))
 
 
 class UpsampledConv2D(_Wrapper):

@@ -14,6 +14,7 @@ from keras_vae.export import saved_model, seal
 from keras_vae.export.errors import ExportError, VerificationError
 from keras_vae.export.files import aside, is_writable, replace
 from keras_vae.export.formats import FORMATS, PRECISIONS, Runner, format_of, open_artifact
+from keras_vae.export.reference import true_float32
 from keras_vae.export.rewrite import rewrite
 from keras_vae.export.verify import Report, verify
 
@@ -155,8 +156,9 @@ def float32_copy(decoder: keras.Model) -> keras.Model:
 
 
 def keras_runner(decoder: keras.Model) -> Runner:
-    """Runs a Keras decoder on arrays, empty ones too, which Keras's convolutions do not take."""
+    """Runs a Keras decoder on arrays in true float32, empty ones too, which Keras's convolutions do not take."""
 
+    @true_float32()
     def run(z: np.ndarray) -> np.ndarray:
         if not len(z):
             return np.zeros((0, *decoder.output_shape[1:]), np.float32)
@@ -165,6 +167,7 @@ def keras_runner(decoder: keras.Model) -> Runner:
     return run
 
 
+@true_float32()
 def _verify_encoder(encoder: keras.Model, encode: Runner | None, path: Path) -> None:
     """Compares the exported encoder with Keras's on images of noise, in batches of 1 and 7.
 

@@ -18,6 +18,7 @@ from keras_vae.export import graph, seal
 from keras_vae.export.artifact import float32_copy
 from keras_vae.export.errors import ExportError, VerificationError
 from keras_vae.export.files import aside, is_writable, replace
+from keras_vae.export.keras_defaults import keras_defaults
 from keras_vae.export.onnx import OPSET
 from keras_vae.export.reference import true_float32
 from keras_vae.export.runtime import Encoder
@@ -28,6 +29,7 @@ TOLERANCE = 1e-4
 BATCH_SIZES = (1, 7)
 
 
+@keras_defaults()
 def export_encoder(encoder: keras.Model, path: Path, metadata: Mapping[str, str] | None = None) -> float:
     """Writes an encoder as ONNX: `image`, float32 (batch, height, width, channels), to `mean` and `log_var`.
 

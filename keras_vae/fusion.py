@@ -15,6 +15,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 from keras_vae import replicas
+from keras_vae.export.keras_defaults import keras_defaults
 from keras_vae.export.upsampling import TAPS, convolves, doubles, end_crop, padding_of
 
 # Up to so many places in an image, a convolution in bfloat16 is faster as a matrix product on a CPU: of a few places,
@@ -23,6 +24,7 @@ MATRIX_PLACES = 100
 HALVED_PLACES = 36  # the same where pixels have to be laid out for it
 
 
+@keras_defaults()
 def fuse(network: keras.Model) -> keras.Model:
     """The same network, which shares its layers and weights, in fewer operations.
 

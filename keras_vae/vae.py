@@ -23,6 +23,7 @@ from keras_vae import perceptual as features
 from keras_vae.data import pipelines
 from keras_vae.errors import InputError, check_count, check_weight
 from keras_vae.export import samplers
+from keras_vae.export.keras_defaults import keras_defaults
 from keras_vae.objectives import DEFAULT_LAYERS, DEFAULT_PERCEPTUAL_WEIGHT
 from keras_vae.watch import Looks, Watch
 
@@ -113,6 +114,7 @@ class VAE(keras.Model):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        precision.check_policy(self.dtype_policy)
         self.network = network
         self.network_options = dict(network_options or {})
         self.own_networks = encoder is not None or decoder is not None
@@ -165,7 +167,7 @@ class VAE(keras.Model):
         # that goes on after it, nor finds other figures the second time.
         self.train_noise = keras.random.SeedGenerator(seed, name="train_noise")
         self.test_noise = replicas.NoiseByPlace(seed, name="test_noise")
-        self.trackers = {name: keras.metrics.Mean(name=name) for name in self._metric_names()}
+        self.trackers = {name: keras.metrics.Mean(name=name, dtype="float32") for name in self._metric_names()}
         self.active_units = metrics.ActiveUnits(self.latent_dim)
         self._statistics_averages = _Untracked([])
         self._xla_functions: dict[str, Any] = {}
@@ -256,6 +258,7 @@ class VAE(keras.Model):
 
     # Training --------------------------------------------------------------------------------
 
+    @keras_defaults()
     def objective(
         self, images: Any, noise: keras.random.SeedGenerator, training: bool, targets: list[Any] | None = None
     ) -> tuple[dict[str, Any], distributions.DiagonalGaussian]:
@@ -733,7 +736,7 @@ class VAE(keras.Model):
         optimizer = self._averaging_optimizer()
         if optimizer is None:
             return
-        momentum = ops.where(optimizer.iterations > 1, optimizer.ema_momentum, 0.0)
+        momentum = ops.cast(ops.where(optimizer.iterations > 1, optimizer.ema_momentum, 0.0), "float32")
         for variable, average in self._averaged_statistics():
             average.assign(momentum * average + (1.0 - momentum) * variable)
 
@@ -813,6 +816,7 @@ class VAE(keras.Model):
             average.assign(store[f"statistics_average_{index}"])
 
     @classmethod
+    @keras_defaults()
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> VAE:
         config = dict(config)
         for name in ("perceptual", "likelihood", "encoder", "decoder"):
@@ -898,6 +902,7 @@ class VAE(keras.Model):
     def _needs_xla(self) -> bool:
         return self.computes_in_float16 and precision.needs_xla("float16")
 
+    @keras_defaults()
     def _run(self, network: keras.Model, inputs: Any, training: bool) -> Any:
         """Calls a network; float16 on a CPU goes through XLA, outside of `fit` too."""
         if tf.executing_eagerly() and self._needs_xla():

@@ -72,7 +72,9 @@ class Watch:
         Returns:
             two booleans: whether the step is one to follow, and whether the optimizer is to see it.
         """
-        norm = replicas.total(tf.add_n([tf.nn.l2_loss(each) for each in gradients if each is not None]))
+        norm = replicas.total(
+            tf.add_n([ops.cast(tf.nn.l2_loss(each), "float32") for each in gradients if each is not None])
+        )
         means = replicas.mean(ops.stack([terms[name] for name in self.terms], axis=1))
         terms_fine, norm_fine = tf.reduce_all(tf.math.is_finite(means)), tf.math.is_finite(norm)
         fine = tf.logical_and(terms_fine, norm_fine)

@@ -14,6 +14,7 @@ from keras import ops
 from keras_vae import progress
 from keras_vae.distributions import DiagonalGaussian
 from keras_vae.errors import InputError
+from keras_vae.export.keras_defaults import keras_defaults
 from keras_vae.vae import VAE
 
 # Pixel values decoded at a time: at 64x64x3, 341 images. A decoder's activations take some fifty times this.
@@ -39,6 +40,7 @@ class Bound:
     samples: int
 
 
+@keras_defaults()
 def importance_weighted_bound(
     vae: VAE, batches: Iterable[Any], samples: int = 100, seed: int = 0, total: int | None = None
 ) -> Bound:

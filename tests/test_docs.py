@@ -28,7 +28,7 @@ from keras_vae.latent_space import AttributeVectors
 # What the Python of other pages needs is not there: a server, a C program.
 EXECUTED = [page for page in PAGES if page.parent in (ROOT, ROOT / "docs") and blocks(page, "python")]
 # Their commands run too, on a run that is there; those of others train, or serve.
-RUN = [ROOT / "docs" / "data.md", ROOT / "docs" / "keras_vae.export.md"]
+RUN = [ROOT / "docs" / "data.md", ROOT / "docs" / "export.md"]
 each_page = pytest.mark.parametrize("page", PAGES, ids=name)
 
 
@@ -198,7 +198,7 @@ def test_docs_name_every_choice() -> None:
         if choice in keras_vae.schedules.__dict__ and not _is_schedule(choice):
             continue
         assert f"`{choice}" in text, choice
-    exported = (ROOT / "docs" / "keras_vae.export.md").read_text()
+    exported = (ROOT / "docs" / "export.md").read_text()
     for each in FORMATS.values():
         assert f"| `{each.name}` |" in exported
 

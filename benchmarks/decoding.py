@@ -357,9 +357,10 @@ def _litert(file: str, precision: str, device: str) -> Runner:
 
 
 def _tensorflow(file: str, precision: str, device: str) -> Runner:
-    from keras_vae.export.saved_model import open_decoder
+    import tensorflow as tf
 
-    return open_decoder(Path(file)).decode
+    loaded = tf.saved_model.load(file)  # as a server does: where there is a card, on it
+    return lambda z: loaded.signatures["serving_default"](z=tf.constant(z))["image"].numpy()
 
 
 def _torch(file: str, precision: str, device: str) -> Runner:

@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 GPU_VENV ?= .venv-gpu
 PEER_VENV ?= .venv-gpu-peer
 
-.PHONY: demo test test-slow lint docs figures objectives loading decoding train-step soak scaling latents explorer \
+.PHONY: demo test test-python test-slow lint docs figures objectives loading decoding train-step soak scaling latents explorer \
   saved-models bench-gpu gpu-at-hand clean
 
 demo: $(VENV)/.demo  ## draw avatars, train a few minutes, export, verify; everything lands in runs/demo
@@ -16,6 +16,10 @@ demo: $(VENV)/.demo  ## draw avatars, train a few minutes, export, verify; every
 
 test: $(VENV)/.dev  ## the tests, under 25 minutes on two cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# What depends on the version of Python; PYTHON=python3.13 VENV=.venv-3.13 tries it on another.
+test-python: $(VENV)/.dev  ## a part of the tests, three minutes: every mode, every format, what is installed
+	$(BIN)/python -m pytest -n 2 tests/test_modes.py tests/test_formats.py tests/test_packaging.py tests/test_pretrained.py
 
 test-slow: $(VENV)/.dev  ## the rest: 500 steps in each precision, the wheel in an empty environment, the dearer of variants
 	$(BIN)/python -m pytest -m slow

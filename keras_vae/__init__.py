@@ -9,7 +9,7 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from keras_vae._backend import require_tensorflow
+from keras_vae._backend import load_tensorflow
 from keras_vae._version import __version__
 from keras_vae.errors import InputError
 from keras_vae.objectives import OBJECTIVES, PRESETS
@@ -49,7 +49,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES or name in _MODULES:
-        require_tensorflow()
+        load_tensorflow()
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     if name in _MODULES:

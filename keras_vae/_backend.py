@@ -1,4 +1,4 @@
-"""Loads TensorFlow: refuses a Keras that is set to another backend, and keeps TensorFlow's greetings off the terminal."""
+"""Loads TensorFlow without its greetings, and refuses a Keras that is set to another backend."""
 
 from __future__ import annotations
 

@@ -130,10 +130,12 @@ class Progress(keras.callbacks.Callback):
 
     def _line_within_epoch(self, logs: dict[str, Any]) -> str:
         step = (self.steps - 1) % self.steps_per_epoch + 1
-        share, speed = f"{step / self.steps_per_epoch:.0%}", f"{self.images_per_second:,.0f} images/s"
+        share = f"{step / self.steps_per_epoch:.0%}"
+        # The first step's time says nothing: TensorFlow compiles it.
+        speed = [f"{self.images_per_second:,.0f} images/s"] if self._timed_steps else []
         reconstruction, kl = self._figures({name: float(value) for name, value in logs.items()})
-        parts = [self._epoch(), share, f"reconstruction {' '.join(reconstruction)}", f"KL {kl} nats", speed]
-        return progress.fitting([*parts, *self._left()], less=[share, speed])
+        parts = [self._epoch(), share, f"reconstruction {' '.join(reconstruction)}", f"KL {kl} nats", *speed]
+        return progress.fitting([*parts, *self._left()], less=[share, *speed])
 
     def _line_of_epoch(self) -> str:
         (number, unit), kl = self._figures(self.logs)

@@ -407,7 +407,7 @@ def evaluate(
     The ELBO and its parts in nats per image, as training reports them; how close and sharp reconstructions are; how far
     they and samples are from real images in a feature network; how the latents lie. Writes report.html, with pictures.
     """
-    with _reporting(as_json) as report:
+    with _reporting(as_json, _print_evaluation) as report:
         evaluating = _library("keras_vae.evaluation.evaluating")
         weights = None if feature_weights is None else str(feature_weights)
         options = evaluating.Options(
@@ -810,6 +810,27 @@ def _print_training(figures: dict[str, Any]) -> None:
     _print_figures(figures)
     if "pictures" in figures:  # of several workers, the chief's
         print("next:  " + "\n       ".join(training.next_commands(figures)))
+
+
+def _print_evaluation(figures: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from keras_vae.evaluation import report
+
+    for title, rows in report.tables(figures).items():
+        table = Table(title=title, title_justify="left", show_header=False)
+        table.add_column()
+        table.add_column(justify="right", no_wrap=True)
+        table.add_column()
+        for row in rows:
+            table.add_row(*row)
+        _console().print(table)
+    if "features" in figures:
+        print(f"Distances, precision and recall are taken in {figures['features']}.")
+    for note in figures["notes"]:
+        print(f"Note: {note}.")
+    if "report" in figures:
+        print(f"Written: {figures['figures']}\n         {figures['report']}, with pictures")
 
 
 def _print_doctor(found: dict[str, Any]) -> None:

@@ -499,17 +499,26 @@ def _kept(out: Path) -> str:
 
 
 def _warn_of_overfitting(out: Path) -> None:
-    """Says so where training images are known better than others by more than latents can carry, ever more so."""
+    """Says so where most of what training gains is of no use for other images.
+
+    That is where the ELBO of held-out images has risen by less than half of what that of training images has, from the
+    second quarter of the epochs to the last, and they are further apart than the nats that latents carry.
+    """
     epochs = [json.loads(line) for line in (out / METRICS_FILE).read_text().splitlines()]
-    gaps = [each["elbo"] - each["val_elbo"] for each in epochs]
-    if len(epochs) < 4 or gaps[-1] < max(epochs[-1]["val_kl"], gaps[len(gaps) // 2]):
+    quarter = len(epochs) // 4
+    if not quarter:
         return
-    best = max(epochs, key=lambda each: each["val_elbo"])["epoch"]
-    last = epochs[-1]
-    when = "" if best == last["epoch"] else f"; these did best after epoch {best} of {last['epoch']}"
+    train, held_out = (np.array([each[name] for each in epochs]) for name in ("elbo", "val_elbo"))
+    gained, theirs = (each[-quarter:].mean() - each[quarter : 2 * quarter].mean() for each in (train, held_out))
+    if theirs >= gained / 2 or train[-1] - held_out[-1] < epochs[-1]["val_kl"]:
+        return
+    best = int(held_out.argmax())
+    sooner = ""
+    if best < len(epochs) - quarter:
+        sooner = f", fewer minutes: epoch {best + 1} of {len(epochs)} was best"
     print(
-        f"overfitting: the ELBO is {last['elbo']:,.0f} nats on training images and {last['val_elbo']:,.0f} on held-out "
-        f"ones{when}. More images help most; otherwise --flip, or fewer minutes",
+        f"overfitting: the ELBO is {train[-1]:,.0f} nats on training images and {held_out[-1]:,.0f} on held-out ones, "
+        f"which gained less than half as much lately. What helps is more images, --flip{sooner}",
         file=sys.stderr,
     )
 

@@ -43,8 +43,9 @@ def run(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def workplace(image_folder: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder in which pages are followed: `faces` are 96 avatars, training is two steps long."""
+    """The folder in which pages are followed: `faces` and `photos` are 96 avatars, training is two steps long."""
     shutil.copytree(image_folder, tmp_path / "faces")
+    shutil.copytree(image_folder, tmp_path / "photos")
     shutil.copytree(run, tmp_path / "runs" / "faces")
     for number, file in enumerate(itertools.islice(sorted(image_folder.rglob("*.png")), 32)):
         folder = tmp_path / "classes" / ("cats", "dogs")[number % 2]

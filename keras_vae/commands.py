@@ -13,6 +13,7 @@ from keras_vae import data, pictures
 from keras_vae.errors import InputError
 from keras_vae.evaluation.fidelity import psnr, sharpness_ratio
 from keras_vae.exploring import read_images
+from keras_vae.export.reference import true_float32
 from keras_vae.files import check_output_file
 from keras_vae.models import BATCH, Model, open_model
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from keras_vae.vae import VAE
 
 
+@true_float32(device=None)
 def reconstruct(path: Path, source: str | None, out: Path, count: int, files: Sequence[Path] = ()) -> dict[str, Any]:
     """Writes images above their reconstructions.
 

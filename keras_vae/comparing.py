@@ -16,6 +16,7 @@ from keras_vae.commands import data_of
 from keras_vae.errors import InputError
 from keras_vae.evaluation.evaluating import FIGURES, FOLDER
 from keras_vae.evaluation.fidelity import psnr, sharpness_ratio
+from keras_vae.export.reference import true_float32
 from keras_vae.files import check_output_file
 from keras_vae.models import BATCH, METRICS_FILE, Model, is_run, open_model
 
@@ -39,6 +40,7 @@ FIGURES_SHOWN = {
 }
 
 
+@true_float32(device=None)
 def compare(runs: Sequence[Path], source: str | None, out: Path, count: int, seed: int = 0) -> dict[str, Any]:
     """Compares runs.
 

@@ -131,9 +131,7 @@ class RunningVariance(layers.Layer):
         optimal = ops.maximum(ops.stop_gradient(replicas.mean(squared_errors)), self.minimum)
         # A plain mean over the first updates, which then forgets: no trace of the initial value is left.
         share = ops.maximum(1.0 - VARIANCE_MOMENTUM, 1.0 / (self.updates + 1.0))
-        followed = self.value + share * (optimal - self.value)
-        # A step whose loss is no number fails only when this is done: nothing of it may stay.
-        self.value.assign(ops.where(ops.isfinite(followed), followed, self.value))
+        self.value.assign(self.value + share * (optimal - self.value))
         self.updates.assign(self.updates + 1.0)
         return optimal
 

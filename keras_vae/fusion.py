@@ -15,6 +15,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 from keras_vae import replicas
+from keras_vae.export.keras_defaults import keras_defaults
 from keras_vae.export.upsampling import TAPS, convolves, doubles, end_crop, padding_of
 
 # Up to so many places in an image, a convolution in bfloat16 is faster as a matrix product on a CPU: of a few places,
@@ -23,6 +24,7 @@ MATRIX_PLACES = 100
 HALVED_PLACES = 36  # the same where pixels have to be laid out for it
 
 
+@keras_defaults()
 def fuse(network: keras.Model) -> keras.Model:
     """The same network, which shares its layers and weights, in fewer operations.
 
@@ -163,9 +165,7 @@ class FusedBatchNormalization(_Wrapper):
     def _follow(self, mean: Any, variance: Any) -> None:
         norm = self.layer
         for moving, now in ((norm.moving_mean, mean), (norm.moving_variance, variance)):
-            followed = moving * norm.momentum + ops.stop_gradient(now) * (1.0 - norm.momentum)
-            # A step whose loss is no number fails only when this is done: nothing of it may stay.
-            moving.assign(tf.where(tf.math.is_finite(followed), followed, moving))
+            moving.assign(moving * norm.momentum + ops.stop_gradient(now) * (1.0 - norm.momentum))
 
 
 class UpsampledConv2D(_Wrapper):

@@ -19,6 +19,7 @@ import numpy as np
 from keras import layers, ops
 
 from keras_vae.errors import InputError
+from keras_vae.export.keras_defaults import keras_defaults
 
 ImageShape = tuple[int, int, int]
 
@@ -345,6 +346,7 @@ def check(
     return complete
 
 
+@keras_defaults()
 def build(
     network: str, image_shape: ImageShape, latent_dim: int, dtype: Any, options: Mapping[str, Any] | None = None
 ) -> tuple[keras.Model, keras.Model]:
@@ -371,6 +373,7 @@ def build(
 # Networks of the user's own ----------------------------------------------------------------------
 
 
+@keras_defaults()
 def adopt(
     encoder: keras.Model, decoder: keras.Model, image_shape: ImageShape, latent_dim: int
 ) -> tuple[keras.Model, keras.Model, ImageShape, int]:

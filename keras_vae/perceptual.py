@@ -6,8 +6,7 @@ import difflib
 import math
 import re
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from keras import layers, ops
 
 from keras_vae import fusion, hosts, weight_files
 from keras_vae.errors import InputError, check_weight
+from keras_vae.export.keras_defaults import keras_defaults
 
 # Section 4.2 of the paper names its two models after the blocks whose first activations they compare.
 # The third is ours, shallow and deep; the last is what LPIPS takes of VGG16 (Zhang et al. 2018).
@@ -221,14 +221,16 @@ class PerceptualLoss:
         if channels is not None and images.shape[-1] != channels:
             raise InputError(f"images have {images.shape[-1]} channels, the perceptual network takes {channels}")
         if height is not None and width is not None and tuple(images.shape[1:3]) != (height, width):
-            images = ops.image.resize(images, (height, width), interpolation="bilinear")
+            images = ops.image.resize(images, (height, width), "bilinear", data_format="channels_last")
         if self.preprocessing == "0..1":
             return images
         if self.preprocessing == "0..255":
             return 255.0 * images
         if self.preprocessing == "caffe":  # Keras's takes the channels apart, and its gradient many times as long
             return 255.0 * ops.flip(images, axis=-1) - ops.convert_to_tensor(CAFFE_MEANS, "float32")
-        return keras.applications.imagenet_utils.preprocess_input(255.0 * images, mode=self.preprocessing)
+        return keras.applications.imagenet_utils.preprocess_input(
+            255.0 * images, data_format="channels_last", mode=self.preprocessing
+        )
 
     def get_config(self) -> dict[str, Any]:
         """The arguments it was made with, as Keras keeps them; of a Keras model of one's own its layers alone."""
@@ -270,6 +272,7 @@ def _unit_length(features: Any) -> Any:
     return features * ops.rsqrt(squared + LENGTH_EPSILON)
 
 
+@keras_defaults()
 def _comparison(features: keras.Model, names: tuple[str, ...], normalize: bool) -> keras.Model:
     """From [images, *targets] to the distance of each layer, in few passes over the features.
 
@@ -388,23 +391,12 @@ def _keras_layer_names(network: str, layers: str | tuple[str, ...]) -> tuple[str
 
 
 def _feature_network(network: str, layers: tuple[str, ...], dtype: str, weights_path: str | None) -> keras.Model:
-    with _default_policy(dtype):
+    with keras_defaults(dtype):  # Keras Applications take neither a dtype nor a data format
         full = NETWORKS[network].build(None if weights_path is None else Path(weights_path))
     # What lies behind the deepest layer asked for is dropped, so it costs nothing.
     model = keras.Model(full.input, [full.get_layer(name).output for name in layers], name=f"{network}_features")
     model.trainable = False
     return model
-
-
-@contextmanager
-def _default_policy(dtype: str) -> Iterator[None]:
-    """Keras Applications take no dtype: their layers follow the global policy of the moment they are made."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(dtype)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
 
 
 # Feature networks by name -------------------------------------------------------------------------

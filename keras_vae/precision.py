@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from keras_vae.errors import InputError
+
+if TYPE_CHECKING:
+    import keras
 
 PRECISIONS = ("auto", "float32", "mixed_float16", "mixed_bfloat16")
 BFLOAT16_CPU_FLAGS = ("amx_bf16", "avx512_bf16")
@@ -14,6 +18,19 @@ def check(precision: str) -> None:
     """Raises InputError unless the name is one of `PRECISIONS`."""
     if precision not in PRECISIONS:
         raise InputError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
+
+
+def check_policy(policy: keras.DTypePolicy) -> None:
+    """Refuses a Keras dtype policy whose weights are too coarse for the small steps of training.
+
+    Raises:
+        InputError: it is refused.
+    """
+    if policy.quantization_mode is not None or policy.variable_dtype not in ("float32", "float64"):
+        raise InputError(
+            f"dtype policy {policy.name!r}: its weights are too coarse to train; give dtype='mixed_bfloat16', "
+            "'mixed_float16' or 'float32'"
+        )
 
 
 def choose(precision: str = "auto") -> tuple[str, str]:

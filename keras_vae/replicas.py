@@ -6,6 +6,7 @@ nothing. Each is the same number on every replica, and gradients pass.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -77,14 +78,78 @@ def normal(shape: Any, seed: Any) -> Any:
 
     Args:
         shape: of the rows, whose number may differ among replicas.
-        seed: int, `keras.random.SeedGenerator` or None.
+        seed: int, `keras.random.SeedGenerator`, `NoiseByPlace` or None.
     """
+    if isinstance(seed, NoiseByPlace):
+        return seed.draw(shape)
     if count() == 1 or not isinstance(seed, keras.random.SeedGenerator):
         return keras.random.normal(shape, dtype="float32", seed=seed)
     rows = gathered(ops.cast(shape[0], "int32"))
     before = tf.reduce_sum(rows[: _index()])
     whole = keras.random.normal((tf.reduce_sum(rows), *shape[1:]), dtype="float32", seed=seed)
     return tf.slice(whole, (before, *[0] * (len(shape) - 1)), shape)
+
+
+class NoiseByPlace(keras.random.SeedGenerator):
+    """Standard normal draws that depend on the seed and a row's place in the data alone, whatever the batches.
+
+    The state is the seed and the number of rows drawn so far. The bits are Philox's (Salmon et al. 2011), whose
+    counter is set to the row's place: the same on every device, compiled by XLA or not.
+    """
+
+    WORDS = 4  # that one step of Philox's counter gives
+
+    def begin(self) -> None:
+        """The next row is the first again."""
+        self.state.assign(self.state * ops.convert_to_tensor([1, 0], self.state.dtype))
+
+    def draw(self, shape: Any) -> Any:
+        """float32 (rows, size), of this replica's rows; `shape` says both."""
+        rows, size = shape
+        counts = gathered(ops.cast(rows, "int32"))
+        seed, place = tf.unstack(tf.cast(tf.convert_to_tensor(self.state), tf.uint64))
+        before = 0 if count() == 1 else tf.reduce_sum(counts[: _index()])
+        steps = -(-size // self.WORDS)
+        bits = tf.raw_ops.StatelessRandomUniformFullIntV2(
+            shape=(rows, steps * self.WORDS),
+            key=seed[tf.newaxis],
+            counter=tf.stack([(place + tf.cast(before, tf.uint64)) * steps, 0]),
+            alg=tf.random.Algorithm.PHILOX.value,
+            dtype=tf.uint32,
+        )[:, :size]
+        total = tf.cast(tf.reduce_sum(counts), self.state.dtype)
+        self.state.assign(self.state + tf.stack([tf.zeros_like(total), total]))
+        # One bit is the sign; 23 are a tail probability between 0 and 1/2, which float32 holds to the last bit.
+        sign = 1.0 - 2.0 * tf.cast(bits & 1, tf.float32)
+        tail = (tf.cast(tf.bitwise.right_shift(bits, tf.constant(9, tf.uint32)), tf.float32) + 0.5) * 2.0**-24
+        return sign * tf.math.ndtri(tail)
+
+
+def choose(fine: Any, then: Callable[..., None], otherwise: Callable[..., None], arguments: Sequence[Any]) -> None:
+    """Calls one function or the other, on every replica the same one: both may assign variables.
+
+    Args:
+        fine: boolean, the same on every replica.
+        then, otherwise: what is called with the arguments where it is true, and where it is false.
+        arguments: of each replica.
+    """
+
+    def call(function: Callable[..., None], *arguments: Any) -> None:
+        function(*arguments)
+
+    if count() == 1:
+        tf.cond(fine, lambda: call(then, *arguments), lambda: call(otherwise, *arguments))
+        return
+
+    def merged(strategy: tf.distribute.Strategy, fine: Any, *arguments: Any) -> None:
+        # `tf.distribute` takes no condition within a replica whose branch puts replicas together, as optimizers do.
+        def on_each(function: Callable[..., None]) -> None:
+            strategy.extended.call_for_each_replica(function, args=arguments)
+
+        first = strategy.experimental_local_results(fine)[0]
+        tf.cond(first, lambda: on_each(then), lambda: on_each(otherwise))
+
+    tf.distribute.get_replica_context().merge_call(merged, args=(fine, *arguments))
 
 
 def _index() -> Any:

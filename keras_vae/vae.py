@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 import operator
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ import tensorflow as tf
 from keras import ops
 
 # As modules: any of them may be what imported Keras first, whose import brings this module along (see `keras_vae`).
-from keras_vae import distributions, fusion, metrics, networks, precision, replicas, schedules
+from keras_vae import distributions, fusion, image_batches, metrics, networks, precision, replicas, schedules
 from keras_vae import perceptual as features
 from keras_vae.data import pipelines
-from keras_vae.errors import InputError, NotFiniteError, check_count, check_weight
+from keras_vae.errors import InputError, check_count, check_weight
 from keras_vae.export import samplers
+from keras_vae.export.keras_defaults import keras_defaults
 from keras_vae.objectives import DEFAULT_LAYERS, DEFAULT_PERCEPTUAL_WEIGHT
+from keras_vae.watch import Looks, Watch
 
 LEARNING_RATE = 5e-4  # Hou et al., section 4.1
 # Where float16's loss scale begins. Keras begins at 2^15, meant for losses near 1. Likelihoods are sums over pixels: it
@@ -32,14 +35,7 @@ INITIAL_LOSS_SCALE = 4.0
 # pixels a scale of 16 is right and 1024 overflows, with 256x256 1024 is right.
 PIXELS_PER_LOSS_SCALE = 64
 KERAS_BATCH = 32  # where none is given
-RANGE_TOLERANCE = 1e-3  # beyond [0, 1]: what resizing overshoots
-RANGE_MARK = "images lie outside of"
-RANGE_ADVICE = "scale them to [0, 1], or pass 0..255 images as uint8"
 SHARE_MARK = "fewer images than replicas"
-NOT_FINITE_MARK = "the loss or its gradient is no number"
-# Steps in a row that float16's loss scaling may leave out, halving the scale each time, before no scale will help.
-LEFT_OUT_AT_MOST = 25
-STEPS_BETWEEN_CHECKS = 50  # where a check waits for the device
 MIN_FEATURE_VARIANCE = 1e-8  # below the rounding of bfloat16 features of length 1
 
 
@@ -118,6 +114,7 @@ class VAE(keras.Model):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        precision.check_policy(self.dtype_policy)
         self.network = network
         self.network_options = dict(network_options or {})
         self.own_networks = encoder is not None or decoder is not None
@@ -169,14 +166,13 @@ class VAE(keras.Model):
         # Evaluation draws from a stream of its own, from the same start each time: it neither changes the training
         # that goes on after it, nor finds other figures the second time.
         self.train_noise = keras.random.SeedGenerator(seed, name="train_noise")
-        self.test_noise = keras.random.SeedGenerator(seed, name="test_noise")
-        self.trackers = {name: keras.metrics.Mean(name=name) for name in self._metric_names()}
+        self.test_noise = replicas.NoiseByPlace(seed, name="test_noise")
+        self.trackers = {name: keras.metrics.Mean(name=name, dtype="float32") for name in self._metric_names()}
         self.active_units = metrics.ActiveUnits(self.latent_dim)
         self._statistics_averages = _Untracked([])
         self._xla_functions: dict[str, Any] = {}
         self._fusions = _Untracked({})
-        # Steps in a row that were no numbers, the gradient's squared norm and the terms' means of the last step.
-        self._health = _Untracked(tf.Variable(tf.zeros(2 + len(self._metric_names())), trainable=False))
+        self.watch = Watch(self._metric_names())
         self.build((None, *self.image_shape))
 
     def _scalar(self, name: str, value: float) -> None:
@@ -212,9 +208,14 @@ class VAE(keras.Model):
             images: (batch, height, width, channels), float in [0, 1] or uint8.
 
         Raises:
-            InputError: images of another shape than the model's.
+            InputError: images of another shape than the model's, outside of [0, 1] or not finite. Within a function
+                that TensorFlow compiles, values are not looked at.
         """
-        parameters = self._run(self.encoder, self._images(images), training)
+        if not tf.is_tensor(images):
+            images = np.asarray(images)
+        if tf.executing_eagerly():
+            image_batches.check(images, self.image_shape)
+        parameters = self._run(self.encoder, image_batches.as_float32(images, self.image_shape), training)
         return distributions.DiagonalGaussian(parameters["mean"], parameters["log_var"])
 
     def decode(self, z: Any, training: bool = False) -> Any:
@@ -257,6 +258,7 @@ class VAE(keras.Model):
 
     # Training --------------------------------------------------------------------------------
 
+    @keras_defaults()
     def objective(
         self, images: Any, noise: keras.random.SeedGenerator, training: bool, targets: list[Any] | None = None
     ) -> tuple[dict[str, Any], distributions.DiagonalGaussian]:
@@ -320,10 +322,12 @@ class VAE(keras.Model):
         return ops.broadcast_to(charged, ops.shape(posterior.mean)[:1])
 
     def train_step(self, data: Any) -> dict[str, Any]:
-        images = self._images(_inputs(data))
+        images = self._images(data)
         if replicas.count() > 1:  # a replica without images has no batch statistics, nor can oneDNN convolve none
             with tf.control_dependencies([tf.debugging.Assert(ops.shape(images)[0] > 0, [SHARE_MARK])]):
                 images = tf.identity(images)
+        images_fine = self.watch.note_images(images)
+        statistics = [tf.identity(each) for each in self._statistics()]
         # Before the tape: no gradient goes to the real images' features, and nothing is kept for one.
         targets = None if self.perceptual is None else self.perceptual.targets(images)
         with tf.GradientTape() as tape:
@@ -336,73 +340,49 @@ class VAE(keras.Model):
             # Losses that layers added (weight decay, say); float16 needs the loss scaled before the gradient.
             loss = loss + sum(ops.cast(extra, "float32") for extra in self.losses) / replicas.count()
             scaled_loss = self.optimizer.scale_loss(loss)
-        weights = self.trainable_weights
-        gradients, checks = self._finite(tape.gradient(scaled_loss, weights), terms)
-        with tf.control_dependencies(checks):
-            self.optimizer.apply(gradients, weights)
-        self._average_statistics()
-        self._last_kl.assign(replicas.mean(terms["kl"]))
+        gradients = tape.gradient(scaled_loss, self.trainable_weights)
+        self._update(images_fine, gradients, terms, statistics)
         return self._logged({**self._track(terms, posterior.mean), "beta": self._beta + 0.0})
 
-    def _finite(self, gradients: list[Any], terms: dict[str, Any]) -> tuple[list[Any], list[Any]]:
-        """The gradients, and what fails where they or a term of the loss are no numbers, before they are applied.
+    def _update(self, images_fine: Any, gradients: list[Any], terms: dict[str, Any], statistics: list[Any]) -> None:
+        """Moves the model, or leaves all of it as it was before a step that is not to be followed.
 
-        XLA leaves assertions out, and float16's loss scaling passes over gradients that overflow: there the gradients
-        become zeros, or are left to the scaling, and `fit` looks at times whether that goes on.
+        Args:
+            images_fine: whether the images may be used.
+            gradients: of the trainable weights.
+            terms: of the objective.
+            statistics: what `_statistics` were before the step.
         """
-        norm = tf.add_n([tf.nn.l2_loss(each) for each in gradients if each is not None])
-        means = replicas.mean(ops.stack([terms[name] for name in self.trackers], axis=1))
-        values = tf.concat([[replicas.total(norm)], means], 0)
-        fine = tf.reduce_all(tf.math.is_finite(values))
-        row = tf.where(fine, 0.0, self._health.items[0] + 1.0)
-        noted = self._health.items.assign(tf.concat([[row], values], 0))
-        if self._scales_loss():
-            return gradients, []
-        if self.jit_compile:
-            return [each if each is None else tf.where(fine, each, tf.zeros_like(each)) for each in gradients], []
-        with tf.control_dependencies([noted]):
-            check = tf.debugging.Assert(fine, [NOT_FINITE_MARK])
-        if check is None:  # outside of a graph, where it has failed already
-            return gradients, []
-        with tf.control_dependencies([check]):
-            return [each if each is None else tf.identity(each) for each in gradients], [check]
+        scales = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
+        fine, usable = self.watch.note_numbers(self.optimizer.iterations + 1, terms, gradients, scales)
+        kl = replicas.mean(terms["kl"])
 
-    def _scales_loss(self) -> bool:
-        return isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
+        def apply(*gradients: Any) -> None:
+            self.optimizer.apply(list(gradients), self.trainable_weights)
 
-    def check_finite(self) -> None:
-        """Refuses to go on where the last steps' loss or gradient was no number; `fit` calls it by itself.
+        def follow(kl: Any, *_: Any) -> None:
+            self._average_statistics()
+            self._last_kl.assign(kl)
 
-        Raises:
-            NotFiniteError: it was.
-        """
-        row, norm, *means = np.array(self._health.items)
-        if row > (LEFT_OUT_AT_MOST if self._scales_loss() else 0):
-            raise self._not_finite(norm, means)
+        def restore(_: Any, *statistics: Any) -> None:
+            for variable, before in zip(self._statistics(), statistics, strict=True):
+                variable.assign(before)
 
-    def _not_finite(self, norm: float, means: list[float]) -> NotFiniteError:
-        found = dict(zip(self.trackers, map(float, means), strict=True))
-        wrong = [f"{name} is {value}" for name, value in found.items() if not math.isfinite(value)]
-        if not wrong:
-            wrong = ["the gradient is no number" if math.isnan(norm) else "the gradient is infinite"]
-        policy = self.dtype_policy.name
-        other = "" if policy == "float32" else ", or float32"
-        step = int(_number(self.optimizer.iterations)) + 1
-        return NotFiniteError(
-            f"step {step}: {', '.join(wrong)} in {policy}; the weights are those before it: give a lower learning rate "
-            f"than {_number(self.optimizer.learning_rate):g}{other}"
-        )
+        replicas.choose(tf.logical_and(images_fine, usable), apply, _nothing, gradients)
+        replicas.choose(tf.logical_and(images_fine, fine), follow, restore, [kl, *statistics])
 
     def test_step(self, data: Any) -> dict[str, Any]:
-        images = self._images(_inputs(data))
+        images = self._images(data)
         rows = ops.shape(images)[0]
         images = replicas.at_least_one(images)
+        self.watch.note_images(images)
         terms, posterior = self.objective(images, self.test_noise, training=False)
         terms = {name: values[:rows] for name, values in terms.items()}
         return self._logged(self._track(terms, posterior.mean[:rows]))
 
     def predict_step(self, data: Any) -> Any:
-        images = self._images(_inputs(data))
+        images = self._images(data)
+        self.watch.note_images(replicas.at_least_one(images))
         return self(replicas.at_least_one(images), training=False)[: ops.shape(images)[0]]
 
     def _track(self, terms: dict[str, Any], means: Any) -> dict[str, Any]:
@@ -429,8 +409,7 @@ class VAE(keras.Model):
 
     def reset_metrics(self) -> None:
         super().reset_metrics()
-        # Keras calls this where an evaluation begins: it draws the same noise as the one before.
-        self.test_noise.state.assign(self.test_noise.state * np.array([1, 0], "uint32"))
+        self.test_noise.begin()  # Keras calls this where an evaluation begins: it draws what the one before drew
 
     @property
     def beta(self) -> float:
@@ -460,14 +439,21 @@ class VAE(keras.Model):
         Raises:
             InputError: a loss or metrics were given.
         """
+        # All that can be refused is refused first: a model whose `compile` fails is as it was.
         for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
             if kwargs.pop(name, None) is not None:
                 raise InputError(f"compile({name}=...): a VAE brings its own loss and metrics; leave {name!r} out")
-        if optimizer is None:
-            optimizer = keras.optimizers.Adam(LEARNING_RATE)
+        unknown = set(kwargs) - {"run_eagerly", "steps_per_execution", "auto_scale_loss"}
+        if unknown:
+            raise InputError(
+                f"compile takes no {', '.join(sorted(unknown))}: it takes optimizer, jit_compile, run_eagerly, "
+                "steps_per_execution and auto_scale_loss"
+            )
+        optimizer = _optimizer(optimizer, self.trainable_variables)
         if self.computes_in_float16 and kwargs.get("auto_scale_loss", True):
             optimizer = _scaling(optimizer, self._initial_loss_scale())
-        super().compile(optimizer, jit_compile=jit_compile, **kwargs)
+        compiles = self._compiles(jit_compile, bool(kwargs.get("run_eagerly")))
+        super().compile(optimizer, jit_compile=compiles, **kwargs)
         self._asked_jit_compile = jit_compile
         # Now rather than at the first step, so that a model saved before it loads with the same variables.
         self.optimizer.build(self.trainable_variables)
@@ -475,20 +461,26 @@ class VAE(keras.Model):
         self._statistics_averages = _Untracked(
             [tf.Variable(np.array(each)) for each in self._statistics()] if averaging else []
         )
+
+    def _compiles(self, jit_compile: bool | str, run_eagerly: bool) -> bool | str:
+        """What Keras is told of XLA."""
+        if jit_compile not in (True, False, "auto"):
+            raise InputError(f"jit_compile={jit_compile!r}: give True, False or 'auto'")
         replicas_in_sync = self.distribute_strategy.num_replicas_in_sync
         one_gpu = replicas_in_sync == 1 and tf.config.list_physical_devices("GPU")
-        if jit_compile == "auto" and not self.run_eagerly and not one_gpu:
-            self.jit_compile = self._needs_xla()
-        if self.jit_compile and replicas_in_sync > 1:
+        if jit_compile == "auto" and not one_gpu:
+            jit_compile = self._needs_xla() and not run_eagerly
+        if jit_compile is True and replicas_in_sync > 1:
             raise InputError(
                 f"XLA compiles a step for one device, not for {replicas_in_sync} replicas: leave out jit_compile, and "
                 "on CPUs use mixed_bfloat16 or float32"
             )
-        if self._needs_xla() and not self.jit_compile:
+        if self._needs_xla() and (run_eagerly or not jit_compile):
             raise InputError(
                 "float16 on a CPU runs only when compiled by XLA: leave out jit_compile and run_eagerly, "
                 "or use mixed_bfloat16 or float32"
             )
+        return jit_compile
 
     def _initial_loss_scale(self) -> float:
         if self.pixel_weight or isinstance(self.perceptual_weight, str):
@@ -510,46 +502,83 @@ class VAE(keras.Model):
         With an optimizer that averages weights (`use_ema=True`), validation uses the averages, and so does everything
         after `fit`, which puts them in the weights' place.
 
+        A step whose images, loss or gradient cannot be used leaves the model as it was, and ends `fit`: at once, and on
+        a GPU, where a look waits for the device, within 50 steps or at the end of the epoch.
+
         Raises:
-            InputError: images outside of [0, 1], or of another shape than the model's; weights of samples or classes;
-                two callbacks that set beta; perceptual weights that cannot be had.
-            NotFiniteError: the loss or its gradient became infinite or no number; the weights are those before it.
-                (Where XLA compiles the step, it is found within 50 steps, which apply no such gradient.)
+            InputError: images that are not finite, outside of [0, 1], or of another shape than the model's; no images,
+                or a dataset without end; weights of samples or classes; two callbacks that set beta; perceptual weights
+                that cannot be had; a model that was not compiled.
+            NotFiniteError: the loss or its gradient became infinite or NaN.
         """
-        _check_data("fit", x, kwargs)
-        held_out = kwargs.get("validation_data")
-        _check_range(held_out[0] if isinstance(held_out, tuple) else held_out)
-        steering = [each for each in _callbacks(kwargs) if isinstance(each, schedules.KLSchedule | schedules.TargetKL)]
+        options = dict(inspect.signature(keras.Model.fit).bind(self, x, *args, **kwargs).arguments)
+        del options["self"]
+        self._check_compiled("fit")
+        for name in ("sample_weight", "class_weight"):
+            if options.get(name) is not None:
+                raise InputError(f"fit({name}=...): the bound counts every image alike; leave {name!r} out")
+        steering = [each for each in _callbacks(options) if isinstance(each, schedules.KLSchedule | schedules.TargetKL)]
         if len(steering) > 1:
             names = " and ".join(type(each).__name__ for each in steering)
             raise InputError(f"{names} both set beta: give one of them")
+        options["x"] = self._checked("fit", x, options.get("steps_per_epoch"), "steps_per_epoch")
+        held_out = options.get("validation_data")
+        if held_out is not None:
+            images = image_batches.unpack(held_out) if isinstance(held_out, tuple) else held_out
+            images = self._checked("validation_data", images, options.get("validation_steps"), "validation_steps")
+            options["validation_data"] = (images, *held_out[1:]) if isinstance(held_out, tuple) else images
         if isinstance(x, tf.data.Dataset):
-            kwargs.setdefault("shuffle", False)  # Keras's default, True, makes it warn that datasets shuffle themselves
-        if self.jit_compile or self._scales_loss():
-            callbacks = kwargs.get("callbacks")
-            if isinstance(callbacks, keras.callbacks.CallbackList):
-                callbacks.append(_Watch())
-            else:
-                kwargs["callbacks"] = [*_callbacks(kwargs), _Watch()]
-        with self._worded():
-            history = super().fit(x, *args, **kwargs)
+            options.setdefault(
+                "shuffle", False
+            )  # Keras's default, True, makes it warn that datasets shuffle themselves
+        with self._watched(options):
+            history = super().fit(**options)
         # Keras has put the averages in the weights' place: the statistics have to belong to them.
         for variable, average in self.averages():
             variable.assign(average)
         return history
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+    def evaluate(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        verbose: str | int = "auto",
+        sample_weight: Any = None,
+        steps: int | None = None,
+        callbacks: Any = None,
+        return_dict: bool = False,
+        **kwargs: Any,
+    ) -> Any:
         """As `keras.Model.evaluate`; with averaged weights where the optimizer keeps them.
+
+        The draw of an image's latents depends on the model's seed and the image's place in the data alone: figures do
+        not depend on the batch size, but for free bits, which compare means over a batch.
 
         Raises:
             InputError: as `fit`.
         """
-        if "_use_cached_eval_dataset" not in kwargs:  # not from within `fit`
-            _check_data("evaluate", args[0] if args else kwargs.get("x"), kwargs)
+        options = {"callbacks": callbacks}
+        within_fit = "_use_cached_eval_dataset" in kwargs
+        if not within_fit:
+            self._check_compiled("evaluate")
+            if sample_weight is not None:
+                raise InputError("evaluate(sample_weight=...): the bound counts every image alike; leave it out")
+            x = self._checked("evaluate", x, steps, "steps")
         # Keras's callback does the same: twice would be not at all.
-        swaps = any(isinstance(each, keras.callbacks.SwapEMAWeights) for each in _callbacks(kwargs))
-        with _swapped(self._averaged_statistics()) if swaps else self.averaged_weights(), self._worded():
-            return super().evaluate(*args, **kwargs)
+        swaps = any(isinstance(each, keras.callbacks.SwapEMAWeights) for each in _callbacks(options))
+        averaged = _swapped(self._averaged_statistics()) if swaps else self.averaged_weights()
+        with averaged, nullcontext() if within_fit else self._watched(options):
+            return super().evaluate(
+                x,
+                y,
+                batch_size,
+                verbose,
+                steps=steps,
+                callbacks=options["callbacks"],
+                return_dict=return_dict,
+                **kwargs,
+            )
 
     def predict(
         self,
@@ -564,11 +593,105 @@ class VAE(keras.Model):
         Raises:
             InputError: as `fit`.
         """
-        _check_data("predict", x, {})
+        x = self._checked("predict", x, steps, "steps")
         if isinstance(x, np.ndarray) and x.dtype in (np.float32, np.uint8) and steps is None:
             x, batch_size = pipelines.of_array(x, batch_size or KERAS_BATCH), None
-        with self._worded():
-            return super().predict(x, batch_size=batch_size, verbose=verbose, steps=steps, callbacks=callbacks)
+        options = {"callbacks": callbacks}
+        with self._watched(options):
+            return super().predict(x, batch_size=batch_size, verbose=verbose, steps=steps, **options)
+
+    def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.train_on_batch`. Raises as `fit`."""
+        self._check_compiled("train_on_batch")
+        return self._looked_at(super().train_on_batch, self._checked("train_on_batch", x), *args, **kwargs)
+
+    def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.test_on_batch`. Raises as `fit`."""
+        self._check_compiled("test_on_batch")
+        return self._looked_at(super().test_on_batch, self._checked("test_on_batch", x), *args, **kwargs)
+
+    def predict_on_batch(self, x: Any) -> Any:
+        """As `keras.Model.predict_on_batch`. Raises as `fit`."""
+        return self._looked_at(super().predict_on_batch, self._checked("predict_on_batch", x))
+
+    def _looked_at(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self.watch.begin()
+        result = method(*args, **kwargs)
+        self.watch.look(self)
+        return result
+
+    def _check_compiled(self, method: str) -> None:
+        if not self.compiled:
+            raise InputError(f"{method} comes after compile: call vae.compile() first; without arguments it takes Adam")
+
+    def _checked(self, method: str, images: Any, steps: int | None = None, option: str = "steps") -> Any:
+        """What Keras is given for images, refused where it would stumble over them, or pass over a fault."""
+        if images is None:
+            raise InputError(f"{method} needs images: give an array or a dataset")
+        if isinstance(images, tf.data.Dataset):
+            return image_batches.checked_dataset(images, self.image_shape, steps, option)
+        values = image_batches.unpack(images) if isinstance(images, dict) else images
+        if isinstance(values, np.ndarray) or tf.is_tensor(values):
+            image_batches.check(values, self.image_shape)
+        return images
+
+    @contextmanager
+    def _watched(self, options: dict[str, Any]) -> Iterator[None]:
+        """Within it, what steps note is looked at, by a callback that is added to the options'."""
+        self.watch.begin()
+        looks, given = Looks(), options.get("callbacks")
+        if isinstance(given, keras.callbacks.CallbackList):
+            looks.set_model(self)
+            given.callbacks.insert(0, looks)
+        else:
+            options["callbacks"] = [looks, *_callbacks(options)]  # first: nobody writes down a step that was left out
+        try:
+            yield
+        except UnboundLocalError:  # what Keras raises where there is no batch
+            if looks.batches:
+                raise
+            raise image_batches.empty_dataset() from None
+        except ValueError as error:
+            if "Python generator" in str(error):
+                raise InputError(
+                    "a generator must yield tuples, (images,) or (images, labels), at least one"
+                ) from error
+            if "Unrecognized data type" in str(error):
+                raise InputError(
+                    "images come as an array, a tensor, a tf.data or Python dataset, or a generator"
+                ) from error
+            raise
+        except tf.errors.InvalidArgumentError as error:
+            if SHARE_MARK in str(error):
+                raise InputError(
+                    f"a batch has fewer images than the {self.distribute_strategy.num_replicas_in_sync} replicas that "
+                    "share it: leave out the smaller last one, as .batch(64, drop_remainder=True) does"
+                ) from None
+            refused = image_batches.worded(error, self.image_shape)
+            if refused is None:
+                raise
+            raise refused from None
+        finally:
+            if isinstance(given, keras.callbacks.CallbackList):
+                given.callbacks.remove(looks)
+
+    def load_weights(self, filepath: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """As `keras.Model.load_weights`, whole or not at all.
+
+        Raises:
+            InputError: a file that is missing, damaged, or of another model; the model is as it was.
+        """
+        optimizer = getattr(self, "optimizer", None)
+        state = [*self.variables, *([] if optimizer is None else optimizer.variables), self._beta]
+        state += [self.train_noise.state, self.test_noise.state, *self._statistics_averages.items]
+        before = [np.array(variable) for variable in state]
+        try:
+            super().load_weights(filepath, *args, **kwargs)
+        except Exception as error:
+            for variable, value in zip(state, before, strict=True):
+                variable.assign(value)
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"cannot load the weights {filepath}, and the model is as it was: {reason}") from error
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -613,7 +736,7 @@ class VAE(keras.Model):
         optimizer = self._averaging_optimizer()
         if optimizer is None:
             return
-        momentum = ops.where(optimizer.iterations > 1, optimizer.ema_momentum, 0.0)
+        momentum = ops.cast(ops.where(optimizer.iterations > 1, optimizer.ema_momentum, 0.0), "float32")
         for variable, average in self._averaged_statistics():
             average.assign(momentum * average + (1.0 - momentum) * variable)
 
@@ -693,6 +816,7 @@ class VAE(keras.Model):
             average.assign(store[f"statistics_average_{index}"])
 
     @classmethod
+    @keras_defaults()
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> VAE:
         config = dict(config)
         for name in ("perceptual", "likelihood", "encoder", "decoder"):
@@ -775,27 +899,10 @@ class VAE(keras.Model):
 
     # Helpers ---------------------------------------------------------------------------------
 
-    @contextmanager
-    def _worded(self) -> Iterator[None]:
-        """Words what `_in_range` and `_finite` find within a compiled step."""
-        try:
-            yield
-        except tf.errors.InvalidArgumentError as error:
-            if RANGE_MARK in str(error):
-                raise InputError(f"{RANGE_MARK} [0, 1] in a batch: {RANGE_ADVICE}") from None
-            if SHARE_MARK in str(error):
-                raise InputError(
-                    f"a batch has fewer images than the {self.distribute_strategy.num_replicas_in_sync} replicas that "
-                    "share it: leave out the smaller last one, as .batch(64, drop_remainder=True) does"
-                ) from None
-            if NOT_FINITE_MARK in str(error):
-                _, norm, *means = np.array(self._health.items)
-                raise self._not_finite(norm, means) from None
-            raise
-
     def _needs_xla(self) -> bool:
         return self.computes_in_float16 and precision.needs_xla("float16")
 
+    @keras_defaults()
     def _run(self, network: keras.Model, inputs: Any, training: bool) -> Any:
         """Calls a network; float16 on a CPU goes through XLA, outside of `fit` too."""
         if tf.executing_eagerly() and self._needs_xla():
@@ -822,21 +929,9 @@ class VAE(keras.Model):
             [ops.convert_to_numpy(self.encode(batch).sample(number)) for number, batch in enumerate(batches)]
         )
 
-    def _images(self, images: Any) -> Any:
-        """The images of what Keras hands over, as float32 in [0, 1] of the model's shape."""
-        if isinstance(images, dict):
-            if "image" not in images:
-                raise InputError(f"batches have the keys {', '.join(images)}: name the images 'image'")
-            images = images["image"]
-        images = ops.convert_to_tensor(images)
-        if tuple(images.shape[1:]) != self.image_shape:
-            raise InputError(
-                f"images have shape {tuple(images.shape)}: this model takes (batch, "
-                f"{', '.join(map(str, self.image_shape))})"
-            )
-        if keras.backend.standardize_dtype(images.dtype) == "uint8":
-            return ops.cast(images, "float32") / 255.0
-        return _in_range(ops.cast(images, "float32"))
+    def _images(self, data: Any) -> Any:
+        """The images of what Keras hands over, float32 of the model's shape."""
+        return image_batches.as_float32(image_batches.unpack(data), self.image_shape)
 
 
 def _number(variable: Any) -> float:
@@ -844,53 +939,8 @@ def _number(variable: Any) -> float:
     return float(ops.convert_to_numpy(variable))
 
 
-class _Watch(keras.callbacks.Callback):
-    """Looks at times whether a step's loss was a number, where the step itself cannot fail."""
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if batch % STEPS_BETWEEN_CHECKS == STEPS_BETWEEN_CHECKS - 1:
-            self.model.check_finite()
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self.model.check_finite()
-
-
-def _inputs(data: Any) -> Any:
-    """The images of a batch of images, of (images, labels), or of a dict."""
-    images, _, weights = keras.utils.unpack_x_y_sample_weight(data)
-    if weights is not None:
-        raise InputError("sample weights are given: the bound is one of each image alike; leave them out")
-    return images
-
-
-def _in_range(images: Any) -> Any:
-    """The same images, refused when they are computed with outside of [0, 1]; XLA leaves that out."""
-    if not tf.is_tensor(images):
-        return images
-    if tf.executing_eagerly():
-        _check_range(images.numpy())
-        return images
-    low, high = tf.reduce_min(images), tf.reduce_max(images)
-    fine = tf.logical_and(low >= -RANGE_TOLERANCE, high <= 1.0 + RANGE_TOLERANCE)
-    with tf.control_dependencies([tf.debugging.Assert(fine, [RANGE_MARK, low, "to", high, "."])]):
-        return tf.identity(images)
-
-
-def _check_data(method: str, images: Any, options: dict[str, Any]) -> None:
-    """Refuses data that Keras would stumble over, or pass over."""
-    for name in ("sample_weight", "class_weight"):
-        if options.get(name) is not None:
-            raise InputError(f"{method}({name}=...): the bound is one of each image alike; leave {name!r} out")
-    if images is None:
-        raise InputError(f"{method} needs images: give an array or a dataset")
-    if isinstance(images, tf.data.Dataset):
-        spec = images.element_spec
-        spec = spec[0] if isinstance(spec, tuple) else spec
-        spec = spec.get("image") if isinstance(spec, dict) else spec
-        if isinstance(spec, tf.TensorSpec) and spec.shape.rank not in (4, None):
-            raise InputError(f"the dataset's elements have shape {spec.shape}: give batches, as .batch(64) makes them")
-        return
-    _check_range(images)
+def _nothing(*_: Any) -> None:
+    """Leaves a step out."""
 
 
 def _callbacks(options: dict[str, Any]) -> list[Any]:
@@ -923,9 +973,24 @@ class _Untracked:
         self.items = items
 
 
-def _scaling(optimizer: Any, initial_scale: float) -> keras.optimizers.Optimizer:
+def _optimizer(optimizer: Any, variables: list[Any]) -> keras.optimizers.Optimizer:
+    """The optimizer that is asked for, refused where Keras does not know it or it belongs to another model."""
+    if optimizer is None:
+        return keras.optimizers.Adam(LEARNING_RATE)
+    try:
+        found = keras.optimizers.get(optimizer)
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"unknown optimizer {optimizer!r}: give a Keras optimizer, or a name such as 'adam'"
+        ) from error
+    inner = getattr(found, "inner_optimizer", found)
+    if inner.built and [id(each) for each in inner._trainable_variables] != [id(each) for each in variables]:
+        raise InputError("the optimizer was made for another model's weights: give a new one")
+    return found
+
+
+def _scaling(optimizer: keras.optimizers.Optimizer, initial_scale: float) -> keras.optimizers.Optimizer:
     """Wraps an optimizer for float16, as Keras would, but starting from a scale that such losses can bear."""
-    optimizer = keras.optimizers.get(optimizer)
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return optimizer
     return keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=initial_scale)
@@ -937,21 +1002,3 @@ def _image_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
     except (TypeError, ValueError) as error:
         raise InputError(f"image_shape={image_shape!r}: give (height, width, channels)") from error
     return height, width, channels
-
-
-def _check_range(images: Any) -> None:
-    """Refuses an array of 0..255 floats, the usual slip; the first thousand images tell."""
-    if isinstance(images, dict):
-        images = images.get("image")
-    if not isinstance(images, np.ndarray):
-        return
-    if not images.size or images.ndim != 4 or not np.issubdtype(images.dtype, np.number):
-        raise InputError(
-            f"an array of shape {images.shape} and type {images.dtype}: give images, floats or uint8, "
-            "(images, height, width, channels)"
-        )
-    if images.dtype == np.uint8:
-        return
-    low, high = float(np.min(images[:1000])), float(np.max(images[:1000]))
-    if not (low >= -RANGE_TOLERANCE and high <= 1.0 + RANGE_TOLERANCE):
-        raise InputError(f"images range from {low:g} to {high:g}: {RANGE_ADVICE}")

@@ -83,6 +83,31 @@ found[-1]["history"] |= {
     f"dataset_{name}": [float(v) for v in values]
     for name, values in vae.fit(whole, epochs=2, validation_data=whole, verbose=0).history.items()
 }
+# A step that is not to be followed moves nothing, on no replica; here one replica alone has the bad image.
+with strategy.scope():
+    vae.compile(keras.optimizers.Adam(1e-3, use_ema=True))
+vae.fit(whole, verbose=0)
+def state():
+    variables = [each._value for each in (*vae.weights, *vae.likelihood.weights, *vae.optimizer.variables)]
+    variables += vae._statistics_averages.items
+    return [np.array(one) for each in variables for one in strategy.experimental_local_results(each)]
+before, said = state(), []
+for spoiled in (np.nan, 255.0):
+    bad = x[:32] / np.float32(255)
+    bad[3] *= spoiled
+    for method in (vae.fit, vae.evaluate, vae.predict):
+        try:
+            method(tf.data.Dataset.from_tensors(bad), verbose=0)
+        except Exception as error:
+            said.append(f"{type(error).__name__}: {error}")
+vae._beta.assign(np.nan)
+try:
+    vae.fit(whole, verbose=0)
+except Exception as error:
+    said.append(f"{type(error).__name__}: {error}")
+found[-1]["said"] = said
+found[-1]["moved"] = sum(not np.array_equal(one, now) for one, now in zip(before, state(), strict=True))
+found[-1]["variables"] = len(before)
 print("RESULT" + json.dumps(found))
 """
 CASES: list[dict[str, Any]] = [
@@ -133,6 +158,11 @@ def test_replicas_share_the_batch_and_take_the_same_steps(replicas: int, array: 
                 assert got[policy].startswith(f"InputError: XLA compiles a step for one device, not for {replicas} rep")
             assert got["refused"].startswith(f"InputError: a batch has fewer images than the {replicas} replicas")
             np.testing.assert_allclose(got["predicted"], expected["predicted"], atol=1e-4)
+            assert got["moved"] == replicas  # the weight of the KL, which the test itself has set
+            assert got["variables"] > 100
+            for said, kind in zip(got["said"], ["NaN"] * 3 + ["255"] * 3 + ["step 3: loss is nan"], strict=True):
+                assert said.startswith(("InputError: images", "NotFiniteError"))
+                assert kind in said
 
 
 # Data -----------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_vae import VAE, checkpoints, errors, models, training, vae
+from keras_vae import VAE, checkpoints, errors, models, training
 
 Command = Callable[..., Any]
 SMALL: dict[str, Any] = {
@@ -522,14 +522,13 @@ def test_a_loss_that_is_no_number_stops_training_before_the_weights_take_part(
     model.compile(keras.optimizers.Adam(1e-3), jit_compile=jit_compile)
     poison = Poisoned(3)
     x = images[:, ::2, ::2]
-    with pytest.raises(errors.NotFiniteError, match=rf"loss is nan in {policy}; the weights are those before it: give"):
+    with pytest.raises(errors.NotFiniteError, match=rf"step 4: loss is nan in {policy}; the step was left out: give"):
         model.fit(np.concatenate([x] * 6), batch_size=8, epochs=1, shuffle=False, callbacks=[poison], verbose=0)
     now = [np.array(weight) for weight in model.trainable_weights]
     assert all(np.isfinite(weight).all() for weight in now)
-    if not jit_compile:
-        for before, after in zip(poison.before, now, strict=True):
-            np.testing.assert_array_equal(before, after)
-        assert int(model.optimizer.iterations) == 3
+    for before, after in zip(poison.before, now, strict=True):
+        np.testing.assert_array_equal(before, after)
+    assert int(model.optimizer.iterations) == 3
 
 
 class InfiniteSlope(keras.layers.Layer):
@@ -550,7 +549,7 @@ def test_a_gradient_that_is_no_number_is_named_and_what_batches_moved_stays_fini
     model = VAE((16, 16, 3), 4, perceptual=None, encoder=encoder, decoder=decoder)
     model.compile("adam")
     before = [np.array(weight) for weight in model.trainable_weights]
-    with pytest.raises(errors.NotFiniteError, match=r"step 1: the gradient is (no number|infinite) in float32"):
+    with pytest.raises(errors.NotFiniteError, match=r"step 1: the gradient is (NaN|infinite) in float32"):
         model.fit(images[:, ::2, ::2], batch_size=8, verbose=0)
     for one, other in zip(before, model.trainable_weights, strict=True):
         np.testing.assert_array_equal(one, np.array(other))
@@ -589,4 +588,3 @@ def test_the_same_seed_gives_the_same_curve(image_folder: Path, tmp_path: Path) 
     for name in ("one", "other"):
         training.train(config(image_folder, tmp_path / name, steps=15, seed=3))
     assert figures(tmp_path / "one") == figures(tmp_path / "other")
-    assert vae.STEPS_BETWEEN_CHECKS > 15  # as many steps as these are checked at once

@@ -171,7 +171,7 @@ def test_unusable_sources_are_refused(tmp_path: Path, image_folder: Path, images
         (fakes, "3 of 3 images cannot be read"),
         (texts / "a.txt", "is a file"),
         (images[:, :, :, :2], "1 or 3 channels"),
-        (images * 255, "scale it"),
+        (images * 255, "array: images range from 4 to 255: scale them to"),
         (images[:1], "at least 2"),
     ]:
         with pytest.raises(InputError, match=message) as refused:
@@ -287,9 +287,9 @@ def test_unusable_datasets_are_refused(images: np.ndarray) -> None:
         (dataset.map(lambda image: {"picture": image}), "no images"),
         (dataset.map(lambda image: image[..., :2]), "1 or 3 channels"),
         (dataset.take(1), "at least 2"),
-        (dataset.map(lambda image: image * 255), r"values from .* to 255: scale it"),
-        (dataset.map(lambda image: image * 2 - 1), "values from -"),
-        (dataset.map(lambda image: image * float("nan")), "scale it"),
+        (dataset.map(lambda image: image * 255), r"images range from .* to 255 in image 0: scale them"),
+        (dataset.map(lambda image: image * 2 - 1), "images range from -"),
+        (dataset.map(lambda image: image * float("nan")), "NaN or infinite values in image 0"),
         (tf.data.Dataset.from_generator(failing, output_signature=dataset.element_spec), "fails after 5 images"),
     ]:
         with pytest.raises(InputError, match=message):

@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import tensorflow as tf
 
-from keras_vae import progress
+from keras_vae import image_batches, progress
 from keras_vae.data import decoding, pipelines, tables, tfds_sets
 from keras_vae.data.decoding import UnreadableError
 from keras_vae.data.images import Images, fits_in_memory, fits_on_disk
@@ -299,6 +299,10 @@ def _from_array(
         images = images[..., np.newaxis]
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise InputError(f"{name} of shape {images.shape}: give (count, height, width) or (..., 1 or 3 channels)")
+    try:
+        image_batches.check(images)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
     if len(images) < 2:
         raise InputError(f"{name} of {len(images)} images: give at least 2, one of them to hold out")
     train_size = len(images) - held_out_of(len(images)) if train_size is None else train_size
@@ -307,9 +311,7 @@ def _from_array(
             f"{name} has {train_size} images to train on and {len(images) - train_size} held out: give both"
         )
     if images.dtype != np.uint8:
-        if not (np.issubdtype(images.dtype, np.number) and images.min() >= 0 and images.max() <= 1):
-            raise InputError(f"{name} with values {_range(images)}: scale it to [0, 1], or give uint8")
-        images = np.round(images * 255.0).astype(np.uint8)
+        images = np.round(np.clip(images.astype(np.float32), 0.0, 1.0) * 255.0).astype(np.uint8)
     skips = Skips(name, len(images))
     if image_size is None or (images.shape[1:3] == (image_size, image_size) and crop is None):
         opened = Images.of_array(images)
@@ -322,12 +324,6 @@ def _from_array(
         opened = Images(len(images), (image_size, image_size, images.shape[-1]), decode, str, skips)
     order = np.arange(len(images))
     return RandomAccess(name, opened, order[:train_size], order[train_size:], (), skips, images.shape[1:])
-
-
-def _range(images: np.ndarray) -> str:
-    if not np.issubdtype(images.dtype, np.number):
-        return f"of type {images.dtype}"
-    return f"from {images.min():g} to {images.max():g}"
 
 
 def _is_array_file(path: Path) -> bool:
@@ -379,10 +375,17 @@ def _from_dataset(dataset: tf.data.Dataset, image_size: int | None, crop: int | 
 
     spec = dataset.element_spec
     spec = image_of(*spec) if isinstance(spec, tuple) else image_of(spec)
-    rank = None if not isinstance(spec, tf.TensorSpec) else spec.shape.rank
+    if not isinstance(spec, tf.TensorSpec):
+        raise InputError("the dataset's elements are no images: give (height, width, channels), or dicts with `image`")
+    image_batches.check_dtype(spec.dtype)
+    images = dataset.map(image_of)
+    if spec.shape.rank is None or None in spec.shape[-1:]:  # as of files decoded in a map: the first one tells
+        for first in images.take(1):
+            spec = tf.TensorSpec([None] * (len(first.shape) - 1) + list(first.shape[-1:]), spec.dtype)
+        images = images.map(lambda image: tf.ensure_shape(image, spec.shape))
+    rank = spec.shape.rank
     if rank not in (3, 4):
         raise InputError("the dataset's elements are no images: give (height, width, channels), or dicts with `image`")
-    images = dataset.map(image_of)
     if rank == 4:
         images, spec = images.unbatch(), tf.TensorSpec(spec.shape[1:], spec.dtype)
     known = int(images.cardinality())
@@ -390,23 +393,24 @@ def _from_dataset(dataset: tf.data.Dataset, image_size: int | None, crop: int | 
         raise InputError("the dataset never ends: give it without .repeat()")
     shape = _shape(name, tuple(spec.shape), image_size)
 
-    def prepare(image: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor, tf.Tensor]:
-        low, high = tf.cast(tf.reduce_min(image), tf.float32), tf.cast(tf.reduce_max(image), tf.float32)
+    def prepare(image: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
+        found = tf.constant([0.0, 0.0, 1.0])
         if image.dtype != tf.uint8:
-            image = tf.cast(tf.round(tf.cast(image, tf.float32) * 255.0), tf.uint8)
-            low, high = 255.0 * low, 255.0 * high
+            image = tf.cast(image, tf.float32)
+            found = image_batches.summary(image)
+            image = tf.cast(tf.round(tf.clip_by_value(image, 0.0, 1.0) * 255.0), tf.uint8)
         prepared = _prepared(image, tuple(spec.shape), shape, crop)
         bucket = tf.strings.to_hash_bucket_fast(tf.io.serialize_tensor(prepared["image"]), 100)
-        return prepared, low, high, bucket
+        return prepared, found, bucket
 
     prepared = images.map(prepare, num_parallel_calls=pipelines.CORES)
     kept: list[np.ndarray] | None = []
     buckets: list[int] = []
     with progress.bar(known if known >= 0 else None, "reading the dataset", "images") as bar:
         try:
-            for example, low, high, bucket in prepared.as_numpy_iterator():
-                if not (low >= -0.5 and high <= 255.5):
-                    raise InputError(f"{name} with values from {low / 255:g} to {high / 255:g}: scale it to [0, 1]")
+            for example, found, bucket in prepared.as_numpy_iterator():
+                total, low, high = map(float, found)
+                image_batches.check_summary(total, low, high, where=f" in image {len(buckets)}")
                 # What is kept is copied in the end: as much again has to fit.
                 if kept is not None and len(kept) % 1024 == 0 and not fits_in_memory(len(kept) * example["image"].size):
                     kept = None
@@ -430,7 +434,7 @@ def _from_dataset(dataset: tf.data.Dataset, image_size: int | None, crop: int | 
         )
 
     def part(test: bool) -> tf.data.Dataset:
-        return prepared.filter(lambda *each: (each[3] < HELD_OUT_PERCENT) == test).map(lambda *each: each[0])
+        return prepared.filter(lambda *each: (each[2] < HELD_OUT_PERCENT) == test).map(lambda *each: each[0])
 
     sizes = (int((~held_out).sum()), int(held_out.sum()))
     train, test = _cached((part(False), part(True)), sizes, shape)

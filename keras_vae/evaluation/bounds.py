@@ -14,7 +14,8 @@ from keras import ops
 from keras_vae import progress
 from keras_vae.distributions import DiagonalGaussian
 from keras_vae.errors import InputError
-from keras_vae.vae import VAE, _inputs
+from keras_vae.export.keras_defaults import keras_defaults
+from keras_vae.vae import VAE
 
 # Pixel values decoded at a time: at 64x64x3, 341 images. A decoder's activations take some fifty times this.
 DECODED_VALUES = 2**22
@@ -39,6 +40,7 @@ class Bound:
     samples: int
 
 
+@keras_defaults()
 def importance_weighted_bound(
     vae: VAE, batches: Iterable[Any], samples: int = 100, seed: int = 0, total: int | None = None
 ) -> Bound:
@@ -82,7 +84,7 @@ def importance_weighted_bound(
     bar = progress.bar(draws_in_all, f"importance-weighted bound, K={samples}", "draws", unit_scale=True)
     with vae.averaged_weights(), bar:
         for batch in batches:
-            images = vae._images(_inputs(batch))
+            images = vae._images(batch)
             posterior = vae.encode(images)
             group = max(1, at_once // samples)
             for start in range(0, len(images), group):

@@ -18,6 +18,7 @@ from keras import layers
 
 from keras_vae import weight_files
 from keras_vae.errors import InputError
+from keras_vae.export.keras_defaults import keras_defaults
 
 PACKAGE = weight_files.EFFICIENTNET_PACKAGE
 SIZE = 224
@@ -34,6 +35,7 @@ STAGES = (
 EPSILON = 1e-3
 
 
+@keras_defaults()
 def build(blocks: tuple[int, ...], weights_path: Path | None = None) -> keras.Model:
     """From images (batch, 224, 224, 3), standardized as (255 x - 127) / 128, to the outputs of some of its 16 blocks.
 

@@ -22,6 +22,7 @@ from keras_vae.evaluation.bounds import importance_weighted_bound
 from keras_vae.evaluation.encoding import Encoded, Reservoir, encode
 from keras_vae.evaluation.feature_networks import FeatureNetwork
 from keras_vae.evaluation.fitting import sampler_of
+from keras_vae.export.reference import true_float32
 from keras_vae.export.samplers import Sampler
 from keras_vae.files import check_output_folder, write_aside
 from keras_vae.models import BATCH, Model, open_model
@@ -68,6 +69,7 @@ class Options:
     seed: int = 0
 
 
+@true_float32(device=None)
 def evaluate(path: Path, options: Options) -> dict[str, Any]:
     """Measures a model on held-out images.
 

@@ -21,6 +21,7 @@ from keras_vae import progress
 from keras_vae.distributions import DiagonalGaussian
 from keras_vae.errors import InputError
 from keras_vae.evaluation.encoding import Encoded
+from keras_vae.export.keras_defaults import keras_defaults
 from keras_vae.export.samplers import GaussianMixture, Sampler, SecondStage
 
 COMPONENTS = 10  # Ghosh et al. 2020
@@ -64,6 +65,7 @@ def gaussian_mixture(
     )
 
 
+@keras_defaults()
 def second_stage(
     encoded: Encoded, seed: int = 0, steps: int = STEPS, metadata: dict[str, str] | None = None
 ) -> SecondStage:

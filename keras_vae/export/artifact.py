@@ -14,10 +14,13 @@ from keras_vae.export import saved_model, seal
 from keras_vae.export.errors import ExportError, VerificationError
 from keras_vae.export.files import aside, is_writable, replace
 from keras_vae.export.formats import FORMATS, PRECISIONS, Runner, format_of, open_artifact
+from keras_vae.export.keras_defaults import keras_defaults
+from keras_vae.export.reference import true_float32
 from keras_vae.export.rewrite import rewrite
 from keras_vae.export.verify import Report, verify
 
 
+@keras_defaults()
 def export_decoder(
     decoder: keras.Model,
     path: str | os.PathLike[str],
@@ -130,6 +133,7 @@ def check_target(path: Path, format: str, precision: str = "float32") -> None:
         raise ExportError(f"cannot write {path}: {parent} is not a folder that can be written to")
 
 
+@keras_defaults()
 def float32_copy(decoder: keras.Model) -> keras.Model:
     """The same model with the same weights, every layer computing in float32: itself where all do.
 
@@ -155,8 +159,9 @@ def float32_copy(decoder: keras.Model) -> keras.Model:
 
 
 def keras_runner(decoder: keras.Model) -> Runner:
-    """Runs a Keras decoder on arrays, empty ones too, which Keras's convolutions do not take."""
+    """Runs a Keras decoder on arrays in true float32, empty ones too, which Keras's convolutions do not take."""
 
+    @true_float32()
     def run(z: np.ndarray) -> np.ndarray:
         if not len(z):
             return np.zeros((0, *decoder.output_shape[1:]), np.float32)
@@ -165,6 +170,7 @@ def keras_runner(decoder: keras.Model) -> Runner:
     return run
 
 
+@true_float32()
 def _verify_encoder(encoder: keras.Model, encode: Runner | None, path: Path) -> None:
     """Compares the exported encoder with Keras's on images of noise, in batches of 1 and 7.
 

@@ -18,7 +18,9 @@ from keras_vae.export import graph, seal
 from keras_vae.export.artifact import float32_copy
 from keras_vae.export.errors import ExportError, VerificationError
 from keras_vae.export.files import aside, is_writable, replace
+from keras_vae.export.keras_defaults import keras_defaults
 from keras_vae.export.onnx import OPSET
+from keras_vae.export.reference import true_float32
 from keras_vae.export.runtime import Encoder
 from keras_vae.export.saved_model import mean_and_log_var
 
@@ -27,6 +29,7 @@ TOLERANCE = 1e-4
 BATCH_SIZES = (1, 7)
 
 
+@keras_defaults()
 def export_encoder(encoder: keras.Model, path: Path, metadata: Mapping[str, str] | None = None) -> float:
     """Writes an encoder as ONNX: `image`, float32 (batch, height, width, channels), to `mean` and `log_var`.
 
@@ -102,6 +105,7 @@ def _latent_dim(encoder: keras.Model) -> int:
     return int((shapes["mean"] if isinstance(shapes, dict) else shapes[0])[-1])
 
 
+@true_float32()
 def _difference(encoder: keras.Model, opened: Encoder, batch: int) -> float:
     images = np.random.default_rng(0).uniform(size=(batch, *encoder.input_shape[1:])).astype(np.float32)
     pairs = zip(opened.encode(images), mean_and_log_var(encoder, images), strict=True)

@@ -16,8 +16,13 @@ FORTH, BACK = [0, 2, 3, 1], [0, 3, 1, 2]  # channels last, and first again
 LAYOUT = frozenset({"DepthToSpace", "Slice"})
 
 
-def clean(model: onnx.ModelProto) -> None:
-    """Rewrites a graph as tf2onnx makes them into the same function of fewer and cheaper operations."""
+def clean(model: onnx.ModelProto, pixels_in_blocks: bool = True) -> None:
+    """Rewrites a graph as tf2onnx makes them into the same function of fewer and cheaper operations.
+
+    Args:
+        model: to change.
+        pixels_in_blocks: whether DepthToSpace becomes transposes; onnxruntime is faster with them, OpenVINO slower.
+    """
     graph = model.graph
     _gathers_to_pads(graph)
     _narrow_slices(graph)
@@ -27,7 +32,8 @@ def clean(model: onnx.ModelProto) -> None:
     _drop_unused(graph)
     _dense_in_layout(graph)
     _drop_unused(graph)
-    _pixels_in_blocks(model)
+    if pixels_in_blocks:
+        _pixels_in_blocks(model)
     _drop_unused(graph)
     _constant_shapes(model)
     _take_empty_batches(graph)

@@ -34,19 +34,7 @@ def write(
         precision: what the file computes in; its input and output are float32 in any case.
         calibration: latents (count, latent_dim) to find ranges of values with, for int8.
     """
-    function = serving_function(decoder)
-    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
-    model, _ = tf2onnx.convert.from_function(function, input_signature=function.input_signature, opset=OPSET)
-    latent_dim, image_shape = decoder.input_shape[1], list(decoder.output_shape[1:])
-    for value, name, shape in (
-        (model.graph.input[0], "z", [latent_dim]),
-        (model.graph.output[0], "image", image_shape),
-    ):
-        if value.name != name:
-            raise AssertionError(f"tf2onnx named {value.name!r} what we call {name!r}")
-        dims = [graph.BATCH, *shape]
-        value.CopyFrom(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, dims))
-    graph.clean(model)
+    model = converted(decoder)
     if precision == "float16":
         model = quantization.to_float16(model)
     elif precision == "int8":
@@ -54,7 +42,34 @@ def write(
         model = quantization.to_int8(model, calibration)
     graph.tidy(model.graph)
     onnx.helper.set_model_props(
-        model, {"latent_dim": str(latent_dim), "image_shape": json.dumps(image_shape), **metadata}
+        model,
+        {
+            "latent_dim": str(decoder.input_shape[1]),
+            "image_shape": json.dumps(list(decoder.output_shape[1:])),
+            **metadata,
+        },
     )
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(seal.seal_onnx(model.SerializeToString(deterministic=True)))
+
+
+def converted(decoder: keras.Model, pixels_in_blocks: bool = True) -> onnx.ModelProto:
+    """A float32 decoder as an ONNX model, z to image, with a free batch.
+
+    Args:
+        decoder: Keras model.
+        pixels_in_blocks: as `graph.clean`.
+    """
+    function = serving_function(decoder)
+    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
+    model, _ = tf2onnx.convert.from_function(function, input_signature=function.input_signature, opset=OPSET)
+    for value, name, shape in (
+        (model.graph.input[0], "z", decoder.input_shape[1:]),
+        (model.graph.output[0], "image", decoder.output_shape[1:]),
+    ):
+        if value.name != name:
+            raise AssertionError(f"tf2onnx named {value.name!r} what we call {name!r}")
+        dims = [graph.BATCH, *shape]
+        value.CopyFrom(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, dims))
+    graph.clean(model, pixels_in_blocks)
+    return model

@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
 
 from keras_vae.export import seal
 from keras_vae.export.errors import ExportError, MissingRuntimeError
 from keras_vae.export.formats import Opened
-from keras_vae.export.litert import named
 from keras_vae.export.quiet import quiet_stderr
+
+if TYPE_CHECKING:
+    import keras
 
 _COMMENT = re.compile(rb"\n<!-- keras-vae (.*) -->\n$", re.DOTALL)
 
 
 def write(decoder: keras.Model, path: Path, metadata: Mapping[str, str]) -> None:
-    """Writes a float32 decoder by Keras's own export, its metadata and checksums in a comment at the end of the .xml.
+    """Writes a float32 decoder by way of ONNX, its metadata and checksums in a comment at the end of the .xml.
+
+    Keras's own export takes OpenVINO's reader of TensorFlow graphs, which fails on Python 3.13 (OpenVINO 2026.4).
 
     Raises:
         ExportError: OpenVINO is not installed.
     """
-    library()
-    with quiet_stderr():
-        named(decoder).export(str(path), format="openvino", verbose=False)
+    openvino = library()
+    import onnx
+
+    from keras_vae.export.onnx import converted  # what opens an artifact takes no TensorFlow
+
+    with tempfile.TemporaryDirectory() as folder, quiet_stderr():
+        source = Path(folder) / "decoder.onnx"
+        onnx.save(converted(decoder, pixels_in_blocks=False), source)
+        openvino.save_model(openvino.convert_model(source), path, compress_to_fp16=False)
     found = {".xml": seal.digest(path), ".bin": seal.digest(path.with_suffix(".bin"))}
     text = seal.manifest(metadata, found).replace("--", "-\\u002d")  # no comment may hold two dashes; JSON need not
     with path.open("ab") as file:

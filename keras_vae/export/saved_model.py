@@ -13,6 +13,7 @@ import tensorflow as tf
 from keras_vae.export import seal, warmup
 from keras_vae.export.errors import ExportError
 from keras_vae.export.formats import Opened
+from keras_vae.export.reference import CPU, true_float32
 
 SIGNATURE = "serving_default"
 EXTRA = "assets.extra"  # TF Serving's folder for what is no part of the graph
@@ -141,7 +142,7 @@ def _sums(path: Path) -> dict[str, str]:
 
 
 def open_decoder(path: Path) -> Opened:
-    """Loads a SavedModel's decoder.
+    """Loads a SavedModel's decoder, to run on the CPU.
 
     Raises:
         ExportError: it cannot be read, is not what was exported, or has another signature.
@@ -151,20 +152,21 @@ def open_decoder(path: Path) -> Opened:
         metadata = seal.check_manifest((path / MANIFEST).read_bytes(), _sums(path), path)
         seal.check_version(metadata, path)
     try:
-        loaded = tf.saved_model.load(str(path))
+        with true_float32():  # its variables on the CPU too
+            loaded = tf.saved_model.load(str(path))
     except Exception as error:  # a damaged SavedModel raises whatever its damage leads to
         raise ExportError(f"cannot read the SavedModel {path}: {str(error).splitlines()[0]}") from error
     signature = loaded.signatures.get(SIGNATURE)
     arguments = signature.structured_input_signature[1] if signature is not None else {}
     if signature is None or list(arguments) != ["z"] or list(signature.structured_outputs) != ["image"]:
         raise ExportError(f"{path} is no decoder: its signature {SIGNATURE!r} does not take z and return image")
-    signatures = loaded.signatures
+    run = {name: _on_cpu(loaded, name) for name in (SIGNATURE, "encode") if name in loaded.signatures}
 
     def decode(z: np.ndarray) -> np.ndarray:
-        return loaded.signatures[SIGNATURE](z=tf.constant(z, tf.float32))["image"].numpy()
+        return run[SIGNATURE](z)["image"].numpy()
 
     def encode(image: np.ndarray) -> np.ndarray:
-        found = loaded.signatures["encode"](image=tf.constant(image, tf.float32))
+        found = run["encode"](image)
         return np.stack([found["mean"].numpy(), found["log_var"].numpy()], axis=1)
 
     image_shape = tuple(signature.structured_outputs["image"].shape[1:])
@@ -174,5 +176,22 @@ def open_decoder(path: Path) -> Opened:
         arguments["z"].shape[1],
         image_shape,
         metadata,
-        encode if "encode" in signatures else None,
+        encode if "encode" in run else None,
     )
+
+
+def _on_cpu(loaded: Any, signature: str) -> Any:
+    """A signature of one input, computed on the CPU: called by itself, it goes to a card where there is one."""
+    ((name, spec),) = loaded.signatures[signature].structured_input_signature[1].items()
+
+    def placed(x: tf.Tensor) -> Any:
+        with tf.device(CPU):  # holds for the operations of a function that is called within another
+            return loaded.signatures[signature](**{name: x})  # through `loaded`, which keeps the variables
+
+    function = tf.function(placed, input_signature=[spec], autograph=False)
+
+    @true_float32()
+    def run(x: np.ndarray) -> Any:
+        return function(tf.constant(x, tf.float32))
+
+    return run

@@ -515,7 +515,7 @@ def _warn_of_overfitting(out: Path) -> None:
     best = int(held_out.argmax())
     sooner = ""
     if best < len(epochs) - quarter:
-        sooner = f", fewer minutes: epoch {best + 1} of {len(epochs)} was best"
+        sooner = f", fewer minutes: epoch {epochs[best]['epoch']} of {epochs[-1]['epoch']} was best"
     print(
         f"overfitting: the ELBO is {train[-1]:,.0f} nats on training images and {held_out[-1]:,.0f} on held-out ones, "
         f"which gained less than half as much lately. What helps is more images, --flip{sooner}",

@@ -53,9 +53,9 @@ NAMES = {
     "kid_deviation": ("its deviation", "between subsets"),
     "precision": (
         "precision",
-        "how many of them could be held-out images; 1 is best, training images show what is real",
+        "share of them that could be held-out images; 1 is best, real ones score as training images do",
     ),
-    "recall": ("recall", "how many held-out images they could stand for; 1 is best, training images show what is real"),
+    "recall": ("recall", "share of held-out images that they cover; 1 is best, real ones score as training images do"),
     "sampler": ("sampler", "where latents came from"),
     "count": ("images", ""),
     "mean_kl": ("mean KL", "nats"),

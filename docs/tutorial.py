@@ -32,14 +32,14 @@ keras.utils.set_random_seed(0)
 
 def show(title, *rows):
     """Rows of images, (count, height, width, channels) in [0, 1]."""
-    figure, axes = plt.subplots(len(rows), len(rows[0]), figsize=(len(rows[0]), len(rows) + 0.4), squeeze=False)
-    for axis, image in zip(axes.flat, np.concatenate(rows), strict=True):
-        axis.imshow(image)
-        axis.axis("off")
-    figure.suptitle(title)
-    figure.savefig(OUT / f"{title}.png")
+    picture = keras_vae.pictures.side_by_side(*rows)
+    picture.save(OUT / f"{title}.png")
+    plt.figure(figsize=(10, 10 * picture.height / picture.width), layout="tight")
+    plt.imshow(picture)
+    plt.axis("off")
+    plt.title(title)
     plt.show()
-    plt.close(figure)
+    plt.close()
 
 
 # %% [markdown]

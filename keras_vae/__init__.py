@@ -9,13 +9,13 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from keras_vae._backend import require_tensorflow
+from keras_vae._backend import load_tensorflow
 from keras_vae._version import __version__
 from keras_vae.errors import InputError
 from keras_vae.objectives import OBJECTIVES, PRESETS
 
 if TYPE_CHECKING:
-    from keras_vae import data, distributions, networks, perceptual, precision, schedules
+    from keras_vae import data, distributions, networks, perceptual, pictures, precision, schedules
     from keras_vae.distributions import DiagonalGaussian
     from keras_vae.perceptual import PerceptualLoss
     from keras_vae.pretrained import from_pretrained
@@ -27,7 +27,7 @@ _HOMES = {
     "DiagonalGaussian": "keras_vae.distributions",
     "from_pretrained": "keras_vae.pretrained",
 }
-_MODULES = ("data", "distributions", "networks", "perceptual", "precision", "schedules")
+_MODULES = ("data", "distributions", "networks", "perceptual", "pictures", "precision", "schedules")
 
 __all__ = [
     "OBJECTIVES",
@@ -42,6 +42,7 @@ __all__ = [
     "from_pretrained",
     "networks",
     "perceptual",
+    "pictures",
     "precision",
     "schedules",
 ]
@@ -49,7 +50,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES or name in _MODULES:
-        require_tensorflow()
+        load_tensorflow()
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     if name in _MODULES:

@@ -1,12 +1,15 @@
-"""Refuses, before anything is loaded, a Keras that is set to another backend."""
+"""Loads TensorFlow without its greetings, and refuses a Keras that is set to another backend."""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 from keras_vae.errors import InputError
+
+LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 
 
 def require_tensorflow() -> None:
@@ -24,3 +27,30 @@ def require_tensorflow() -> None:
             return  # Keras's default is TensorFlow
     if backend and backend != "tensorflow":
         raise InputError(f"{where} is {backend!r}, and keras-vae runs on TensorFlow: set it to tensorflow")
+
+
+def load_tensorflow() -> None:
+    """Imports TensorFlow, where nothing has yet, without the dozen lines it prints on any machine.
+
+    Among them is an error where there is no GPU. Of what it has to say later its warnings and errors are printed, or
+    what TF_CPP_MIN_LOG_LEVEL asks for, which it reads once; with 0 it greets as ever.
+
+    Raises:
+        InputError: Keras is set to something other than TensorFlow.
+    """
+    require_tensorflow()
+    if "tensorflow" in sys.modules or os.environ.get(LOG_LEVEL) == "0":
+        return
+    from keras_vae.export.quiet import quiet_stderr
+
+    asked = LOG_LEVEL in os.environ
+    if not asked:
+        os.environ[LOG_LEVEL] = "1"
+    try:
+        with quiet_stderr():
+            import tensorflow as tf
+
+            tf.config.list_physical_devices()  # looks for a GPU, and complains where there is none
+    finally:
+        if not asked:
+            del os.environ[LOG_LEVEL]

@@ -1,10 +1,11 @@
-"""What goes on while a run trains: the clock and the bar, figures, pictures, checkpoints, and the end."""
+"""What goes on while a run trains: the clock and its line, figures, pictures, checkpoints, and the end."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import math
+import shlex
 import signal
 import sys
 import threading
@@ -18,23 +19,20 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_vae import checkpoints, heap, pictures, strategies
+from keras_vae import checkpoints, heap, pictures, progress, strategies
 from keras_vae.errors import StoppedError
 from keras_vae.files import write_aside
+from keras_vae.limits import Limits
 from keras_vae.models import METRICS_FILE
-from keras_vae.progress import SECONDS_BETWEEN_LINES
 
 if TYPE_CHECKING:
     from keras_vae.training import TrainingConfig
 
-DEFAULT_EPOCHS = 5
 PICTURED = 24  # images in the grids of each epoch
 
 
-class Progress(keras.callbacks.ProgbarLogger):
-    """Keras's progress bar, the end of the run at a number of steps, and the clock.
-
-    Keras tells fit's epochs alone, which for a run bounded by minutes is no number anyone chose.
+class Progress(keras.callbacks.Callback):
+    """The clock of a run, its end at a number of steps, and the line that says how far it is.
 
     Args:
         config: the run's.
@@ -48,6 +46,7 @@ class Progress(keras.callbacks.ProgbarLogger):
     ) -> None:
         super().__init__()
         self.config = config
+        self.limits = limits_of(config, steps_per_epoch)
         self.steps_per_epoch = steps_per_epoch
         self.shown = shown
         state = state or checkpoints.State(0, 0.0, 0, 0.0, {}, [], 0.0)
@@ -55,13 +54,8 @@ class Progress(keras.callbacks.ProgbarLogger):
         self.seconds = state.seconds
         self.logs = state.logs
         self._timed_steps, self._timed_seconds = state.timed_steps, state.timed_seconds
-        self._compiles = True  # the first step of a process
-        limits = [] if config.epochs is None else [config.epochs]
-        if config.steps is not None:
-            limits.append(math.ceil(config.steps / steps_per_epoch))
-        if not limits:
-            limits.append(DEFAULT_EPOCHS if config.minutes is None else sys.maxsize)
-        self.planned = min(limits)
+        self._compiled: tuple[int, float] | None = None  # steps and seconds after the first step of this process
+        self._status: progress.Status | None = None
 
     @property
     def epochs_begun(self) -> int:
@@ -76,16 +70,12 @@ class Progress(keras.callbacks.ProgbarLogger):
     @property
     def done(self) -> bool:
         """Whether there is no step left to do."""
-        return self._at_last_step or self.late or self.steps >= self.planned * self.steps_per_epoch
+        return self.limits.reached(self.steps, self.seconds)
 
     @property
     def late(self) -> bool:
         """Whether the minutes are over."""
-        return self.config.minutes is not None and self.seconds >= 60 * self.config.minutes
-
-    @property
-    def _at_last_step(self) -> bool:
-        return self.config.steps is not None and self.steps >= self.config.steps
+        return self.limits.is_late(self.seconds)
 
     @property
     def images_per_second(self) -> float:
@@ -100,52 +90,86 @@ class Progress(keras.callbacks.ProgbarLogger):
         timed = (self._timed_steps, self._timed_seconds)
         return checkpoints.State(self.steps, self.seconds, *timed, self.logs, metrics, self.model.last_kl)
 
-    def set_params(self, params: dict[str, Any]) -> None:
-        # fit is told to be silent, so that it adds no second bar. Where the bar cannot be redrawn, lines are printed.
-        super().set_params({**params, "verbose": 0 if not self.shown else 1 if sys.stdout.isatty() else 2})
-
     def on_train_begin(self, logs: Any = None) -> None:
-        super().on_train_begin(logs)
-        self._spoke = time.perf_counter()
-        self._start = self._spoke - self.seconds
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self._reset_progbar()
-        self._maybe_init_progbar()
-        heading = f"Epoch {epoch + 1}" if self.planned == sys.maxsize else f"Epoch {epoch + 1}/{self.planned}"
-        if self.within_epoch:
-            heading += f", after {self.steps % self.steps_per_epoch} of {self.steps_per_epoch} steps"
-        if self.config.minutes is not None:
-            heading += f" ({self.seconds / 60:.1f} of {self.config.minutes:g} minutes)"
-        if self.shown:
-            print(heading, flush=True)
+        self._start = time.perf_counter() - self.seconds
+        self._status = progress.Status() if self.shown else None
+        self._kept = True  # whether the last epoch's figures stand on a line of their own
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         self._step_start = time.perf_counter()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        super().on_train_batch_end(batch, logs)
         self.steps += 1
         now = time.perf_counter()
-        if not self._compiles:
+        self.seconds = now - self._start
+        if self._compiled is None:
+            self._compiled = (self.steps, self.seconds)
+        else:
             self._timed_seconds += now - self._step_start
             self._timed_steps += 1
-        self._compiles = False
-        self.seconds = now - self._start
-        if self.verbose == 2 and now - self._spoke > SECONDS_BETWEEN_LINES:
-            self._spoke = now
-            shown = ", ".join(f"{name} {float(value):.4g}" for name, value in (logs or {}).items())
-            step = (self.steps - 1) % self.steps_per_epoch + 1
-            print(f"  step {step}/{self.steps_per_epoch}: {shown}; {self.images_per_second:.0f} images/s", flush=True)
-        if self._at_last_step:
+        if self._status is not None and self._status.due:
+            self._status.show(self._line_within_epoch(logs or {}))
+        if self.limits.last_step is not None and self.steps >= self.limits.last_step:
             self.model.stop_training = True
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self.logs = {name: float(value) for name, value in (logs or {}).items()}
-        # Keras would fill the bar of an epoch cut short, and divide its time by all the steps it never made.
-        self.target = self.progbar.target = self.seen
-        super().on_epoch_end(epoch, logs)
-        self.target = self.steps_per_epoch
+        if self._status is not None:
+            self._kept = self._status.keep(self._line_of_epoch())
+
+    def on_train_end(self, logs: Any = None) -> None:
+        if self._status is not None:
+            if not self._kept:
+                self._status.keep(self._line_of_epoch(), always=True)
+            self.hush()
+
+    def hush(self) -> None:
+        """Takes the line off the terminal, however training ended."""
+        if self._status is not None:
+            self._status.end()
+
+    def _line_within_epoch(self, logs: dict[str, Any]) -> str:
+        step = (self.steps - 1) % self.steps_per_epoch + 1
+        share = f"{step / self.steps_per_epoch:.0%}"
+        # The first step's time says nothing: TensorFlow compiles it.
+        speed = [f"{self.images_per_second:,.0f} images/s"] if self._timed_steps else []
+        reconstruction, kl = self._figures({name: float(value) for name, value in logs.items()})
+        parts = [self._epoch(), share, f"reconstruction {' '.join(reconstruction)}", f"KL {kl} nats", *speed]
+        return progress.fitting([*parts, *self._left()], less=[share, *speed])
+
+    def _line_of_epoch(self) -> str:
+        (number, unit), kl = self._figures(self.logs)
+        held_out = {name.removeprefix("val_"): value for name, value in self.logs.items() if name.startswith("val_")}
+        parts = [f"reconstruction {number} {unit}", f"KL {kl} nats"]
+        if held_out:
+            (their_number, their_unit), their_kl = self._figures(held_out, training=False)
+            theirs = their_number if their_unit == unit else f"{their_number} {their_unit}"
+            parts = [f"{parts[0]} (held out {theirs})", f"{parts[1]} (held out {their_kl})"]
+        left = self._left()
+        return progress.fitting([self._epoch(), *parts, *left], less=left)
+
+    def _epoch(self) -> str:
+        last = self.limits.last_epoch
+        return f"epoch {self.epochs_begun}" + ("" if last is None else f"/{last}")
+
+    def _left(self) -> list[str]:
+        per_step = None
+        if self._compiled is not None and self.steps > self._compiled[0]:
+            per_step = (self.seconds - self._compiled[1]) / (self.steps - self._compiled[0])
+        left = self.limits.seconds_left(self.steps, self.seconds, per_step)
+        return [f"{progress.duration(left)} left"] if left else []
+
+    def _figures(self, logs: dict[str, float], training: bool = True) -> tuple[tuple[str, str], str]:
+        """The reconstruction, in dB where its nats tell the squared error, with its unit, and the KL."""
+        nats = logs["reconstruction"]
+        error = self.model.likelihood.mean_squared_error(nats, math.prod(self.model.image_shape), training)
+        reconstruction = (f"{nats:,.0f}", "nats") if error is None else (f"{-10 * math.log10(error):.1f}", "dB")
+        return reconstruction, f"{logs['kl']:,.{0 if logs['kl'] >= 10 else 1}f}"
+
+
+def limits_of(config: TrainingConfig, steps_per_epoch: int) -> Limits:
+    """When a run ends."""
+    return Limits(steps_per_epoch, config.epochs, config.steps, config.minutes)
 
 
 class MetricsLog(keras.callbacks.Callback):
@@ -325,7 +349,7 @@ class RestOfEpoch(keras.callbacks.Callback):
 
 def resuming(run: Path) -> str:
     """The command that takes a run up."""
-    return f"keras-vae train --resume --out {run}"
+    return f"keras-vae train --resume --out {shlex.quote(str(run))}"
 
 
 class Signals:

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from keras_vae._backend import require_tensorflow
+from keras_vae._backend import LOG_LEVEL, load_tensorflow
 from keras_vae._version import __version__
 from keras_vae.errors import InputError, RunError, StoppedError
 from keras_vae.export.formats import FORMATS, PRECISIONS, kinds
@@ -182,9 +182,11 @@ def train(
     preset: Annotated[
         str | None, typer.Option(help=f"Settings by name, which other options override: {', '.join(PRESETS)}.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs; 5 where no limit is given.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Training steps at most.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Minutes of training at most.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Epochs in all, resumed or not; 5 where no limit is given.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps at most, in all.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Minutes of training at most, in all.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 64,
     image_size: Annotated[int | None, typer.Option(help="Pixels a side; 64, or the set's own size.")] = None,
     crop: CropOption = None,
@@ -201,8 +203,10 @@ def train(
     attention: Annotated[bool, typer.Option(help="Self-attention at the lowest resolution (resnet).")] = False,
     perceptual: Annotated[
         str,
-        typer.Option(help="Feature network, such as vgg19 or vgg16 (downloaded) or hed-vgg16 (offline), or none."),
-    ] = "vgg19",
+        typer.Option(
+            help="Feature network: vgg19, vgg16 (downloaded), hed-vgg16 (offline), none, or auto: what is at hand."
+        ),
+    ] = "auto",
     perceptual_layers: Annotated[
         str, typer.Option(help="vae-123, vae-1234, vae-345, vae-12345, or layer names such as relu1_2,relu3_1.")
     ] = DEFAULT_LAYERS,
@@ -235,7 +239,11 @@ def train(
         bool, typer.Option("--deterministic", help="The same bits each time, where that can be slower.")
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out, if there is one, with its settings.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the run in --out, if there is one, with its settings; limits stay those of the whole run.",
+        ),
     ] = False,
     checkpoint_minutes: Annotated[float, typer.Option(help="Minutes between checkpoints; one ends each epoch.")] = 5.0,
     checkpoints_kept: Annotated[int, typer.Option(help="Checkpoints to keep, the last ones.")] = 3,
@@ -296,7 +304,7 @@ def train(
                 "--data is missing: give 'avatars', tfds:NAME, a folder of images, or an .npy or .npz file"
             )
         _refuse_idle(context, settings)
-    with _reporting(as_json) as report:
+    with _reporting(as_json, _print_training) as report:
         training = _library("keras_vae.training")
         if continues:
             changes = {name: settings[name] for name in settings if name in given}
@@ -399,7 +407,7 @@ def evaluate(
     The ELBO and its parts in nats per image, as training reports them; how close and sharp reconstructions are; how far
     they and samples are from real images in a feature network; how the latents lie. Writes report.html, with pictures.
     """
-    with _reporting(as_json) as report:
+    with _reporting(as_json, _print_evaluation) as report:
         evaluating = _library("keras_vae.evaluation.evaluating")
         weights = None if feature_weights is None else str(feature_weights)
         options = evaluating.Options(
@@ -430,6 +438,10 @@ def sample(
 @app.command()
 def reconstruct(
     model: VAEArgument,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(parser=_path, help="An image file; may come several times. Else held-out images."),
+    ] = None,
     data: RunsDataOption = None,
     out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("reconstructions.png"),
     count: Annotated[int, typer.Option(min=1, max=10_000, help="Number of held-out images.")] = 24,
@@ -437,10 +449,11 @@ def reconstruct(
 ) -> None:
     """Write images above their reconstructions.
 
-    Takes held-out images, and measures how close and how sharp their reconstructions are.
+    Takes image files or held-out images, and measures how close and how sharp their reconstructions are.
     """
+    _check_exists(model, whole=True)
     with _reporting(as_json) as report:
-        report(_library("keras_vae.commands").reconstruct(model, data, out, count))
+        report(_library("keras_vae.commands").reconstruct(model, data, out, count, image or ()))
 
 
 @app.command()
@@ -741,14 +754,8 @@ def _library(name: str) -> Any:
     Raises:
         InputError: Keras is set to another backend.
     """
-    require_tensorflow()
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from keras_vae.export.quiet import quiet_stderr
-
-    with quiet_stderr():
-        import tensorflow as tf
-
-        tf.config.list_physical_devices()  # looks for a GPU, and complains where there is none
+    os.environ.setdefault(LOG_LEVEL, "2")
+    load_tensorflow()
     return importlib.import_module(name)
 
 
@@ -795,6 +802,35 @@ def _shown(value: Any) -> str:
     if not isinstance(value, float):
         return str(value)
     return f"{value:.2f}" if 100 <= abs(value) < 1e7 else f"{value:.4g}"  # nats count, of thousands too
+
+
+def _print_training(figures: dict[str, Any]) -> None:
+    from keras_vae import training
+
+    _print_figures(figures)
+    if "pictures" in figures:  # of several workers, the chief's
+        print("next:  " + "\n       ".join(training.next_commands(figures)))
+
+
+def _print_evaluation(figures: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from keras_vae.evaluation import report
+
+    for title, rows in report.tables(figures).items():
+        table = Table(title=title, title_justify="left", show_header=False)
+        table.add_column()
+        table.add_column(justify="right", no_wrap=True)
+        table.add_column()
+        for row in rows:
+            table.add_row(*row)
+        _console().print(table)
+    if "features" in figures:
+        print(f"Distances, precision and recall are taken in {figures['features']}.")
+    for note in figures["notes"]:
+        print(f"Note: {note}.")
+    if "report" in figures:
+        print(f"Written: {figures['figures']}\n         {figures['report']}, with pictures")
 
 
 def _print_doctor(found: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from keras_vae import data, pictures
 from keras_vae.errors import InputError
 from keras_vae.evaluation.fidelity import psnr, sharpness_ratio
+from keras_vae.exploring import read_images
 from keras_vae.export.reference import true_float32
 from keras_vae.files import check_output_file
 from keras_vae.models import BATCH, Model, open_model
@@ -20,20 +22,32 @@ if TYPE_CHECKING:
 
 
 @true_float32(device=None)
-def reconstruct(path: Path, source: str | None, out: Path, count: int) -> dict[str, Any]:
-    """Writes held-out images above their reconstructions.
+def reconstruct(path: Path, source: str | None, out: Path, count: int, files: Sequence[Path] = ()) -> dict[str, Any]:
+    """Writes images above their reconstructions.
+
+    Args:
+        path: the model.
+        source: where held-out images are from; what the run trained on.
+        out: the picture.
+        count: held-out images.
+        files: image files to take instead, cropped and resized as for training.
 
     Returns:
         `picture`, `images`, and over these images `psnr` (dB) and `sharpness` (1 is the originals').
 
     Raises:
-        InputError: no model, a decoder alone, unusable data, or a picture that cannot be written.
+        InputError: no model, a decoder alone, unusable images, or a picture that cannot be written.
     """
     check_output_file(out, pictures.ENDINGS)
+    if files and source is not None:
+        raise InputError("--image and --data are given: give one of them")
     model = open_model(path)
     vae = model.whole("reconstructing")
-    images = data_of(model, vae, source, batch_size=1)
-    originals = np.concatenate(list(images.test.take(count).as_numpy_iterator()))
+    if files:
+        originals = read_images(model, files)
+    else:
+        images = data_of(model, vae, source, batch_size=1, only_held_out=True)
+        originals = np.concatenate(list(images.test.take(count).as_numpy_iterator()))
     reconstructions = vae.predict(originals, batch_size=BATCH, verbose=0)
     pictures.save(pictures.side_by_side(originals, reconstructions), out)
     return {
@@ -44,7 +58,14 @@ def reconstruct(path: Path, source: str | None, out: Path, count: int) -> dict[s
     }
 
 
-def data_of(model: Model, vae: VAE, source: str | None, batch_size: int, attributes: bool = False) -> data.ImageData:
+def data_of(
+    model: Model,
+    vae: VAE,
+    source: str | None,
+    batch_size: int,
+    attributes: bool = False,
+    only_held_out: bool = False,
+) -> data.ImageData:
     """The images that a model was trained on, or others, in its size and crop.
 
     Where others have another size, it says that they are resized.
@@ -59,7 +80,14 @@ def data_of(model: Model, vae: VAE, source: str | None, batch_size: int, attribu
     height, width, channels = vae.image_shape
     size = height if height == width else None  # images that are not square come in their own size
     try:
-        images = data.load(source, size, batch_size, crop=model.config.get("crop"), attributes=attributes)
+        images = data.load(
+            source,
+            size,
+            batch_size,
+            crop=model.config.get("crop"),
+            attributes=attributes,
+            only_held_out=only_held_out,
+        )
     except InputError as error:
         if given is not None:
             raise

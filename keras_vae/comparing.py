@@ -80,7 +80,7 @@ def compare(runs: Sequence[Path], source: str | None, out: Path, count: int, see
     source = source or models[0].config.get("data")
     for name, model in zip(names, models, strict=True):
         vae = model.whole("comparing")
-        held_out = data_of(model, vae, source, batch_size=1).test.take(count)
+        held_out = data_of(model, vae, source, batch_size=1, only_held_out=True).test.take(count)
         images = np.concatenate(list(held_out.as_numpy_iterator()))
         made = vae.predict(images, batch_size=BATCH, verbose=0)
         for figure, value in _figures(model).items():

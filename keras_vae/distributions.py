@@ -173,6 +173,16 @@ class Likelihood(layers.Layer):
         """
         raise NotImplementedError
 
+    def mean_squared_error(self, nats: float, count: int, training: bool = False) -> float | None:
+        """The mean squared error that -log p(x | z) stands for; None where it does not tell.
+
+        Args:
+            nats: -log p(x | z), the mean of some images.
+            count: number of values in an image.
+            training: whether the nats are from a training step.
+        """
+        return None
+
     def call(self, images: Any, decoded: Any, training: bool = False) -> Any:
         return self.log_prob(images, decoded, training)
 
@@ -202,6 +212,9 @@ class Gaussian(Likelihood):
     def log_prob(self, images: Any, decoded: Any, training: bool = False) -> Any:
         return _gaussian_log_prob(*_squared_error(images, decoded), self.variance)
 
+    def mean_squared_error(self, nats: float, count: int, training: bool = False) -> float | None:
+        return _gaussian_error(nats, count, self.variance)
+
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "variance": self.variance}
 
@@ -230,6 +243,11 @@ class GaussianCalibrated(Likelihood):
         error, count = _squared_error(images, decoded)
         (variance,) = ops.unstack(self.running(error[:, None], training=training), 1)
         return _gaussian_log_prob(error, count, variance)
+
+    def mean_squared_error(self, nats: float, count: int, training: bool = False) -> float | None:
+        if training:  # the variance was the error: of several batches this is the geometric mean, that of their dB
+            return math.exp(2.0 * nats / count - 1.0) / (2.0 * math.pi)
+        return _gaussian_error(nats, count, self.variance)
 
 
 @keras.saving.register_keras_serializable("keras_vae")
@@ -313,6 +331,12 @@ def _squared_error(images: Any, decoded: Any) -> tuple[Any, int]:
 
 def _gaussian_log_prob(mean_squared_error: Any, count: int, variance: Any) -> Any:
     return -0.5 * count * (mean_squared_error / variance + ops.log(2.0 * math.pi * variance))
+
+
+def _gaussian_error(nats: float, count: int, variance: float) -> float | None:
+    """`_gaussian_log_prob` solved for the error; None where rounding has left none."""
+    error = variance * (2.0 * nats / count - math.log(2.0 * math.pi * variance))
+    return error if error > 0 else None
 
 
 def _log1mexp(x: Any) -> Any:

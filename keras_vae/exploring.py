@@ -219,10 +219,13 @@ def _starts(model: Model, start: Start) -> tuple[np.ndarray, np.ndarray | None]:
         return latents.draw(count, model.latent_dim, start.seed), None
     from keras_vae.commands import data_of
 
-    held_out = data_of(model, model.vae, start.source, batch_size=1).test.take(count)
+    held_out = data_of(model, model.vae, start.source, batch_size=1, only_held_out=True).test.take(count)
     images = np.concatenate(list(held_out.as_numpy_iterator()))
     if len(images) < count:
-        raise InputError(f"{count} held-out images are asked for, and there are {len(images)}: give a smaller --count")
+        raise InputError(
+            f"{count} held-out images are asked for, and there {'is' if len(images) == 1 else 'are'} {len(images)}: "
+            "give a smaller --count, or image files with --image"
+        )
     return _encoded(model, images)
 
 
@@ -283,7 +286,7 @@ def _kl(model: Model, source: str | None) -> np.ndarray:
     from keras_vae.evaluation.encoding import encode
 
     vae = model.whole("ordering latents")
-    images = data_of(model, vae, source, batch_size=1)
+    images = data_of(model, vae, source, batch_size=1, only_held_out=True)
     batches = images.test.unbatch().batch(BATCH).as_numpy_iterator()
     return encode(vae, batches, total=images.test_size).kl_per_latent()
 

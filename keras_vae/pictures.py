@@ -1,9 +1,15 @@
-"""Pictures of what a model makes: grids of samples, originals beside reconstructions."""
+"""Pictures of what a model makes: grids of samples, originals above their reconstructions.
+
+Example:
+    >>> keras_vae.pictures.grid(vae.sample(64)).save("samples.png")
+    >>> keras_vae.pictures.side_by_side(images, vae.predict(images)).save("reconstructions.png")
+"""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -19,14 +25,20 @@ TEXT_PIXELS = 16
 MAP_PIXELS = 2048
 MAP_ROOM = 1.6  # cells of a map for each thumbnail
 
+__all__ = ["grid", "labelled_rows", "scattered", "side_by_side"]
 
-def grid(images: np.ndarray, columns: int | None = None) -> Image.Image:
-    """Lays images out row by row on white.
+
+def grid(images: Any, columns: int | None = None) -> Image.Image:
+    """Lays images out row by row on white; small ones are enlarged. `.save("grid.png")` writes the picture.
 
     Args:
-        images: float (count, height, width, 1 or 3) in [0, 1].
+        images: array or tensor (count, height, width, 1 or 3), of floats in [0, 1] or of uint8.
         columns: images a row; by default as many as there are rows.
+
+    Raises:
+        InputError: an array of another shape, or with values that are no numbers.
     """
+    images = _floats(images)
     if not np.isfinite(images).all():
         raise InputError("the model's images are no numbers: its training diverged; train at a lower learning rate")
     count, height, width, channels = images.shape
@@ -45,13 +57,19 @@ def grid(images: np.ndarray, columns: int | None = None) -> Image.Image:
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
 
-def side_by_side(*rows: np.ndarray, columns: int = 12) -> Image.Image:
+def side_by_side(*rows: Any, columns: int = 12) -> Image.Image:
     """Originals with what became of them: rows of the first set, each above the same images of the others.
 
     Args:
-        *rows: sets of as many images each, float (count, height, width, channels) in [0, 1].
+        *rows: sets of as many images each, as `grid` takes them.
         columns: images a row.
+
+    Raises:
+        InputError: as `grid`, or sets of different shapes.
     """
+    rows = tuple(_floats(each) for each in rows)
+    if len({each.shape for each in rows}) != 1:
+        raise InputError(f"images of shapes {', '.join(str(each.shape) for each in rows)}: give sets of one shape")
     count = len(rows[0])
     columns = min(columns, count)
     blank = np.ones((-count % columns, *rows[0].shape[1:]), np.float32)
@@ -59,6 +77,14 @@ def side_by_side(*rows: np.ndarray, columns: int = 12) -> Image.Image:
     starts = range(0, len(padded[0]), columns)
     ordered = [images[start : start + columns] for start in starts for images in padded]
     return grid(np.concatenate(ordered), columns)
+
+
+def _floats(images: Any) -> np.ndarray:
+    """Images as float in [0, 1]."""
+    found = np.asarray(images)
+    if found.ndim != 4 or not len(found) or found.shape[-1] not in (1, 3):
+        raise InputError(f"images of shape {found.shape}: give (count, height, width, 1 or 3 channels)")
+    return found / np.float32(255) if found.dtype == np.uint8 else found
 
 
 def labelled_rows(rows: np.ndarray, labels: list[str], heads: list[str] | None = None) -> Image.Image:

@@ -1,13 +1,17 @@
-"""Progress bars: redrawn in a terminal, and as a line now and then where output goes elsewhere."""
+"""What says how far things are: redrawn in a terminal, and a line now and then where output goes elsewhere."""
 
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any
 
 from tqdm.auto import tqdm
 
 SECONDS_BETWEEN_LINES = 10
+SECONDS_BETWEEN_STATUSES = 60
+SECONDS_BETWEEN_REDRAWS = 0.2
+COLUMNS = 80
 
 
 def bar(total: int | None, description: str, unit: str, unit_scale: bool = False) -> Any:
@@ -37,3 +41,63 @@ class _Lines:
 
     def flush(self) -> None:
         sys.stderr.flush()
+
+
+class Status:
+    """One line on standard output that changes: redrawn in a terminal, elsewhere printed once a minute."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        if sys.stdout.isatty():
+            self._bar = tqdm(bar_format="{desc}", file=sys.stdout, leave=False, ncols=COLUMNS)
+        self._shown = time.perf_counter()
+        self._kept = -float("inf")
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to show something new."""
+        interval = SECONDS_BETWEEN_STATUSES if self._bar is None else SECONDS_BETWEEN_REDRAWS
+        return time.perf_counter() - self._shown >= interval
+
+    def show(self, text: str) -> None:
+        """Puts a text in the place of the one before it."""
+        self._shown = time.perf_counter()
+        if self._bar is None:
+            print(text, flush=True)
+        else:
+            self._bar.set_description_str(text)
+
+    def keep(self, text: str, always: bool = False) -> bool:
+        """Prints a line that stays, if always or if the last one is long enough ago, and says whether it did."""
+        now = time.perf_counter()
+        interval = SECONDS_BETWEEN_STATUSES if self._bar is None else SECONDS_BETWEEN_LINES
+        if not always and now - self._kept < interval:
+            return False
+        self._kept = self._shown = now
+        if self._bar is None:
+            print(text, flush=True)
+        else:
+            self._bar.write(text, file=sys.stdout)
+        return True
+
+    def end(self) -> None:
+        """Takes the line off the terminal."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def fitting(parts: list[str], *, less: list[str]) -> str:
+    """The parts of a line, without as many of the less important ones as 80 columns ask for."""
+    parts = list(parts)
+    for part in less:
+        if len("  ".join(parts)) <= COLUMNS:
+            break
+        parts.remove(part)
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """In the unit that is read most easily: "80 s", "12 min", "2.5 h"."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

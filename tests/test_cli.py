@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,7 +22,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from keras_vae import PRESETS, VAE, __version__, cli, data, demo, progress, training
+from keras_vae import PRESETS, VAE, __version__, cli, data, demo, progress, training, weight_files
 from keras_vae.data import Avatars, sources
 
 Command = Callable[..., Any]
@@ -234,6 +237,27 @@ def test_reconstruct(run: Path, command: Command, tmp_path: Path, faces_or_folde
     assert "psnr" in result.out
 
 
+def test_reconstruct_takes_image_files_and_data_of_one_image(
+    run: Path, image_folder: Path, command: Command, tmp_path: Path
+) -> None:
+    photo = next(image_folder.glob("*.png"))
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(photo, alone)
+    pictures = []
+    for number, options in enumerate((("--image", photo), ("--data", photo), ("--data", alone))):
+        out = tmp_path / f"{number}.png"
+        result = command("reconstruct", run, *options, "--out", out, "--json")
+        assert result.status == 0, result.err
+        assert json.loads(result.out)["images"] == 1
+        pictures.append(np.asarray(Image.open(out)))
+    np.testing.assert_array_equal(pictures[0], pictures[1])
+    np.testing.assert_array_equal(pictures[0], pictures[2])
+    two = command("reconstruct", run, "--image", photo, "--image", photo, "--out", tmp_path / "two.png", "--json")
+    assert json.loads(two.out)["images"] == 2
+    assert command("traverse", run, "--data", photo, "--out", tmp_path / "t.png").status == 0
+
+
 @pytest.fixture
 def faces_or_folder(image_folder: Path, tmp_path: Path) -> Path:
     """Other images than those trained on: the same ones, mirrored."""
@@ -303,11 +327,94 @@ def test_json_is_all_there_is_on_standard_output(image_folder: Path, tmp_path: P
     assert {"loss", "elbo", "kl", "reconstruction", "val_loss", "psnr", "sharpness", "images_per_second"} <= set(
         figures
     )
-    assert "Epoch 1/2" in result.stderr
-    assert "5/5 - " in result.stderr  # the first epoch whole
-    assert "2/2 - " in result.stderr  # the second as far as it went
+    epochs = [line for line in result.stderr.splitlines() if line.startswith("epoch ")]
+    assert [line.partition("  ")[0] for line in epochs] == ["epoch 1/2", "epoch 2/2"]
     for noise in ("oneDNN", "cuda", "absl", "Traceback"):
         assert noise not in result.stderr
+
+
+def test_progress_is_few_lines_that_fit_and_the_end_says_what_is_next(
+    image_folder: Path, tmp_path: Path, command: Command
+) -> None:
+    """Epochs of less than a second: the first and the last have a line."""
+    out = tmp_path / "a run"
+    result = command("train", "--data", image_folder, "--out", out, "--epochs", 8, *SMALL)
+    assert result.status == 0
+    epochs = [line for line in result.out.splitlines() if line.startswith("epoch ")]
+    assert [line.partition("  ")[0] for line in epochs] == ["epoch 1/8", "epoch 8/8"]
+    last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    found = re.search(r"reconstruction ([\d.]+) dB \(held out ([\d.]+)\)  KL (\d+) nats", epochs[-1])
+    assert found is not None
+    # A calibrated Gaussian's nats are its error's: D/2 (log(2 pi error) + 1).
+    error = np.exp(2 * last["reconstruction"] / (32 * 32 * 3) - 1) / (2 * np.pi)
+    assert float(found[1]) == pytest.approx(-10 * np.log10(error), abs=0.06)
+    assert abs(float(found[2]) - float(found[1])) < 3
+    assert float(found[3]) == pytest.approx(last["kl"], abs=0.6)
+    assert all(len(line) <= 80 for line in epochs)
+    assert "images are few to train on" in result.err
+    assert "overfitting" not in result.err
+    commands = [line.partition("keras-vae ")[2] for line in result.out.splitlines()[-3:]]
+    assert [shlex.split(each) for each in commands] == [
+        ["evaluate", str(out)],
+        ["sample", str(out)],
+        ["export", str(out)],
+    ]
+    for name in ("reconstructions.png", "samples.png"):
+        assert f"samples/{name}" in result.out
+        assert (out / "samples" / name).is_file()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+def test_progress_is_redrawn_in_a_terminal(image_folder: Path, tmp_path: Path) -> None:
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    arguments = ["train", "--data", image_folder, "--out", tmp_path / "run", "--minutes", 0.25, *SMALL]
+    command = [str(Path(sys.executable).with_name("keras-vae")), *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=theirs, stderr=subprocess.DEVNULL)
+    os.close(theirs)
+    said = b""
+    with contextlib.suppress(OSError):  # how a terminal ends whose other side is gone
+        while part := os.read(ours, 4096):
+            said += part
+    os.close(ours)
+    assert process.wait() == 0
+    drawn = [each.strip() for line in said.decode().splitlines() for each in line.split("\r") if " left" in each]
+    assert len(drawn) > 2
+    assert all(re.match(r"epoch \d+  \d+%  reconstruction [\d.]+ dB  KL [\d.]+ nats", each) for each in drawn)
+    assert all(len(each) <= 80 for each in drawn)
+    assert said.count(b"\n") < 60  # the table and a line now and then
+
+
+def test_overfitting_is_said(images: np.ndarray, tmp_path: Path, command: Command) -> None:
+    """Held-out images that training can tell nothing about: the others' negatives."""
+    np.savez(tmp_path / "images.npz", x_train=images, x_test=1 - images)
+    result = command("train", "--data", tmp_path / "images.npz", "--out", tmp_path / "run", "--epochs", 16, *SMALL)
+    assert result.status == 0
+    assert re.search(r"overfitting: the ELBO is -?[\d,]+ nats on training images and -?[\d,]+ on held-out", result.err)
+    assert re.search(r"What helps is more images, --flip, fewer minutes: epoch \d+ of 16 was best", result.err)
+
+
+def test_the_feature_network_at_hand_is_taken_and_said(
+    image_folder: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))  # nothing has been downloaded
+    few = ("--image-size", 32, "--latent-dim", 8, "--batch-size", 16, "--steps", 1)
+    result = command("train", "--data", image_folder, "--out", tmp_path / "run", *few)
+    assert result.status == 0, result.err
+    assert "features: hed-vgg16 (it is installed; vgg19 would be downloaded)" in result.out
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["perceptual"] == "hed-vgg16"
+    monkeypatch.setattr(weight_files, "hed", lambda: None)
+    assert weight_files.best_at_hand()[0] == "vgg19"  # to be downloaded
+    monkeypatch.undo()
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    weight_files.vgg("vgg19").parent.mkdir(parents=True)
+    weight_files.vgg("vgg19").touch()
+    assert weight_files.best_at_hand() == ("vgg19", "it has been downloaded")
 
 
 def test_limits_and_seeds(image_folder: Path, command: Command, tmp_path: Path) -> None:
@@ -386,6 +493,10 @@ TRAIN = ("train", "--data", "{folder}", "--out", "{here}/out")
         (("train", "--data", "tfds:celeb_a", "--out", "{here}/out"), "run `tfds build celeb_a`"),
         (("train", "--data", "{here}/empty", "--out", "{here}/out"), "holds no images"),
         (("train", "--data", "{here}/texts", "--out", "{here}/out"), "holds no images"),
+        (("train", "--data", "{here}/picture.png", "--out", "{here}/out"), "is one image: give a folder of images"),
+        (("reconstruct", "{run}", "--image", "{here}/none.png", "--out", "{here}/a.png"), "no image at"),
+        (("reconstruct", "{run}", "--image", "{here}/picture.png", "--out", "{here}/a.png"), "cannot read the image"),
+        (("reconstruct", "{run}", "--image", "{here}/picture.png", "--data", "{here}"), "give one of them"),
         ((*TRAIN, "--network", "unet"), "choose one of dfc"),
         ((*TRAIN, "--perceptual", "alexnet"), "vgg16, vgg19, hed-vgg16"),
         ((*TRAIN, "--perceptual", "hed-vgg16", "--perceptual-layers", "relu9_1"), "unknown layer 'relu9_1'"),
@@ -427,7 +538,7 @@ TRAIN = ("train", "--data", "{folder}", "--out", "{here}/out")
         (("train", "--data", "{folder}", "--out", "{here}/taken"), "is not a run"),
         (("train", "--data", "{folder}", "--out", "{here}/picture.png"), "is not a run"),
         (("train", "--data", "{folder}", "--out", "{here}/picture.png/run"), "is not a folder"),
-        (("train", "--data", "{folder}", "--out", "{run}"), "already holds a run"),
+        (("train", "--data", "{folder}", "--out", "{run}"), "already holds a run: --resume goes on"),
         (("train", "--data", "{folder}"), "--out"),
         ((*TRAIN, "--colour", "red"), "--colour"),
         (("train", "--data", "{folder}", "--out", "{folder}/run"), "lies in the data folder"),

@@ -201,3 +201,19 @@ def test_unusable_likelihoods_are_refused() -> None:
             Gaussian(variance)
         with pytest.raises(InputError, match="positive"):
             DiscretizedLogistic(variance)
+
+
+@pytest.mark.parametrize("likelihood", [Gaussian(variance=0.03), GaussianCalibrated()], ids=lambda each: each.kind)
+def test_the_nats_of_a_gaussian_tell_the_squared_error(likelihood: Gaussian | GaussianCalibrated) -> None:
+    rng = np.random.default_rng(0)
+    for training in (True, False):  # the second batch has another error than the variance stands for
+        images, decoded = rng.uniform(0, 1, (2, 6, 8, 8, 3)).astype(np.float32)
+        decoded = images + (0.1 if training else 0.3) * (decoded - images)
+        nats = -float(tf.reduce_mean(likelihood.log_prob(images, decoded, training)))
+        found = likelihood.mean_squared_error(nats, 8 * 8 * 3, training)
+        assert found == pytest.approx(np.square(images - decoded).mean(), rel=1e-3)
+
+
+def test_the_nats_of_others_do_not() -> None:
+    assert Bernoulli().mean_squared_error(100.0, 192) is None
+    assert DiscretizedLogistic().mean_squared_error(100.0, 192) is None

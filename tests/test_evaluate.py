@@ -148,10 +148,11 @@ def test_evaluate_by_command(run: Path, labelled_folder: Path, tmp_path: Path, c
     assert (found["images"], found["samples"]["sampler"], found["samples"]["count"]) == (16, "gmm", 24)
     assert found["importance_weighted_bound"] > found["elbo"] - 5
     assert sorted(path.name for path in (tmp_path / "e").iterdir()) == ["evaluation.json", "report.html"]
-    table = command("evaluate", run, "--limit", 8, "--features", "none", "--out", tmp_path / "e")
+    table = command("evaluate", run, "--limit", 8, "--out", tmp_path / "e")
     assert table.status == 0
-    assert "reconstructions" in table.out
-    assert "psnr" in table.out
+    for words in ("Reconstructions", "PSNR", "precision", "1 is best", "Training images", str(tmp_path / "e")):
+        assert words in table.out
+    assert (table.out + table.err).count("features of 320 channels need 321 images of each set") == 3
 
 
 def test_images_of_another_size_are_resized_and_it_is_said(run: Path, tmp_path: Path, command: Command) -> None:

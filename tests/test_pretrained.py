@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,37 @@ def no_images(monkeypatch: pytest.MonkeyPatch) -> None:
         raise keras_vae.InputError("no images are at hand")
 
     monkeypatch.setattr(data, "load", refuse)
+
+
+def test_python_says_nothing_until_something_is_wrong(tmp_path: Path) -> None:
+    """TensorFlow greets with a dozen lines, one of them an error of CUDA's; what it warns of later is printed."""
+    code = """
+import os, keras_vae
+vae = keras_vae.from_pretrained("avatars")
+vae.sample(2, seed=0)
+vae.export("avatars.onnx", format="onnx")
+print("until here", flush=True)
+import sys, tensorflow as tf
+print("until here", file=sys.stderr, flush=True)
+try:
+    tf.io.read_file("/none/such")
+except tf.errors.NotFoundError:
+    pass
+"""
+    unset = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=unset, capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "until here\n"
+    before, _, after = result.stderr.partition("until here\n")
+    assert before == ""
+    assert "/none/such" in after
+
+
+def test_a_report_of_an_export_is_one_line_at_a_prompt(tmp_path: Path) -> None:
+    report = keras_vae.from_pretrained("fashion_mnist").export(tmp_path / "decoder.onnx", format="onnx")
+    assert repr(report) == report.summary()
+    assert "\n" not in repr(report)
 
 
 def test_names() -> None:

@@ -259,13 +259,39 @@ def test_a_run_goes_on_at_its_step_and_can_be_made_longer(stopped: Path, command
     assert result.status == 0
     assert json.loads(result.out)["steps"] == 30
     assert json.loads(result.out)["epochs"] == 3
-    assert "going on from step 13" in result.err
-    assert "Epoch 2/3, after 3 of 10 steps" in result.err
+    assert re.search(r"going on from step 13 \(.*step-00000013.keras\); left: 1.7 of 3 epochs", result.err)
+    assert "epoch 3/3  reconstruction" in result.err
     assert [line["step"] for line in figures(stopped)] == [10, 20, 30]
     assert json.loads((stopped / "config.json").read_text())["epochs"] == 3
-    again = command("train", "--resume", "--out", stopped, "--json")  # which has nothing left to do
+    (stopped / "model.keras").unlink()  # as if it had been killed after its last step
+    again = command("train", "--resume", "--out", stopped, "--json")
     assert again.status == 0
     assert json.loads(again.out)["val_loss"] == json.loads(result.out)["val_loss"]
+    assert (stopped / "model.keras").is_file()
+
+
+def test_a_finished_run_is_left_alone_and_the_way_on_is_named(
+    image_folder: Path, tmp_path: Path, command: Command
+) -> None:
+    run = tmp_path / "run"
+    assert command("train", "--data", image_folder, "--out", run, "--epochs", 1, *OPTIONS).status == 0
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for limits, further in (
+        ((), "--epochs 2 trains 1 more"),
+        (("--epochs", 1), "--epochs 2 trains 1 more"),
+        (("--steps", 6), "--steps 16 trains 6 more"),
+        (("--minutes", 1e-4), "--minutes 0."),
+    ):
+        result = command("train", "--resume", "--out", run, *limits)
+        assert result.status == 2
+        assert f"{run} has trained for " in result.err
+        assert "1 epochs or 10 steps, and --" in result.err
+        assert "counts from the run's beginning: nothing is left to do" in result.err
+        assert further in result.err
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    new = command("train", "--data", image_folder, "--out", run, *OPTIONS)
+    assert new.status == 2
+    assert "already holds a run: --resume goes on with it" in new.err
 
 
 def test_what_would_make_another_run_of_it_is_refused(stopped: Path, command: Command) -> None:

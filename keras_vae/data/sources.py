@@ -79,6 +79,7 @@ def load(
     random_crop: int = 0,
     strict: bool = False,
     share: pipelines.Share = pipelines.ALONE,
+    only_held_out: bool = False,
 ) -> ImageData:
     """Loads images as tf.data pipelines of float32 batches in [0, 1].
 
@@ -107,6 +108,8 @@ def load(
         strict: refuse a source of which any image would be skipped; reads all of a folder first.
         share: the replicas of distributed training that this process makes batches for; an element of the pipelines is
             then one replica's rows of a batch.
+        only_held_out: whether held-out images are all that is wanted. There may then be none to train on: the source
+            may be one image file, or a folder with one image in it.
 
     Raises:
         InputError: the source is unknown, cannot be had, is empty, holds no images, more than a tenth of it cannot be
@@ -119,7 +122,7 @@ def load(
         check_count("random_crop", random_crop)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise InputError(f"seed={seed!r}: give a whole number of at least 0")
-    parts = _open(source, image_size, crop, attributes, strict)
+    parts = _open(source, image_size, crop, attributes, strict, only_held_out)
     if attributes and not parts.attribute_names:
         hint = tables.hint(Path(parts.name)) if Path(parts.name).is_dir() else ""
         raise InputError(
@@ -130,7 +133,7 @@ def load(
         raise InputError(
             f"random_crop={random_crop}: give 0 or more pixels, fewer than the images' {min(height, width)}"
         )
-    if parts.train_size < batch_size:
+    if parts.train_size < batch_size and not only_held_out:
         raise InputError(
             f"batch size {batch_size} is larger than the {parts.train_size} training images of {parts.name}: "
             f"give one (--batch-size) of at most {parts.train_size}"
@@ -144,7 +147,7 @@ def load(
     return ImageData(
         name=parts.name,
         image_shape=parts.image_shape,
-        train=pipelines.epochs(epoch, steps, batches),
+        train=pipelines.epochs(epoch, steps, batches) if steps else test.take(0),
         test=test,
         train_size=parts.train_size,
         test_size=parts.test_size,
@@ -170,6 +173,8 @@ def check(source: Source, image_size: int | None = None, batch_size: int = 64) -
         tfds_sets.check(tfds_sets.find(_tfds_name(source).builder))
     elif _is_array_file(Path(source)):
         _open_array_file(Path(source))
+    elif is_image_file(Path(source)):
+        raise _one_image(Path(source))
     elif not is_prepared_set(Path(source)) and next(scan(Path(source)), None) is None:
         raise _no_images(Path(source))
 
@@ -254,7 +259,12 @@ class _Sequential(_Parts):
 
 
 def _open(
-    source: Source, image_size: int | None, crop: int | None, attributes: bool | None, strict: bool
+    source: Source,
+    image_size: int | None,
+    crop: int | None,
+    attributes: bool | None,
+    strict: bool,
+    only_held_out: bool,
 ) -> RandomAccess | _Sequential:
     if crop is not None and image_size is None:
         image_size = DEFAULT_SIZE
@@ -274,7 +284,8 @@ def _open(
         return _from_array_file(path, image_size, crop)
     if is_prepared_set(path):
         return _from_builder(str(path), tfds_sets.from_folder(path), image_size, crop)
-    return open_folder(path, image_size or DEFAULT_SIZE, crop, attributes, strict)
+    least = 1 if only_held_out else 2
+    return open_folder(path, image_size or DEFAULT_SIZE, crop, attributes, strict, least=least)
 
 
 # Arrays ------------------------------------------------------------------------------------------
@@ -566,9 +577,17 @@ def _from_records(name: str, opened: tfds_sets.Opened, shape: tuple[int, int, in
 
 
 def open_folder(
-    folder: Path, size: int, crop: int | None, attributes: bool | None, strict: bool, keep: bool = True
+    folder: Path,
+    size: int,
+    crop: int | None,
+    attributes: bool | None,
+    strict: bool,
+    keep: bool = True,
+    least: int = 2,
 ) -> RandomAccess:
     """A folder's images by index; with `keep=False` they are decoded each time they are asked for.
+
+    With `least=1` it may have a single one, which is held out, or be the image file itself.
 
     Raises:
         InputError: as `load`.
@@ -582,13 +601,17 @@ def open_folder(
             else:
                 faults.append((name, fault))
 
-    listing = Listing(sound())
+    root = str(folder)
+    if is_image_file(folder):
+        if least > 1:
+            raise _one_image(folder)
+        root, listing = str(folder.parent), Listing([folder.name])
+    else:
+        listing = Listing(sound())
     if not len(listing):
         raise _no_images(folder)
     skips = Skips(str(folder), len(listing) + len(faults), strict)
-    names, values = _folder_attributes(folder, listing, attributes, skips)
-
-    root = str(folder)
+    names, values = ((), None) if is_image_file(folder) else _folder_attributes(folder, listing, attributes, skips)
 
     def decode(indices: np.ndarray) -> Iterable[np.ndarray | UnreadableError]:
         for index in indices:
@@ -614,11 +637,26 @@ def open_folder(
     train, test = images.readable(train), images.readable(test)
     if len(skips):
         logger.warning(skips.summary())
-    if not len(train) or not len(test):
-        raise InputError(
-            f"{folder} holds {len(train) + len(test)} readable images among {skips.total} candidates: give at least 2"
+    count = len(train) + len(test)
+    if not len(test) or count < least:
+        held = f"{count} image{'s'[: count != 1]}" + (
+            f" of {skips.total} that can be read" if skips.total > count else ""
         )
+        few = "" if least == 1 else "; to learn anything takes hundreds"
+        raise InputError(f"{folder} holds {held}: give at least {least}{few}")
     return RandomAccess(str(folder), images, train, test, names, skips)
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether this is a file with an image's extension."""
+    return path.suffix.lower().removeprefix(".") in decoding.EXTENSIONS and os.path.isfile(path)  # noqa: PTH113
+
+
+def _one_image(path: Path) -> InputError:
+    return InputError(
+        f"{path} is one image: give a folder of images, of hundreds to train on; a trained model takes one with "
+        f"--image: keras-vae reconstruct MODEL --image {path}"
+    )
 
 
 def _no_images(folder: Path) -> InputError:

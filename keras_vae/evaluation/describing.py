@@ -117,7 +117,7 @@ def draw_map(path: Path, source: str | None, out: Path, count: int, seed: int = 
         raise InputError(f"--count {count}: a map takes {MAP_LEAST} to {MAP_MOST} images")
     model = open_model(path)
     vae = model.whole("a map")
-    images = data_of(model, vae, source, batch_size=1)
+    images = data_of(model, vae, source, batch_size=1, only_held_out=True)
     kept = Reservoir(count, seed)
     with progress.bar(images.test_size, "reading", "images") as bar:
         for batch in images.test.unbatch().batch(BATCH).as_numpy_iterator():

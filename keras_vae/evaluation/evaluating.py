@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -341,7 +340,6 @@ class _Evaluation:
 
     def _note(self, text: str) -> None:
         self.notes.append(text)
-        print(text, file=sys.stderr)
 
 
 class _Set:

@@ -51,8 +51,11 @@ NAMES = {
     "kid": ("KID", "lower is nearer"),
     "kid_subset": ("images of its subsets", ""),
     "kid_deviation": ("its deviation", "between subsets"),
-    "precision": ("precision", "share of them among the held-out images: how good they are"),
-    "recall": ("recall", "share of the held-out images among them: how varied they are"),
+    "precision": (
+        "precision",
+        "share of them that could be held-out images; 1 is best, real ones score as training images do",
+    ),
+    "recall": ("recall", "share of held-out images that they cover; 1 is best, real ones score as training images do"),
     "sampler": ("sampler", "where latents came from"),
     "count": ("images", ""),
     "mean_kl": ("mean KL", "nats"),
@@ -96,14 +99,6 @@ def page(name: str, config: Mapping[str, Any], figures: Mapping[str, Any], shown
         figures: as `evaluating.evaluate` returns them.
         shown: pictures.
     """
-    groups = {
-        "Likelihood": {key: value for key, value in figures.items() if not isinstance(value, dict | list | str)},
-        "Reconstructions": figures["reconstructions"],
-        "Samples": figures["samples"],
-        "Training images": figures.get("training_images", {}),
-        "Latents": figures["posterior"],
-    }
-    tables = {title: [_row(*each) for each in group.items()] for title, group in groups.items() if group}
     loader = importlib.resources.files("keras_vae.evaluation").joinpath("report.html.j2")
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         loader.read_text(encoding="utf-8")
@@ -114,7 +109,7 @@ def page(name: str, config: Mapping[str, Any], figures: Mapping[str, Any], shown
         features=figures.get("features"),
         settings=_settings(config),
         options={key: value for key, value in figures["options"].items() if value is not None},
-        tables=tables,
+        tables=tables(figures),
         notes=figures["notes"],
         pictures={
             "Held-out images above their reconstructions": _embedded(
@@ -129,6 +124,22 @@ def page(name: str, config: Mapping[str, Any], figures: Mapping[str, Any], shown
             ),
         },
     )
+
+
+def tables(figures: Mapping[str, Any]) -> dict[str, list[tuple[str, str, str]]]:
+    """The figures by group, each with its name, its value in words, and what is to be known about it.
+
+    Args:
+        figures: as `evaluating.evaluate` returns them.
+    """
+    groups = {
+        "Likelihood": {key: value for key, value in figures.items() if not isinstance(value, dict | list | str)},
+        "Reconstructions": figures["reconstructions"],
+        "Samples": figures["samples"],
+        "Training images": figures.get("training_images", {}),
+        "Latents": figures["posterior"],
+    }
+    return {title: [_row(*each) for each in group.items()] for title, group in groups.items() if group}
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class Pair:
     error: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """What `verify` found.
 
@@ -73,6 +73,8 @@ class Report:
             for pair in self.pairs
         )
         return f"largest difference of {'; '.join(found)}"
+
+    __repr__ = summary  # what a prompt shows of `vae.export(...)`
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON takes it: an infinite PSNR is None."""

@@ -170,7 +170,7 @@ def train(config: TrainingConfig) -> dict[str, Any]:
 
     Raises:
         InputError: a setting, the data or the output folder cannot be used, or the run has reached its limits already.
-        NotFiniteError: the loss or its gradient became infinite or no number.
+        NotFiniteError: the loss or its gradient became infinite or NaN.
         RunError: the folder can no longer be written to, the data no longer be read, or a worker was lost.
         StoppedError: SIGTERM or Ctrl-C was received, and where training is was saved.
     """
@@ -442,7 +442,7 @@ def _failures(
         path = out / "last-finite.keras"
         with _writing(out):
             _save(vae, path)
-        raise NotFiniteError(f"{error}; {path} holds them, and {_kept(out)}") from None
+        raise NotFiniteError(f"{error}; {path} holds the last good weights, and {_kept(out)}") from None
     except tf.errors.OpError as error:
         at = f"at step {progress.steps + 1}"
         text = _reason(error)

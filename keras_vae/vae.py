@@ -856,7 +856,7 @@ class VAE(keras.Model):
             `keras_vae.export.verify.Report`, the differences that were measured.
 
         Raises:
-            InputError: weights that are no numbers, or unknown arguments.
+            InputError: weights that are not finite, or unknown arguments.
             keras_vae.export.errors.ExportError: unknown format, or a path that cannot be written.
             keras_vae.export.errors.VerificationError: the artifact differs from the Keras decoder by more than 1e-4,
                 or one of lower precision by more than it may.
@@ -867,7 +867,7 @@ class VAE(keras.Model):
         path = Path(filepath)
         check_target(path, format, precision)
         if any(not np.isfinite(np.array(weight)).all() for weight in self.decoder.weights):
-            raise InputError("the decoder's weights are no numbers: its training diverged; train again")
+            raise InputError("the decoder's weights are not finite: its training diverged; train again")
         if kwargs:
             raise InputError(
                 f"export takes no {', '.join(kwargs)}: it takes filepath, format, verbose, precision, calibration, "

@@ -109,7 +109,7 @@ def second_stage(
             loss = step(z, rng.standard_normal(z.shape, np.float32))
             bar.update(1)
     if not math.isfinite(float(loss)):
-        raise InputError("the second stage's loss is no number: the model's latents are not either")
+        raise InputError("the second stage's loss is not finite: neither are the model's latents")
     return model.sampler(shift.astype(np.float32), scale.astype(np.float32), metadata or {})
 
 

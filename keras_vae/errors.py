@@ -17,7 +17,7 @@ class InputError(ValueError):
 
 
 class NotFiniteError(InputError):
-    """The loss or its gradient is infinite or NaN; the step was left out, and the model is as the one before left it."""
+    """The loss or its gradient is infinite or NaN: the step was left out, and the model is as it was before."""
 
 
 class RunError(RuntimeError):

@@ -36,6 +36,7 @@ from keras_vae.data import sources
 from keras_vae.distributions import check_likelihood
 from keras_vae.errors import InputError, NotFiniteError, RunError, check_count, check_weight
 from keras_vae.evaluation.fidelity import psnr, sharpness_ratio
+from keras_vae.export.reference import true_float32
 from keras_vae.files import is_writable, sweep, write_aside
 from keras_vae.models import CHECKPOINT_FOLDER, CONFIG_FILE, METRICS_FILE, MODEL_FILE, is_run, load_vae, read_config
 from keras_vae.models import checkpoints as checkpoints_of
@@ -681,6 +682,7 @@ def _save(vae: VAE, path: Path) -> None:
         vae.save(aside)
 
 
+@true_float32(device=None)
 def _finish(
     vae: VAE,
     images: data.ImageData,

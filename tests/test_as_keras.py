@@ -1,0 +1,133 @@
+"""What people's scripts do with a model of Keras's, and complain of where it fails with a `train_step` of one's own."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_vae import VAE, InputError
+
+
+@pytest.fixture(scope="module")
+def x(images: np.ndarray) -> np.ndarray:
+    return images[:48, ::2, ::2]
+
+
+@pytest.fixture(scope="module")
+def vae(x: np.ndarray) -> VAE:
+    vae = made()
+    vae.fit(x, batch_size=16, epochs=2, verbose=0)
+    return vae
+
+
+def made(optimizer: object = None, **options: object) -> VAE:
+    keras.utils.set_random_seed(0)
+    vae = VAE((16, 16, 3), 4, perceptual=None, network_options={"width": 4}, seed=1)
+    vae.compile(optimizer or keras.optimizers.Adam(1e-3), **options)
+    return vae
+
+
+def test_images_as_their_own_labels(vae: VAE, x: np.ndarray) -> None:
+    pairs = tf.data.Dataset.from_tensor_slices((x, x)).batch(16)
+    expected = vae.evaluate(x, verbose=0, return_dict=True)
+    for data in ((x, x), (pairs,)):
+        assert vae.evaluate(*data, verbose=0, return_dict=True) == pytest.approx(expected, rel=1e-5)
+        validation = data if len(data) == 2 else data[0]
+        assert "val_elbo" in vae.fit(*data, validation_data=validation, verbose=0).history
+        expected = vae.evaluate(x, verbose=0, return_dict=True)
+    found = vae.evaluate(x, verbose=0)
+    assert dict(zip(vae.metrics_names, found, strict=True)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_keras_callbacks(x: np.ndarray, tmp_path: Path) -> None:
+    vae = made()
+    history = vae.fit(
+        x,
+        validation_split=0.25,
+        epochs=8,
+        verbose=0,
+        callbacks=[
+            keras.callbacks.EarlyStopping("val_loss", min_delta=1e9, patience=2, restore_best_weights=True),
+            keras.callbacks.ReduceLROnPlateau("val_loss", min_delta=1e9, patience=0, cooldown=9),
+            keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", "val_elbo", mode="max", save_best_only=True),
+            keras.callbacks.ModelCheckpoint(tmp_path / "last.weights.h5", save_weights_only=True),
+            keras.callbacks.CSVLogger(tmp_path / "log.csv"),
+            keras.callbacks.TensorBoard(tmp_path / "logs"),
+            keras.callbacks.BackupAndRestore(tmp_path / "backup"),
+            keras.callbacks.TerminateOnNaN(),
+        ],
+    ).history
+    assert len(history["val_loss"]) == 3
+    assert float(vae.optimizer.learning_rate) == pytest.approx(1e-4)
+    assert (tmp_path / "log.csv").read_text().count("\n") == 4
+    best = keras.saving.load_model(tmp_path / "best.keras")
+    found = best.evaluate(x[36:], verbose=0, return_dict=True)["elbo"]
+    assert found == pytest.approx(max(history["val_elbo"]), rel=1e-4)
+    again = made()
+    again.load_weights(tmp_path / "last.weights.h5")
+    assert again.evaluate(x[36:], verbose=0, return_dict=True)["elbo"] == pytest.approx(
+        history["val_elbo"][-1], rel=1e-4
+    )
+
+
+def test_copies(vae: VAE, x: np.ndarray, tmp_path: Path) -> None:
+    expected = vae.predict(x, verbose=0)
+    for model in (copy.deepcopy(vae), pickle.loads(pickle.dumps(vae))):
+        np.testing.assert_array_equal(model.predict(x, verbose=0), expected)
+    clone = keras.models.clone_model(vae)
+    clone.set_weights(vae.get_weights())
+    np.testing.assert_array_equal(clone.predict(x, verbose=0), expected)
+    for name, network in (("encoder", vae.encoder), ("decoder", vae.decoder)):
+        network.save(tmp_path / f"{name}.keras")
+    encoder, decoder = (keras.saving.load_model(tmp_path / f"{name}.keras") for name in ("encoder", "decoder"))
+    z = encoder.predict(x, verbose=0)["mean"]
+    np.testing.assert_allclose(decoder.predict(z, verbose=0), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda: "rmsprop",
+        lambda: keras.optimizers.SGD(1e-5, clipnorm=1.0, momentum=0.9),
+        lambda: keras.optimizers.AdamW(1e-3, global_clipnorm=10.0),
+        lambda: keras.optimizers.Adam(1e-3, gradient_accumulation_steps=2),
+        lambda: keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-3, 100)),
+    ],
+    ids=["by name", "clipped", "weight decay", "accumulated", "schedule"],
+)
+def test_optimizers(optimizer: Callable[[], object], x: np.ndarray) -> None:
+    vae = made(optimizer())
+    losses = vae.fit(x, batch_size=8, epochs=3, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+    assert int(vae.optimizer.iterations) in (9, 18)  # an accumulating optimizer counts what it applies
+
+
+def test_steps_per_execution_and_frozen_parts(x: np.ndarray) -> None:
+    one, four = made(), made(steps_per_execution=4)
+    for vae in (one, four):
+        vae.fit(x, batch_size=8, epochs=2, shuffle=False, verbose=0)
+    for first, second in zip(one.weights, four.weights, strict=True):
+        np.testing.assert_allclose(np.array(first), np.array(second), atol=1e-5)
+    before = one.encoder.get_weights()
+    one.encoder.trainable = False
+    one.compile(keras.optimizers.Adam(1e-3))
+    one.fit(x, verbose=0)
+    for first, second in zip(before, one.encoder.get_weights(), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_a_directory_by_keras(vae: VAE, image_folder: Path) -> None:
+    """Keras gives 0..255 as floats, and labels; the advice works."""
+    options = {"image_size": (16, 16), "batch_size": 8, "verbose": False}
+    data = keras.utils.image_dataset_from_directory(image_folder, **options)
+    with pytest.raises(InputError, match=r"images range from .* to 255 in batch 1: scale them to \[0, 1\]"):
+        vae.fit(data, verbose=0)
+    scaled = data.map(lambda images, labels: (images / 255, labels))
+    assert np.isfinite(vae.fit(scaled, verbose=0).history["loss"]).all()

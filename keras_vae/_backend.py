@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from keras_vae.errors import InputError
 
 LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
+STDERR = 2  # of the process, which TensorFlow writes to, whatever sys.stderr is
+WORTH_SAYING = re.compile(r"[WEF]\d{4} ")  # of absl's log: warnings, errors and what is fatal
+NO_GPU = "failed call to cuInit"
 
 
 def require_tensorflow() -> None:
@@ -32,8 +39,8 @@ def require_tensorflow() -> None:
 def load_tensorflow() -> None:
     """Imports TensorFlow, where nothing has yet, without the dozen lines it prints on any machine.
 
-    Among them is an error where there is no GPU. Of what it has to say later its warnings and errors are printed, or
-    what TF_CPP_MIN_LOG_LEVEL asks for, which it reads once; with 0 it greets as ever.
+    Among them is an error where there is no GPU. Its other warnings and errors are printed, now and later, or what
+    TF_CPP_MIN_LOG_LEVEL asks for, which it reads once; with 0 it greets as ever.
 
     Raises:
         InputError: Keras is set to something other than TensorFlow.
@@ -41,16 +48,35 @@ def load_tensorflow() -> None:
     require_tensorflow()
     if "tensorflow" in sys.modules or os.environ.get(LOG_LEVEL) == "0":
         return
-    from keras_vae.export.quiet import quiet_stderr
-
     asked = LOG_LEVEL in os.environ
     if not asked:
         os.environ[LOG_LEVEL] = "1"
     try:
-        with quiet_stderr():
+        with _without_greetings():
             import tensorflow as tf
 
             tf.config.list_physical_devices()  # looks for a GPU, and complains where there is none
     finally:
         if not asked:
             del os.environ[LOG_LEVEL]
+
+
+@contextmanager
+def _without_greetings() -> Iterator[None]:
+    """Within it, standard error is kept; afterwards warnings and errors are printed, but for that of no GPU."""
+    try:
+        kept = os.dup(STDERR)
+    except OSError:  # there is none
+        yield
+        return
+    with tempfile.TemporaryFile("w+", errors="replace") as said:
+        os.dup2(said.fileno(), STDERR)
+        try:
+            yield
+        finally:
+            os.dup2(kept, STDERR)
+            os.close(kept)
+            said.seek(0)
+            for line in said:
+                if WORTH_SAYING.match(line) and NO_GPU not in line:
+                    print(line, end="", file=sys.stderr)

@@ -306,6 +306,7 @@ class Checkpoints(keras.callbacks.Callback):
         Raises:
             OSError: it cannot be written.
         """
+        self.model.watch.look(self.model)  # a bad step of which nobody knows yet would be forgotten
         state = self.progress.state()  # of every worker: each has a part of the epoch's figures
         if self.writes:
             self.path = checkpoints.write(self.run, self.model.save, state, self.config.checkpoints_kept)

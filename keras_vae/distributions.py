@@ -45,7 +45,7 @@ class DiagonalGaussian:
                 "give both the same shape, (batch, latent_dim)"
             )
 
-    def sample(self, seed: int | keras.random.SeedGenerator | None = None) -> Any:
+    def sample(self, seed: Any = None) -> Any:
         """Draws one value each by the reparametrization mean + exp(log_var / 2) * noise.
 
         Kingma and Welling 2014, arXiv 1312.6114, section 2.4: the draw is differentiable in
@@ -53,7 +53,8 @@ class DiagonalGaussian:
 
         Args:
             seed: an integer (the same integer gives the same draw), a `keras.random.SeedGenerator`
-                (each call continues its stream), or None for a draw that differs each time.
+                (each call continues its stream), or None for a draw that differs each time; or the noise
+                itself, a float32 tensor (batch, latent_dim).
 
         Returns:
             float32 tensor, shape (batch, latent_dim).

@@ -48,6 +48,8 @@ def check(images: Any, image_shape: ImageShape | None = None) -> None:
     """
     check_dtype(images.dtype)
     check_shape(tuple(images.shape), image_shape)
+    if not len(images):
+        raise InputError(f"an array of shape {tuple(images.shape)} has no image in it")
     if _is_uint8(images.dtype):
         return
     if tf.is_tensor(images):
@@ -93,12 +95,10 @@ def check_shape(shape: tuple[int | None, ...], image_shape: ImageShape | None = 
     if image_shape is not None:
         wanted = f"(batch, {', '.join(map(str, image_shape))})"
         fits = fits and all(side in (None, own) for side, own in zip(shape[1:], image_shape, strict=True))
-    if fits and shape[0] != 0:
+    if fits:
         return
     advice = f"give {wanted}"
-    if shape[:1] == (0,):
-        advice = f"there is no image in it; {advice}"
-    elif len(shape) == 3 and (shape == image_shape or (image_shape is None and shape[2] in (1, 3))):
+    if len(shape) == 3 and (shape == image_shape or (image_shape is None and shape[2] in (1, 3))):
         advice = f"an image without its batch: {advice}, as images[None] is, or a dataset's .batch(64)"
     elif len(shape) == 3 and (image_shape is None or shape[1:] == image_shape[:2]):
         advice = f"the channel is missing: {advice}, as images[..., None] is"

@@ -58,11 +58,11 @@ class Limits:
         """What is left of each limit, in words: "2 of 3 minutes, 10 of 40 steps"."""
         rest = []
         if self.minutes is not None:
-            rest.append(f"{_number(self.minutes - seconds / 60)} of {_number(self.minutes)} minutes")
+            rest.append(f"{_number(max(0.0, self.minutes - seconds / 60))} of {_number(self.minutes)} minutes")
         if self.steps is not None:
-            rest.append(f"{self.steps - step} of {self.steps} steps")
+            rest.append(f"{max(0, self.steps - step)} of {self.steps} steps")
         if self.epochs is not None:
-            rest.append(f"{_number(self.epochs - step / self.steps_per_epoch)} of {self.epochs} epochs")
+            rest.append(f"{_number(max(0.0, self.epochs - step / self.steps_per_epoch))} of {self.epochs} epochs")
         return ", ".join(rest)
 
     def extension(self, step: int, seconds: float) -> str:

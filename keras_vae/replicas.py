@@ -6,7 +6,7 @@ nothing. Each is the same number on every replica, and gradients pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -78,13 +78,13 @@ def normal(shape: Any, seed: Any) -> Any:
 
     Args:
         shape: of the rows, whose number may differ among replicas.
-        seed: int, `keras.random.SeedGenerator`, `NoiseByPlace` or None.
+        seed: int, `keras.random.SeedGenerator` or None; or the draws themselves, as `NoiseByPlace` gives them.
     """
-    if isinstance(seed, NoiseByPlace):
-        return seed.draw(shape)
+    if tf.is_tensor(seed) and seed.dtype == tf.float32:
+        return seed
     if count() == 1 or not isinstance(seed, keras.random.SeedGenerator):
         return keras.random.normal(shape, dtype="float32", seed=seed)
-    rows = gathered(ops.cast(shape[0], "int32"))
+    rows = tf.cast(gathered(ops.cast(shape[0], "float32")), tf.int32)
     before = tf.reduce_sum(rows[: _index()])
     whole = keras.random.normal((tf.reduce_sum(rows), *shape[1:]), dtype="float32", seed=seed)
     return tf.slice(whole, (before, *[0] * (len(shape) - 1)), shape)
@@ -106,14 +106,14 @@ class NoiseByPlace(keras.random.SeedGenerator):
     def draw(self, shape: Any) -> Any:
         """float32 (rows, size), of this replica's rows; `shape` says both."""
         rows, size = shape
-        counts = gathered(ops.cast(rows, "int32"))
-        seed, place = tf.unstack(tf.cast(tf.convert_to_tensor(self.state), tf.uint64))
+        counts = tf.cast(gathered(ops.cast(rows, "float32")), tf.int64)
+        seed, place = tf.unstack(tf.cast(tf.convert_to_tensor(self.state), tf.int64))
         before = 0 if count() == 1 else tf.reduce_sum(counts[: _index()])
         steps = -(-size // self.WORDS)
         bits = tf.raw_ops.StatelessRandomUniformFullIntV2(
             shape=(rows, steps * self.WORDS),
-            key=seed[tf.newaxis],
-            counter=tf.stack([(place + tf.cast(before, tf.uint64)) * steps, 0]),
+            key=tf.cast(seed, tf.uint64)[tf.newaxis],
+            counter=tf.cast(tf.stack([(place + before) * steps, 0]), tf.uint64),
             alg=tf.random.Algorithm.PHILOX.value,
             dtype=tf.uint32,
         )[:, :size]
@@ -125,13 +125,13 @@ class NoiseByPlace(keras.random.SeedGenerator):
         return sign * tf.math.ndtri(tail)
 
 
-def choose(fine: Any, then: Callable[..., None], otherwise: Callable[..., None], arguments: Sequence[Any]) -> None:
+def choose(fine: Any, then: Callable[..., None], otherwise: Callable[..., None], *arguments: Any) -> None:
     """Calls one function or the other, on every replica the same one: both may assign variables.
 
     Args:
         fine: boolean, the same on every replica.
         then, otherwise: what is called with the arguments where it is true, and where it is false.
-        arguments: of each replica.
+        *arguments: of each replica: tensors, or lists of them.
     """
 
     def call(function: Callable[..., None], *arguments: Any) -> None:

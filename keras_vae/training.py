@@ -180,6 +180,8 @@ def train(config: TrainingConfig) -> dict[str, Any]:
     resumes = config.resume and is_run(out)
     why = None
     if config.perceptual == AUTO:
+        if strategies.is_multi_worker(config.strategy):  # they would add up gradients of different losses
+            raise InputError("workers may have different feature networks at hand: name one, as --perceptual hed-vgg16")
         name, why = weight_files.best_at_hand()
         config = replace(config, perceptual=name)
     perceptual = None

@@ -212,7 +212,10 @@ class VAE(keras.Model):
                 that TensorFlow compiles, values are not looked at.
         """
         if not tf.is_tensor(images):
-            images = np.asarray(images)
+            try:
+                images = np.asarray(images)
+            except ValueError as error:
+                raise InputError("images have different shapes: give one array, or tensors of one shape") from error
         if tf.executing_eagerly():
             image_batches.check(images, self.image_shape)
         parameters = self._run(self.encoder, image_batches.as_float32(images, self.image_shape), training)
@@ -260,13 +263,14 @@ class VAE(keras.Model):
 
     @keras_defaults()
     def objective(
-        self, images: Any, noise: keras.random.SeedGenerator, training: bool, targets: list[Any] | None = None
+        self, images: Any, noise: Any, training: bool, targets: list[Any] | None = None
     ) -> tuple[dict[str, Any], distributions.DiagonalGaussian]:
         """Every term of the objective for each image, in float32, shape (batch,), and the posterior.
 
         Args:
             images: float32, of the model's shape.
-            noise: where draws from the posterior come from.
+            noise: where draws from the posterior come from: a `keras.random.SeedGenerator`, or standard normal noise,
+                a float32 tensor (batch, latent_dim).
             training: whether batch statistics and calibrated variances follow this batch.
             targets: the images' features, where they are at hand.
 
@@ -354,29 +358,38 @@ class VAE(keras.Model):
             statistics: what `_statistics` were before the step.
         """
         scales = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
-        fine, usable = self.watch.note_numbers(self.optimizer.iterations + 1, terms, gradients, scales)
-        kl = replicas.mean(terms["kl"])
+        fine, usable, means = self.watch.note_numbers(self.optimizer.iterations + 1, terms, gradients, scales)
+        fine, usable = tf.logical_and(images_fine, fine), tf.logical_and(images_fine, usable)
 
-        def apply(*gradients: Any) -> None:
-            self.optimizer.apply(list(gradients), self.trainable_weights)
+        def apply(gradients: list[Any], *_: Any) -> None:
+            self.optimizer.apply(gradients, self.trainable_weights)
 
-        def follow(kl: Any, *_: Any) -> None:
+        def follow(gradients: list[Any], kl: Any, _: list[Any]) -> None:
+            if not scales:
+                apply(gradients)
             self._average_statistics()
             self._last_kl.assign(kl)
 
-        def restore(_: Any, *statistics: Any) -> None:
+        def restore(gradients: list[Any], kl: Any, statistics: list[Any]) -> None:
             for variable, before in zip(self._statistics(), statistics, strict=True):
                 variable.assign(before)
 
-        replicas.choose(tf.logical_and(images_fine, usable), apply, _nothing, gradients)
-        replicas.choose(tf.logical_and(images_fine, fine), follow, restore, [kl, *statistics])
+        if scales:
+            # The optimizer sees gradients that overflow, to lower its scale. It looks at one replica's alone.
+            nan = tf.constant(math.nan)
+            gradients = [
+                each if each is None else tf.where(fine, each, ops.cast(nan, each.dtype)) for each in gradients
+            ]
+            replicas.choose(usable, apply, _nothing, gradients)
+        replicas.choose(fine, follow, restore, gradients, means["kl"], statistics)
 
     def test_step(self, data: Any) -> dict[str, Any]:
         images = self._images(data)
         rows = ops.shape(images)[0]
+        noise = replicas.at_least_one(self.test_noise.draw((rows, self.latent_dim)))
         images = replicas.at_least_one(images)
         self.watch.note_images(images)
-        terms, posterior = self.objective(images, self.test_noise, training=False)
+        terms, posterior = self.objective(images, noise, training=False)
         terms = {name: values[:rows] for name, values in terms.items()}
         return self._logged(self._track(terms, posterior.mean[:rows]))
 
@@ -461,6 +474,7 @@ class VAE(keras.Model):
         self._statistics_averages = _Untracked(
             [tf.Variable(np.array(each)) for each in self._statistics()] if averaging else []
         )
+        self.watch.overflows.assign(0.0)  # of the loss scale of another optimizer
 
     def _compiles(self, jit_compile: bool | str, run_eagerly: bool) -> bool | str:
         """What Keras is told of XLA."""
@@ -615,9 +629,9 @@ class VAE(keras.Model):
         return self._looked_at(super().predict_on_batch, self._checked("predict_on_batch", x))
 
     def _looked_at(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self.watch.begin()
-        result = method(*args, **kwargs)
-        self.watch.look(self)
+        with self.watch.anew():
+            result = method(*args, **kwargs)
+            self.watch.look(self)
         return result
 
     def _check_compiled(self, method: str) -> None:
@@ -630,6 +644,8 @@ class VAE(keras.Model):
             raise InputError(f"{method} needs images: give an array or a dataset")
         if isinstance(images, tf.data.Dataset):
             return image_batches.checked_dataset(images, self.image_shape, steps, option)
+        if isinstance(images, tuple):
+            raise InputError(f"{method} takes images and labels apart, as {method}(images, labels), not as a tuple")
         values = image_batches.unpack(images) if isinstance(images, dict) else images
         if isinstance(values, np.ndarray) or tf.is_tensor(values):
             image_batches.check(values, self.image_shape)
@@ -638,7 +654,6 @@ class VAE(keras.Model):
     @contextmanager
     def _watched(self, options: dict[str, Any]) -> Iterator[None]:
         """Within it, what steps note is looked at, by a callback that is added to the options'."""
-        self.watch.begin()
         looks, given = Looks(), options.get("callbacks")
         if isinstance(given, keras.callbacks.CallbackList):
             looks.set_model(self)
@@ -646,11 +661,8 @@ class VAE(keras.Model):
         else:
             options["callbacks"] = [looks, *_callbacks(options)]  # first: nobody writes down a step that was left out
         try:
-            yield
-        except UnboundLocalError:  # what Keras raises where there is no batch
-            if looks.batches:
-                raise
-            raise image_batches.empty_dataset() from None
+            with self.watch.anew():
+                yield
         except ValueError as error:
             if "Python generator" in str(error):
                 raise InputError(
@@ -736,9 +748,10 @@ class VAE(keras.Model):
         optimizer = self._averaging_optimizer()
         if optimizer is None:
             return
-        momentum = ops.cast(ops.where(optimizer.iterations > 1, optimizer.ema_momentum, 0.0), "float32")
+        momentum = ops.where(optimizer.iterations > 1, optimizer.ema_momentum, 0.0)
         for variable, average in self._averaged_statistics():
-            average.assign(momentum * average + (1.0 - momentum) * variable)
+            share = ops.cast(momentum, average.dtype)
+            average.assign(share * average + (1.0 - share) * variable)
 
     def make_train_function(self, force: bool = False) -> Any:
         self._make_networks()
@@ -985,7 +998,9 @@ def _optimizer(optimizer: Any, variables: list[Any]) -> keras.optimizers.Optimiz
         ) from error
     inner = getattr(found, "inner_optimizer", found)
     if inner.built and [id(each) for each in inner._trainable_variables] != [id(each) for each in variables]:
-        raise InputError("the optimizer was made for another model's weights: give a new one")
+        raise InputError(
+            "the optimizer was made for other weights, of another model or before some were frozen: give a new one"
+        )
     return found
 
 

@@ -7,7 +7,8 @@ variables. `fit`, `evaluate` and `predict` read them now and then, and raise wha
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -31,19 +32,32 @@ class Watch:
     Attributes:
         images: float32 (5,): batches seen since `begin`, number of the first bad one, 0 for none, and the
             `image_batches.summary` of its images.
-        numbers: float32 (3 + terms,): number of the first bad step, 0 for none; gradients in a row that float16
-            could not hold; the squared norm of the gradient; the terms' means.
+        numbers: float32 (2 + terms,): number of the first bad step, 0 for none; the squared norm of its gradient; its
+            terms' means.
+        overflows: float32 (): gradients in a row, over whatever calls, that float16 could not hold.
     """
 
     def __init__(self, terms: Sequence[str]) -> None:
         self.terms = tuple(terms)
         self.images = tf.Variable(tf.zeros(5), trainable=False, name="bad_images")
-        self.numbers = tf.Variable(tf.zeros(3 + len(self.terms)), trainable=False, name="bad_step")
+        self.numbers = tf.Variable(tf.zeros(2 + len(self.terms)), trainable=False, name="bad_step")
+        self.overflows = tf.Variable(0.0, trainable=False, name="overflows")
 
     def begin(self) -> None:
-        """Forgets what was noted."""
+        """Forgets what was noted of images and steps."""
         for record in (self.images, self.numbers):
             record.assign(tf.zeros_like(record))
+
+    @contextmanager
+    def anew(self) -> Iterator[None]:
+        """Within it, a record of its own; afterwards the one before: of the `fit` in which `predict` was called."""
+        before = [np.array(record) for record in (self.images, self.numbers)]
+        self.begin()
+        try:
+            yield
+        finally:
+            for record, value in zip((self.images, self.numbers), before, strict=True):
+                record.assign(value)
 
     def note_images(self, images: Any) -> Any:
         """Whether the whole batch's images may be used; notes the first that may not.
@@ -60,8 +74,10 @@ class Watch:
         self.images.assign(tf.concat([[seen], noted], 0))
         return fine
 
-    def note_numbers(self, step: Any, terms: Mapping[str, Any], gradients: Sequence[Any], scaled: bool) -> Any:
-        """Whether terms and gradients are numbers, and then only whether terms are; notes the first that are not.
+    def note_numbers(
+        self, step: Any, terms: Mapping[str, Any], gradients: Sequence[Any], scaled: bool
+    ) -> tuple[Any, Any, dict[str, Any]]:
+        """Whether terms and gradients are numbers; notes the first step whose are not.
 
         Args:
             step: number of this step.
@@ -70,22 +86,24 @@ class Watch:
             scaled: whether an overflow of the gradients is float16's loss scaling's to deal with.
 
         Returns:
-            two booleans: whether the step is one to follow, and whether the optimizer is to see it.
+            two booleans, whether the step is one to follow, and whether the optimizer is to see it, which scaling
+            alone tells apart; and the terms' means over the whole batch, float32 () by name.
         """
         norm = replicas.total(
             tf.add_n([ops.cast(tf.nn.l2_loss(each), "float32") for each in gradients if each is not None])
         )
         means = replicas.mean(ops.stack([terms[name] for name in self.terms], axis=1))
         terms_fine, norm_fine = tf.reduce_all(tf.math.is_finite(means)), tf.math.is_finite(norm)
-        fine = tf.logical_and(terms_fine, norm_fine)
-        overflows = tf.where(norm_fine, 0.0, self.numbers[1] + 1.0)
-        usable = tf.logical_and(terms_fine, overflows <= OVERFLOWS_AT_MOST) if scaled else fine
+        fine = usable = tf.logical_and(terms_fine, norm_fine)
+        if scaled:
+            overflows = tf.where(norm_fine, 0.0, self.overflows + 1.0)
+            self.overflows.assign(overflows)
+            usable = tf.logical_and(terms_fine, overflows <= OVERFLOWS_AT_MOST)
         first = self.numbers[0]
         news = tf.logical_and(first == 0.0, tf.logical_not(usable))
-        found = tf.concat([[norm], means], 0)
-        first = tf.where(news, tf.cast(step, tf.float32), first)
-        self.numbers.assign(tf.concat([[first, overflows], tf.where(news, found, self.numbers[2:])], 0))
-        return fine, usable
+        found = tf.concat([[tf.cast(step, tf.float32), norm], means], 0)
+        self.numbers.assign(tf.where(news, found, self.numbers))
+        return fine, usable, dict(zip(self.terms, tf.unstack(means), strict=True))
 
     def look(self, model: Any) -> None:
         """Raises what was noted.
@@ -97,7 +115,7 @@ class Watch:
         _, batch, total, low, high = map(float, np.array(self.images))
         if batch:
             image_batches.check_summary(total, low, high, where=f" in batch {batch:.0f}")
-        step, _, norm, *means = np.array(self.numbers)
+        step, norm, *means = np.array(self.numbers)
         if step:
             raise self._not_finite(model, int(step), float(norm), [float(mean) for mean in means])
 
@@ -121,55 +139,47 @@ def steps_between_looks() -> int:
 
 
 class Looks(keras.callbacks.Callback):
-    """Looks at the record while `fit`, `evaluate` or `predict` go on.
-
-    Attributes:
-        batches: seen so far, of all kinds.
-    """
+    """Looks at the record while `fit`, `evaluate` or `predict` go on, and whether there is a batch at all."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.every = steps_between_looks()
-        self.batches = 0
-        self._since = 0
-        self._tested = 0
+        self._every = steps_between_looks()
+        self._last = -1  # batch that was looked at
+        self._trained = self._tested = self._predicted = False
 
     def _begin(self) -> None:
         self.model.watch.begin()
-        self._since = self.every - 1  # the first batch is looked at: it shows most faults
+        self._last = -1
 
-    def _batch_end(self) -> None:
-        self.batches += 1
-        self._since += 1
-        if self._since >= self.every:
-            self._look()
+    def _batch_end(self, batch: int) -> None:
+        # The first one is looked at: it shows most faults.
+        if self._last < 0 or batch - self._last >= self._every:
+            self.model.watch.look(self.model)
+            self._last = batch
 
-    def _look(self) -> None:
-        self._since = 0
+    def _end(self, any_batch: bool) -> None:
         self.model.watch.look(self.model)
-
-    def _end(self, batches: int) -> None:
-        self._look()
-        if not batches:
+        if not any_batch:
             raise image_batches.empty_dataset()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._begin()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self._batch_end()
+        self._trained = True
+        self._batch_end(batch)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self._end(self.batches)
+        self._end(self._trained)
 
     def on_test_begin(self, logs: Any = None) -> None:
-        self._look()  # at the epoch that is validated
+        self.model.watch.look(self.model)  # at the epoch that is validated
         self._begin()
-        self._tested = 0
+        self._tested = False
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
-        self._tested += 1
-        self._batch_end()
+        self._tested = True
+        self._batch_end(batch)
 
     def on_test_end(self, logs: Any = None) -> None:
         self._end(self._tested)
@@ -178,7 +188,8 @@ class Looks(keras.callbacks.Callback):
         self._begin()
 
     def on_predict_batch_end(self, batch: int, logs: Any = None) -> None:
-        self._batch_end()
+        self._predicted = True
+        self._batch_end(batch)
 
     def on_predict_end(self, logs: Any = None) -> None:
-        self._end(self.batches)
+        self._end(self._predicted)

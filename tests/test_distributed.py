@@ -106,6 +106,9 @@ try:
 except Exception as error:
     said.append(f"{type(error).__name__}: {error}")
 found[-1]["said"] = said
+vae._beta.assign(1.0)
+found[-1]["elbo"] = [vae.evaluate(x[:10], batch_size=size, verbose=0, return_dict=True)["elbo"] for size in (1, 4, 10)]
+found[-1]["one"] = list(vae.predict(x[:1], verbose=0).shape)
 found[-1]["moved"] = sum(not np.array_equal(one, now) for one, now in zip(before, state(), strict=True))
 found[-1]["variables"] = len(before)
 print("RESULT" + json.dumps(found))
@@ -160,6 +163,8 @@ def test_replicas_share_the_batch_and_take_the_same_steps(replicas: int, array: 
             np.testing.assert_allclose(got["predicted"], expected["predicted"], atol=1e-4)
             assert got["moved"] == replicas  # the weight of the KL, which the test itself has set
             assert got["variables"] > 100
+            assert got["one"] == [1, 16, 16, 3]
+            np.testing.assert_allclose(got["elbo"], got["elbo"][0], rtol=1e-5)
             for said, kind in zip(got["said"], ["NaN"] * 3 + ["255"] * 3 + ["step 3: loss is nan"], strict=True):
                 assert said.startswith(("InputError: images", "NotFiniteError"))
                 assert kind in said

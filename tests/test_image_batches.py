@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from keras_vae import VAE, InputError, data, image_batches, replicas
+from keras_vae.evaluation import encoding
 
 Dataset = tf.data.Dataset
 
@@ -83,7 +84,7 @@ WRONG: list[tuple[Callable[[np.ndarray], np.ndarray], str]] = [
     (lambda x: x[..., 0], "(96, 16, 16): the channel is missing: give (batch, 16, 16, 1), as images[..., None] is"),
     (lambda x: (255 * x[..., 0]).astype(np.uint8), "the channel is missing"),
     (lambda x: x[0], "(16, 16, 1): an image without its batch"),
-    (lambda x: x[:0], "(0, 16, 16, 1): there is no image in it"),
+    (lambda x: x[:0], "an array of shape (0, 16, 16, 1) has no image in it"),
     (lambda x: np.repeat(x, 3, -1), "(96, 16, 16, 3): this model takes (batch, 16, 16, 1)"),
     (lambda x: x[:, :8], "(96, 8, 16, 1): this model takes (batch, 16, 16, 1)"),
     (lambda x: x[0, 0, 0, 0:1], "(1): give (batch, 16, 16, 1)"),
@@ -163,6 +164,15 @@ def from_python(*batches: np.ndarray) -> Dataset:
     )
 
 
+def test_load_of_files_that_are_decoded_in_a_map(grey: np.ndarray) -> None:
+    loaded = data.load(png_files(grey), image_size=16, batch_size=8)
+    assert loaded.image_shape == (16, 16, 1)
+    assert loaded.train_size + loaded.test_size == 96
+    broken = Dataset.from_tensor_slices([b"no image"]).map(tf.io.decode_png)
+    assert "fails at its first image" in refused(lambda: data.load(broken, batch_size=8))
+    assert "is empty" in refused(lambda: data.load(png_files(grey).take(0), batch_size=8))
+
+
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_datasets_without_static_shapes(grey: np.ndarray, jit_compile: bool) -> None:
     vae = VAE((16, 16, 1), 4, perceptual=None, network_options={"width": 4}, seed=1)
@@ -202,6 +212,7 @@ def test_datasets_without_end_or_beginning(vae: VAE, grey: np.ndarray) -> None:
         for call in (
             lambda empty=empty: vae.fit(empty, verbose=0),
             lambda empty=empty: vae.fit(grey, validation_data=empty, verbose=0),
+            lambda empty=empty: vae.fit(empty, validation_data=grey, verbose=0),
             lambda empty=empty: vae.evaluate(empty, verbose=0),
             lambda empty=empty: vae.predict(empty, verbose=0),
         ):
@@ -232,6 +243,10 @@ def test_what_else_keras_takes(vae: VAE, grey: np.ndarray) -> None:
     )
     assert "this model takes" in refused(lambda: vae.fit(generator(grey[:32, :8]), verbose=0))
     assert "must yield tuples" in refused(lambda: vae.fit((each for each in [grey[:8]]), verbose=0))
+    assert "takes images and labels apart" in refused(lambda: vae.fit((grey, grey), verbose=0))
+    assert "different shapes" in refused(lambda: vae.encode([grey[0], grey[0, :8]]))
+    with pytest.raises(InputError, match="range from 0 to 255"):
+        encoding.encode(vae, [255 * grey[:8]])
     assert "images come as an array" in refused(lambda: vae.fit("photos", verbose=0))
     ragged = Dataset.from_tensor_slices(tf.ragged.stack([tf.constant(each) for each in grey[:8]])).batch(4)
     assert "RaggedTensors: give tensors of one size" in refused(lambda: vae.fit(ragged, verbose=0))
@@ -259,7 +274,7 @@ def test_a_refused_compile_changes_nothing(vae: VAE, grey: np.ndarray, tmp_path:
         (lambda: vae.compile(3), "unknown optimizer 3"),
         (lambda: vae.compile("adam", jit="yes"), "compile takes no jit"),
         (lambda: vae.compile("adam", jit_compile="sometimes"), "give True, False or 'auto'"),
-        (lambda: vae.compile(taken), "another model's weights"),
+        (lambda: vae.compile(taken), "of another model or before some were frozen"),
     ]:
         assert message in refused(call)
         assert vae.optimizer is optimizer

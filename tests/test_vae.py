@@ -92,7 +92,9 @@ def test_evaluate_computes_the_elbo_in_nats(make_vae: MakeVAE, images: np.ndarra
     vae = make_vae(likelihood="gaussian")
     logs = vae.evaluate(images[:32], batch_size=32, verbose=0, return_dict=True)
     posterior = vae.encode(images[:32])
-    z = posterior.sample(replicas.NoiseByPlace(1))  # the seed and the places in the data that evaluate drew from
+    z = posterior.sample(
+        replicas.NoiseByPlace(1).draw((32, 8))
+    )  # the seed and the places in the data that evaluate drew from
     log_prob = Gaussian(0.05).log_prob(images[:32], vae.decode(z)).numpy().mean()
     kl = posterior.kl().numpy().mean()
     assert logs["kl"] == pytest.approx(kl, rel=1e-4)
@@ -464,11 +466,11 @@ def test_data_that_cannot_be_used_is_refused(make_vae: MakeVAE, images: np.ndarr
         (lambda: vae.fit(images, class_weight={0: 1.0}), "leave 'class_weight' out"),
         (lambda: vae.fit(dataset((images, images, np.ones(96))).batch(8)), "sample weights"),
         (lambda: vae.fit(dataset(images)), r"without its batch: .*\.batch\(64\)"),
-        (lambda: vae.fit(images[:0]), "there is no image in it"),
+        (lambda: vae.fit(images[:0]), "has no image in it"),
         (lambda: vae.fit(np.array(["a", "b"])), "images are of type <U1: give floats"),
         (lambda: vae.evaluate(images[0]), r"shape \(32, 32, 3\): an image without its batch"),
         (lambda: vae.predict(images[0]), r"shape \(32, 32, 3\): an image without its batch"),
-        (lambda: vae.predict(np.zeros((0, 32, 32, 3), np.uint8)), "there is no image in it"),
+        (lambda: vae.predict(np.zeros((0, 32, 32, 3), np.uint8)), "has no image in it"),
         (lambda: vae.fit(), "fit needs images"),
         (lambda: vae.evaluate(None), "evaluate needs images"),
         (lambda: vae.sample(0), "count=0"),

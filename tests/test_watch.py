@@ -141,6 +141,51 @@ def test_steps_of_ones_own_loop(batch: np.ndarray) -> None:
     assert vae.predict_on_batch(batch).shape == (8, *SHAPE)
 
 
+class Overflows(layers.Layer):
+    """The identity, whose gradient no number holds."""
+
+    def call(self, x: Any) -> Any:
+        return x + 0.0 * keras.ops.sqrt(keras.ops.cast(x - keras.ops.stop_gradient(x), "float32"))
+
+
+def test_gradients_that_no_scale_helps_are_reported_over_short_epochs_too(batch: np.ndarray) -> None:
+    z = keras.Input((4,))
+    x = layers.Dense(192, dtype="mixed_float16")(Overflows(dtype="float32")(z))
+    decoder = keras.Model(z, layers.Reshape(SHAPE)(layers.Activation("sigmoid", dtype="float32")(x)))
+    image = keras.Input(SHAPE)
+    encoder = keras.Model(image, layers.Dense(8, dtype="float32")(layers.Flatten()(image)))
+    vae = VAE(SHAPE, 4, perceptual=None, encoder=encoder, decoder=decoder, dtype="mixed_float16")
+    vae.compile("adam")
+    weights = [np.array(each) for each in vae.weights]
+    refused = pytest.raises(NotFiniteError, match=r"the gradient is (NaN|infinite) in mixed_float16")
+    with refused:
+        vae.fit(dataset(*[batch] * 5), epochs=8, validation_data=dataset(batch), verbose=0)
+    vae.compile("adam")
+    for _ in range(25):
+        vae.train_on_batch(batch)  # a scale may have to be lowered so often
+    with refused:
+        vae.train_on_batch(batch)
+    assert int(vae.optimizer.iterations) == 0
+    for one, other in zip(weights, vae.weights, strict=True):
+        np.testing.assert_array_equal(one, np.array(other))
+
+
+def test_predict_within_fit_does_not_make_it_forget(monkeypatch: pytest.MonkeyPatch, batch: np.ndarray) -> None:
+    monkeypatch.setattr(watch, "steps_between_looks", lambda: 50)
+    vae = small()
+    peek = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_: vae.predict(batch, verbose=0))
+    with pytest.raises(InputError, match="in batch 3"):
+        vae.fit(dataset(batch, batch, with_nan(batch), batch), callbacks=[peek], verbose=0)
+
+
+def test_looks_count_steps_not_executions(monkeypatch: pytest.MonkeyPatch, batch: np.ndarray) -> None:
+    monkeypatch.setattr(watch, "steps_between_looks", lambda: 50)
+    vae = small(steps_per_execution=20)
+    with pytest.raises(InputError, match="in batch 25"):
+        vae.fit(dataset(*[batch] * 24, with_nan(batch), *[batch] * 200), verbose=0)
+    assert int(vae.optimizer.iterations) < 100
+
+
 def test_steps_per_execution(batch: np.ndarray) -> None:
     vae = small(steps_per_execution=4)
     with pytest.raises(InputError, match="in batch 3"):

@@ -380,8 +380,13 @@ def _from_dataset(dataset: tf.data.Dataset, image_size: int | None, crop: int | 
     image_batches.check_dtype(spec.dtype)
     images = dataset.map(image_of)
     if spec.shape.rank is None or None in spec.shape[-1:]:  # as of files decoded in a map: the first one tells
-        for first in images.take(1):
-            spec = tf.TensorSpec([None] * (len(first.shape) - 1) + list(first.shape[-1:]), spec.dtype)
+        try:
+            first = next(iter(images.take(1)), None)
+        except tf.errors.OpError as error:
+            raise InputError(f"{name} fails at its first image: {' '.join(str(error).split())[:200]}") from error
+        if first is None:
+            raise image_batches.empty_dataset()
+        spec = tf.TensorSpec([None] * (len(first.shape) - 1) + list(first.shape[-1:]), spec.dtype)
         images = images.map(lambda image: tf.ensure_shape(image, spec.shape))
     rank = spec.shape.rank
     if rank not in (3, 4):

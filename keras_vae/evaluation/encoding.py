@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_vae import progress
+from keras_vae import image_batches, progress
 from keras_vae.errors import InputError
 from keras_vae.latent_space import position
 from keras_vae.vae import VAE
@@ -125,6 +125,7 @@ def encode(
     with vae.averaged_weights(), progress.bar(total, description, "images") as bar:
         for batch in batches:
             images = batch["image"] if isinstance(batch, dict) else batch
+            image_batches.check(images, vae.image_shape)
             labels = batch["attributes"] if attribute_names else np.empty((len(images), 0), np.uint8)
             kept.update(*(np.asarray(each) for each in (*posterior(vae._images(images)), labels)))
             bar.update(len(images))

@@ -173,7 +173,7 @@ def test_gradients_that_no_scale_helps_are_reported_over_short_epochs_too(batch:
 def test_predict_within_fit_does_not_make_it_forget(monkeypatch: pytest.MonkeyPatch, batch: np.ndarray) -> None:
     monkeypatch.setattr(watch, "steps_between_looks", lambda: 50)
     vae = small()
-    peek = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_: vae.predict(batch, verbose=0))
+    peek = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch_number, logs: vae.predict(batch, verbose=0))
     with pytest.raises(InputError, match="in batch 3"):
         vae.fit(dataset(batch, batch, with_nan(batch), batch), callbacks=[peek], verbose=0)
 

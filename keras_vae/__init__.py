@@ -27,7 +27,8 @@ _HOMES = {
     "DiagonalGaussian": "keras_vae.distributions",
     "from_pretrained": "keras_vae.pretrained",
 }
-_MODULES = ("data", "distributions", "networks", "perceptual", "pictures", "precision", "schedules")
+_MODULES = ("data", "distributions", "networks", "perceptual", "schedules")
+_LIGHT_MODULES = ("pictures", "precision")  # these take no TensorFlow
 
 __all__ = [
     "OBJECTIVES",
@@ -53,7 +54,7 @@ def __getattr__(name: str) -> Any:
         load_tensorflow()
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
-    if name in _MODULES:
+    if name in (*_MODULES, *_LIGHT_MODULES):
         return importlib.import_module(f"keras_vae.{name}")
     raise AttributeError(f"module 'keras_vae' has no attribute {name!r}")
 

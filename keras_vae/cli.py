@@ -769,6 +769,8 @@ def _reporting(as_json: bool, printer: Any = None) -> Iterator[Any]:
     with contextlib.redirect_stdout(sys.stderr):
         yield figures.append
     for found in figures:
+        for note in found.get("notes", ()):
+            print(note, file=sys.stderr)
         print(json.dumps({name: _json_value(value) for name, value in found.items()}, indent=2))
 
 

@@ -137,7 +137,7 @@ def choose(fine: Any, then: Callable[..., None], otherwise: Callable[..., None],
     def call(function: Callable[..., None], *arguments: Any) -> None:
         function(*arguments)
 
-    if count() == 1:
+    if not tf.distribute.has_strategy():  # one of a single replica puts replicas together all the same
         tf.cond(fine, lambda: call(then, *arguments), lambda: call(otherwise, *arguments))
         return
 

@@ -245,7 +245,7 @@ def test_what_else_keras_takes(vae: VAE, grey: np.ndarray) -> None:
     assert "must yield tuples" in refused(lambda: vae.fit((each for each in [grey[:8]]), verbose=0))
     assert "takes images and labels apart" in refused(lambda: vae.fit((grey, grey), verbose=0))
     assert "different shapes" in refused(lambda: vae.encode([grey[0], grey[0, :8]]))
-    with pytest.raises(InputError, match="images range from .* to 255: scale them"):
+    with pytest.raises(InputError, match=r"images range from .* to 255: scale them"):
         encoding.encode(vae, [255 * grey[:8]])
     assert "images come as an array" in refused(lambda: vae.fit("photos", verbose=0))
     ragged = Dataset.from_tensor_slices(tf.ragged.stack([tf.constant(each) for each in grey[:8]])).batch(4)

@@ -49,7 +49,7 @@ from keras_vae.export.serving import grpc_client, rest_client, served
 from keras_vae.export.serving.grpc_client import GrpcDecoder
 from keras_vae.export.serving.rest_client import RestDecoder, ServedDecoder, ServerError
 
-KIT = Path(rest_client.__file__).parent
+KIT = Path(__file__).resolve().parents[1] / "export" / "serving"
 README = (KIT / "README.md").read_text()
 Connect = Callable[..., ServedDecoder]
 
@@ -869,11 +869,11 @@ def test_the_readmes_commands_and_python_run(
     ports: Ports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    commands = re.findall(r"^python -m export\.serving\.rest_client (.*)$", README, re.MULTILINE)
+    commands = re.findall(r"^python -m keras_vae\.export\.serving\.rest_client (.*)$", README, re.MULTILINE)
     assert len(commands) == 1
     assert rest_client.main(shlex.split(commands[0].replace("http://localhost:8501", ports.url))) == 0
     assert Image.open(tmp_path / "samples.png").size == (128, 128)
-    assert re.search(r"python -m export\.serving\.grpc_client\s+--address localhost:8500", README)
+    assert re.search(r"python -m keras_vae\.export\.serving\.grpc_client\s+--address localhost:8500", README)
 
     (code,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "RestDecoder" in block]
     names: dict[str, Any] = {"z": np.zeros((2, 8))}

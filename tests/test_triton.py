@@ -17,7 +17,7 @@ from google.protobuf import text_format
 from keras_vae.export import triton
 from keras_vae.export.errors import ExportError
 
-README = Path(triton.__file__).parent / "serving" / "README.md"
+README = Path(__file__).resolve().parents[1] / "export" / "serving" / "README.md"
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_what_is_something_else_stays(deployed: Any, tmp_path: Path) -> None:
     (triton.write(deployed.onnx, repository, "more") / "2").mkdir()
     before = files(tmp_path)
     for name in ("mine", "empty", "text", "file", "more"):
-        with pytest.raises(ExportError, match=r"export\.triton did not write it"):
+        with pytest.raises(ExportError, match=r"keras-vae did not write it"):
             triton.write(deployed.onnx, repository, name)
     for name in ("", "..", "a/b", ".hidden", "a b"):
         with pytest.raises(ExportError, match="give a name of letters"):

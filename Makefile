@@ -18,8 +18,8 @@ test: $(VENV)/.dev  ## the tests, under 25 minutes on two cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # What depends on the version of Python; PYTHON=python3.13 VENV=.venv-3.13 tries it on another.
-test-python: $(VENV)/.dev  ## a part of the tests, three minutes: every mode, every format, what is installed
-	$(BIN)/python -m pytest -n 2 tests/test_modes.py tests/test_formats.py tests/test_packaging.py tests/test_pretrained.py
+test-python: $(VENV)/.dev  ## a part of the tests, a minute: every format of export, pretrained models
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/test_formats.py tests/test_pretrained.py
 
 test-slow: $(VENV)/.dev  ## the rest: 500 steps in each precision, the wheel in an empty environment, the dearer of variants
 	$(BIN)/python -m pytest -m slow

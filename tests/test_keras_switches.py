@@ -55,7 +55,9 @@ def switched(*names: str) -> Iterator[None]:
         keras.config.set_image_data_format(data_format)
 
 
-@pytest.fixture(params=SETTERS)
+@pytest.fixture(
+    params=[name if name != "mixed_float16" else pytest.param(name, marks=pytest.mark.slow) for name in SETTERS]
+)
 def switch(request: pytest.FixtureRequest) -> Iterator[str]:
     with switched(request.param):
         yield request.param
@@ -133,7 +135,11 @@ def test_networks_of_ones_own_come_back_from_their_file(
     np.testing.assert_allclose(again.predict(small[:2], verbose=0), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("switch", ["mixed_bfloat16", "mixed_float16", "float64"], indirect=True)
+@pytest.mark.parametrize(
+    "switch",
+    ["mixed_bfloat16", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mixed_float16", "float64"))],
+    indirect=True,
+)
 def test_every_artifact_is_that_of_the_weights(switch: str, small: np.ndarray, tmp_path: Path) -> None:
     vae = make()
     vae.export(tmp_path / "1", encoder=True)
@@ -154,6 +160,7 @@ def test_a_pretrained_model_is_the_same(tmp_path: Path) -> None:
         assert vae.export(tmp_path / "a.onnx", format="onnx").passed
 
 
+@pytest.mark.slow
 def test_the_other_formats_and_the_command(
     all_switches: None, small: np.ndarray, tmp_path: Path, command: Callable[..., Any], image_folder: Path
 ) -> None:

@@ -71,7 +71,9 @@ FAULTS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
 }
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode", [mode if mode != "float32 XLA" else pytest.param(mode, marks=pytest.mark.slow) for mode in MODES]
+)
 def test_a_bad_step_leaves_everything_as_it_was(mode: str, batch: np.ndarray) -> None:
     vae = small(**MODES[mode])
     vae.fit(dataset(batch, batch), epochs=2, verbose=0)
@@ -96,7 +98,7 @@ def test_a_bad_step_leaves_everything_as_it_was(mode: str, batch: np.ndarray) ->
     assert any((one != other).any() for one, other in zip(before.values(), state(vae).values(), strict=True))
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_where_looks_are_rare_a_bad_step_among_good_ones_is_reported(
     monkeypatch: pytest.MonkeyPatch, batch: np.ndarray, jit_compile: bool
 ) -> None:

@@ -301,7 +301,8 @@ def train(
     if not continues:
         if data is None:
             raise InputError(
-                "--data is missing: give 'avatars', tfds:NAME, a folder of images, or an .npy or .npz file"
+                f"{f'no run in {out} to resume, and ' if resume else ''}--data is missing: give 'avatars', tfds:NAME, "
+                "a folder of images, or an .npy or .npz file"
             )
         _refuse_idle(context, settings)
     with _reporting(as_json, _print_training) as report:

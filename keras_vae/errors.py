@@ -15,6 +15,8 @@ class InputError(ValueError):
     command line prints its message alone, without a traceback, and exits with 2.
     """
 
+    _keras_call_info_injected = True  # else Keras puts a paragraph around what `vae(images)` raises
+
 
 class NotFiniteError(InputError):
     """The loss or its gradient is infinite or NaN: the step was left out, and the model is as it was before."""

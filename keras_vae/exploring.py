@@ -249,6 +249,8 @@ def read_images(model: Model, paths: Sequence[Path]) -> np.ndarray:
     found = []
     for path in paths:
         if not path.is_file():
+            if path.is_dir():
+                raise InputError(f"{path} is a folder, not an image: name a file in it")
             raise InputError(f"no image at {path}")
         try:
             found.append(decode(path, height, model.config.get("crop")))

@@ -9,6 +9,7 @@ import math
 import re
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -46,9 +47,11 @@ def check(images: Any, image_shape: ImageShape | None = None) -> None:
     Raises:
         InputError: it is refused.
     """
+    if isinstance(images, tf.RaggedTensor | tf.SparseTensor):
+        raise InputError(f"images are a {type(images).__name__}: give a dense tensor, of images of one size")
     check_dtype(images.dtype)
     check_shape(tuple(images.shape), image_shape)
-    if not len(images):
+    if not images.shape[0]:
         raise InputError(f"an array of shape {tuple(images.shape)} has no image in it")
     if _is_uint8(images.dtype):
         return
@@ -68,6 +71,22 @@ def check(images: Any, image_shape: ImageShape | None = None) -> None:
             f"{int((~finite).sum())} of {len(finite)} images hold NaN or infinite values, first image "
             f"{int(np.argmin(finite))}: leave them out, as images[np.isfinite(images).all((1, 2, 3))] does"
         ) from None
+
+
+def as_array(images: Any) -> Any:
+    """The same tensor, or an array of anything else that NumPy makes one of, such as a list of images.
+
+    Raises:
+        InputError: images of different shapes.
+    """
+    if isinstance(images, tf.Variable | keras.Variable):
+        return tf.convert_to_tensor(images)
+    if tf.is_tensor(images):
+        return images
+    try:
+        return np.asarray(images)
+    except ValueError as error:
+        raise InputError("images have different shapes: give one array, or tensors of one shape") from error
 
 
 def check_dtype(dtype: Any) -> None:
@@ -119,6 +138,8 @@ def check_summary(total: float, low: float, high: float, where: str = "") -> Non
     Raises:
         InputError: they are refused.
     """
+    if low > high:
+        raise InputError(f"there is no image{where}: leave out batches that are empty")
     if not math.isfinite(total):
         raise InputError(f"images hold NaN or infinite values{where}: leave those images out")
     if low >= -RANGE_TOLERANCE and high <= 1.0 + RANGE_TOLERANCE:
@@ -137,7 +158,7 @@ def summary(images: Any) -> Any:
 def in_range(total: Any, low: Any, high: Any) -> Any:
     """What `check_summary` passes, as a boolean tensor."""
     inside = tf.logical_and(low >= -RANGE_TOLERANCE, high <= 1.0 + RANGE_TOLERANCE)
-    return tf.logical_and(tf.math.is_finite(total), inside)
+    return tf.reduce_all([tf.math.is_finite(total), inside, low <= high])  # of no image the lowest is infinite
 
 
 def as_float32(images: Any, image_shape: ImageShape) -> Any:

@@ -372,7 +372,7 @@ def _own_features(network: keras.Model, layers: tuple[str, ...]) -> keras.Model:
 def _keras_layer_names(network: str, layers: str | tuple[str, ...]) -> tuple[str, ...]:
     """Translates a network's own names of layers (relu3_1) into Keras's (block3_conv1), refusing what is not there."""
     if network not in NETWORKS:
-        raise InputError(f"unknown perceptual network {network!r}: choose one of {', '.join(NETWORKS)}, or none")
+        raise InputError(f"unknown perceptual network {network!r}: choose one of {', '.join(NETWORKS)}, or 'none'")
     known = NETWORKS[network]
     if isinstance(layers, str):
         if layers not in known.presets and layers not in known.layers:

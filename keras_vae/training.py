@@ -213,12 +213,14 @@ def train(config: TrainingConfig) -> dict[str, Any]:
             )
             if images.train_size < FEW_IMAGES:
                 print(
-                    f"{images.train_size:,} images are few to train on: new ones will come out soft. Give more, "
-                    f"{FEW_IMAGES:,} and up, if you can{'' if config.flip else '; --flip adds their mirror images'}",
+                    f"{images.train_size:,} images are few to train on: others will come out soft. {FEW_IMAGES:,} do "
+                    f"better{'' if config.flip else '; --flip adds mirror images'}",
                     file=sys.stderr,
                 )
             if strategy.num_replicas_in_sync > 1:
                 print(f"strategy: {devices}")
+            if config.resume and not resumes:
+                print(f"no run in {out} to resume: beginning one", file=sys.stderr)
             if not resumes:
                 stack.enter_context(_made(out))
             _write_config(out, config, policy, images)

@@ -8,7 +8,7 @@ import math
 import operator
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,13 @@ import tensorflow as tf
 from keras import ops
 
 # As modules: any of them may be what imported Keras first, whose import brings this module along (see `keras_vae`).
-from keras_vae import distributions, fusion, image_batches, metrics, networks, precision, replicas, schedules
+from keras_vae import distributions, fusion, image_batches, metrics, networks, precision, replicas, schedules, watch
 from keras_vae import perceptual as features
 from keras_vae.data import pipelines
 from keras_vae.errors import InputError, check_count, check_weight
 from keras_vae.export import samplers
 from keras_vae.export.keras_defaults import keras_defaults
 from keras_vae.objectives import DEFAULT_LAYERS, DEFAULT_PERCEPTUAL_WEIGHT
-from keras_vae.watch import Looks, Watch
 
 LEARNING_RATE = 5e-4  # Hou et al., section 4.1
 # Where float16's loss scale begins. Keras begins at 2^15, meant for losses near 1. Likelihoods are sums over pixels: it
@@ -146,6 +145,8 @@ class VAE(keras.Model):
         self.pixel_weight = check_weight("pixel_weight", pixel_weight)
         self.likelihood = distributions.get_likelihood(likelihood)
         # A plain object, so that Keras neither saves nor counts the frozen network as a part of the model.
+        if perceptual == "none":  # as on the command line
+            perceptual = None
         if isinstance(perceptual, str):
             perceptual = features.PerceptualLoss(perceptual, perceptual_layers)
         self.perceptual = perceptual
@@ -170,9 +171,10 @@ class VAE(keras.Model):
         self.trackers = {name: keras.metrics.Mean(name=name, dtype="float32") for name in self._metric_names()}
         self.active_units = metrics.ActiveUnits(self.latent_dim)
         self._statistics_averages = _Untracked([])
+        self._averages_to_begin = _Untracked([])
         self._xla_functions: dict[str, Any] = {}
         self._fusions = _Untracked({})
-        self.watch = Watch(self._metric_names())
+        self.watch = watch.Watch(self._metric_names())
         self.build((None, *self.image_shape))
 
     def _scalar(self, name: str, value: float) -> None:
@@ -211,11 +213,7 @@ class VAE(keras.Model):
             InputError: images of another shape than the model's, outside of [0, 1] or not finite. Within a function
                 that TensorFlow compiles, values are not looked at.
         """
-        if not tf.is_tensor(images):
-            try:
-                images = np.asarray(images)
-            except ValueError as error:
-                raise InputError("images have different shapes: give one array, or tensors of one shape") from error
+        images = image_batches.as_array(image_batches.unpack(images) if isinstance(images, dict) else images)
         if tf.executing_eagerly():
             image_batches.check(images, self.image_shape)
         parameters = self._run(self.encoder, image_batches.as_float32(images, self.image_shape), training)
@@ -331,7 +329,8 @@ class VAE(keras.Model):
             with tf.control_dependencies([tf.debugging.Assert(ops.shape(images)[0] > 0, [SHARE_MARK])]):
                 images = tf.identity(images)
         images_fine = self.watch.note_images(images)
-        statistics = [tf.identity(each) for each in self._statistics()]
+        images = replicas.at_least_one(images)
+        before = [tf.identity(each) for each in self._moved_without_gradient()]
         # Before the tape: no gradient goes to the real images' features, and nothing is kept for one.
         targets = None if self.perceptual is None else self.perceptual.targets(images)
         with tf.GradientTape() as tape:
@@ -345,34 +344,37 @@ class VAE(keras.Model):
             loss = loss + sum(ops.cast(extra, "float32") for extra in self.losses) / replicas.count()
             scaled_loss = self.optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled_loss, self.trainable_weights)
-        self._update(images_fine, gradients, terms, statistics)
+        self._update(images_fine, gradients, terms, loss, before)
         return self._logged({**self._track(terms, posterior.mean), "beta": self._beta + 0.0})
 
-    def _update(self, images_fine: Any, gradients: list[Any], terms: dict[str, Any], statistics: list[Any]) -> None:
+    def _update(
+        self, images_fine: Any, gradients: list[Any], terms: dict[str, Any], loss: Any, before: list[Any]
+    ) -> None:
         """Moves the model, or leaves all of it as it was before a step that is not to be followed.
 
         Args:
             images_fine: whether the images may be used.
             gradients: of the trainable weights.
             terms: of the objective.
-            statistics: what `_statistics` were before the step.
+            loss: that the gradients are of, but for its scale.
+            before: what `_moved_without_gradient` were before the step.
         """
         scales = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
-        fine, usable, means = self.watch.note_numbers(self.optimizer.iterations + 1, terms, gradients, scales)
-        fine, usable = tf.logical_and(images_fine, fine), tf.logical_and(images_fine, usable)
+        step = self.optimizer.iterations + 1
+        fine, usable, means = self.watch.note_numbers(step, images_fine, terms, loss, gradients, scales)
 
         def apply(gradients: list[Any], *_: Any) -> None:
             self.optimizer.apply(gradients, self.trainable_weights)
 
-        def follow(gradients: list[Any], kl: Any, _: list[Any]) -> None:
+        def follow(gradients: list[Any], kl: Any, before: list[Any]) -> None:
             if not scales:
                 apply(gradients)
             self._average_statistics()
             self._last_kl.assign(kl)
 
-        def restore(gradients: list[Any], kl: Any, statistics: list[Any]) -> None:
-            for variable, before in zip(self._statistics(), statistics, strict=True):
-                variable.assign(before)
+        def restore(gradients: list[Any], kl: Any, before: list[Any]) -> None:
+            for variable, value in zip(self._moved_without_gradient(), before, strict=True):
+                variable.assign(value)
 
         if scales:
             # The optimizer sees gradients that overflow, to lower its scale. It looks at one replica's alone.
@@ -381,21 +383,20 @@ class VAE(keras.Model):
                 each if each is None else tf.where(fine, each, ops.cast(nan, each.dtype)) for each in gradients
             ]
             replicas.choose(usable, apply, _nothing, gradients)
-        replicas.choose(fine, follow, restore, gradients, means["kl"], statistics)
+        replicas.choose(fine, follow, restore, gradients, means["kl"], before)
 
     def test_step(self, data: Any) -> dict[str, Any]:
         images = self._images(data)
         rows = ops.shape(images)[0]
         noise = replicas.at_least_one(self.test_noise.draw((rows, self.latent_dim)))
-        images = replicas.at_least_one(images)
         self.watch.note_images(images)
-        terms, posterior = self.objective(images, noise, training=False)
+        terms, posterior = self.objective(replicas.at_least_one(images), noise, training=False)
         terms = {name: values[:rows] for name, values in terms.items()}
         return self._logged(self._track(terms, posterior.mean[:rows]))
 
     def predict_step(self, data: Any) -> Any:
         images = self._images(data)
-        self.watch.note_images(replicas.at_least_one(images))
+        self.watch.note_images(images)
         return self(replicas.at_least_one(images), training=False)[: ops.shape(images)[0]]
 
     def _track(self, terms: dict[str, Any], means: Any) -> dict[str, Any]:
@@ -462,6 +463,8 @@ class VAE(keras.Model):
                 f"compile takes no {', '.join(sorted(unknown))}: it takes optimizer, jit_compile, run_eagerly, "
                 "steps_per_execution and auto_scale_loss"
             )
+        if "steps_per_execution" in kwargs:
+            check_count("steps_per_execution", kwargs["steps_per_execution"])
         optimizer = _optimizer(optimizer, self.trainable_variables)
         if self.computes_in_float16 and kwargs.get("auto_scale_loss", True):
             optimizer = _scaling(optimizer, self._initial_loss_scale())
@@ -535,11 +538,16 @@ class VAE(keras.Model):
         if len(steering) > 1:
             names = " and ".join(type(each).__name__ for each in steering)
             raise InputError(f"{names} both set beta: give one of them")
+        if not self.trainable_weights:
+            raise InputError("no weight is trainable: set vae.trainable = True, and compile again")
         options["x"] = self._checked("fit", x, options.get("steps_per_epoch"), "steps_per_epoch")
         held_out = options.get("validation_data")
+        if isinstance(held_out, list):
+            held_out = tuple(held_out)  # as Keras takes it
         if held_out is not None:
             images = image_batches.unpack(held_out) if isinstance(held_out, tuple) else held_out
-            images = self._checked("validation_data", images, options.get("validation_steps"), "validation_steps")
+            with watch.named("validation_data"):
+                images = self._checked("validation_data", images, options.get("validation_steps"), "validation_steps")
             options["validation_data"] = (images, *held_out[1:]) if isinstance(held_out, tuple) else images
         if isinstance(x, tf.data.Dataset):
             options.setdefault(
@@ -581,7 +589,11 @@ class VAE(keras.Model):
             x = self._checked("evaluate", x, steps, "steps")
         # Keras's callback does the same: twice would be not at all.
         swaps = any(isinstance(each, keras.callbacks.SwapEMAWeights) for each in _callbacks(options))
-        averaged = _swapped(self._averaged_statistics()) if swaps else self.averaged_weights()
+        averaged: Any = self.averaged_weights()
+        if swaps:
+            averaged = ExitStack()
+            averaged.enter_context(_restored_on_failure([each for pair in self.averages() for each in pair]))
+            averaged.enter_context(_swapped(self._averaged_statistics()))
         with averaged, nullcontext() if within_fit else self._watched(options):
             return super().evaluate(
                 x,
@@ -647,14 +659,17 @@ class VAE(keras.Model):
         if isinstance(images, tuple):
             raise InputError(f"{method} takes images and labels apart, as {method}(images, labels), not as a tuple")
         values = image_batches.unpack(images) if isinstance(images, dict) else images
-        if isinstance(values, np.ndarray) or tf.is_tensor(values):
+        # Keras would take a list for that of a model's inputs, and shuffle each image's rows.
+        if isinstance(values, list | np.ndarray | np.generic | tf.Variable | keras.Variable) or tf.is_tensor(values):
+            values = image_batches.as_array(values)
             image_batches.check(values, self.image_shape)
+            return {**images, "image": values} if isinstance(images, dict) else values
         return images
 
     @contextmanager
     def _watched(self, options: dict[str, Any]) -> Iterator[None]:
         """Within it, what steps note is looked at, by a callback that is added to the options'."""
-        looks, given = Looks(), options.get("callbacks")
+        looks, given = watch.Looks(), options.get("callbacks")
         if isinstance(given, keras.callbacks.CallbackList):
             looks.set_model(self)
             given.callbacks.insert(0, looks)
@@ -699,6 +714,8 @@ class VAE(keras.Model):
         before = [np.array(variable) for variable in state]
         try:
             super().load_weights(filepath, *args, **kwargs)
+            for variable, average in self._averages_to_begin.items:
+                average.assign(variable)
         except Exception as error:
             for variable, value in zip(state, before, strict=True):
                 variable.assign(value)
@@ -737,11 +754,23 @@ class VAE(keras.Model):
         optimizer = getattr(optimizer, "inner_optimizer", optimizer)
         return optimizer if getattr(optimizer, "use_ema", False) else None
 
-    def _statistics(self) -> list[Any]:
-        """What training moves without a gradient: moving means and variances, of features and of errors."""
+    def _parts(self) -> list[keras.layers.Layer]:
         parts = [self.encoder, self.decoder, self.likelihood, getattr(self, "feature_variances", None)]
-        found = [variable for part in parts if part is not None for variable in part.non_trainable_variables]
+        return [part for part in parts if part is not None]
+
+    def _statistics(self) -> list[Any]:
+        """What is averaged with the weights: moving means and variances, of features and of errors."""
+        found = [variable for part in self._parts() for variable in part.non_trainable_variables]
         return [variable for variable in found if keras.backend.is_float_dtype(variable.dtype)]
+
+    def _moved_without_gradient(self) -> list[Any]:
+        """What the forward pass of a step may assign: statistics, counters, the state of noise."""
+        found = [variable for part in self._parts() for variable in part.non_trainable_variables]
+        for network in (self.encoder, self.decoder):
+            for layer in network._flatten_layers():
+                if isinstance(layer, keras.layers.SpectralNormalization):  # it assigns its kernel, divided, anew
+                    found += layer.trainable_variables
+        return [*found, self.train_noise.state]
 
     def _average_statistics(self) -> None:
         """Averages the statistics as the optimizer has just averaged the weights, from the first step's on."""
@@ -825,8 +854,13 @@ class VAE(keras.Model):
         for generator in (self.train_noise, self.test_noise):
             generator.state.assign(store[generator.name])
         self._beta.assign(store["beta"])
-        for index, average in enumerate(self._statistics_averages.items):
-            average.assign(store[f"statistics_average_{index}"])
+        self._averages_to_begin.items = []
+        for index, (variable, average) in enumerate(self._averaged_statistics()):
+            name = f"statistics_average_{index}"
+            if name in store.keys():  # noqa: SIM118 - a store of Keras's has no `in` of its own
+                average.assign(store[name])
+            else:  # saved by a model that does not average: they begin with the statistics, once these are loaded
+                self._averages_to_begin.items.append((variable, average))
 
     @classmethod
     @keras_defaults()
@@ -979,6 +1013,18 @@ def _swapped(pairs: list[tuple[Any, Any]]) -> Iterator[None]:
             variable.assign(value)
 
 
+@contextmanager
+def _restored_on_failure(variables: list[Any]) -> Iterator[None]:
+    """Variables have their values of now again where the block fails, in which Keras's callback swaps them."""
+    before = [np.array(variable) for variable in variables]
+    try:
+        yield
+    except BaseException:
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
+        raise
+
+
 class _Untracked:
     """Holds variables that Keras is not to count among the model's."""
 
@@ -992,7 +1038,7 @@ def _optimizer(optimizer: Any, variables: list[Any]) -> keras.optimizers.Optimiz
         return keras.optimizers.Adam(LEARNING_RATE)
     try:
         found = keras.optimizers.get(optimizer)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise InputError(
             f"unknown optimizer {optimizer!r}: give a Keras optimizer, or a name such as 'adam'"
         ) from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import keras
@@ -17,7 +17,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_vae import image_batches, replicas
-from keras_vae.errors import NotFiniteError
+from keras_vae.errors import InputError, NotFiniteError
 
 # Steps in a row that float16's loss scaling may leave out, halving the scale each time, before no scale will help.
 OVERFLOWS_AT_MOST = 25
@@ -65,6 +65,8 @@ class Watch:
         Args:
             images: float32, those of this replica.
         """
+        if replicas.count() > 1:
+            images = replicas.at_least_one(images)  # others may have some
         total, low, high = tf.unstack(replicas.gathered(image_batches.summary(images)), axis=1)
         found = tf.stack([tf.reduce_sum(total), tf.reduce_min(low), tf.reduce_max(high)])
         fine = image_batches.in_range(*tf.unstack(found))
@@ -75,13 +77,21 @@ class Watch:
         return fine
 
     def note_numbers(
-        self, step: Any, terms: Mapping[str, Any], gradients: Sequence[Any], scaled: bool
+        self,
+        step: Any,
+        images_fine: Any,
+        terms: Mapping[str, Any],
+        loss: Any,
+        gradients: Sequence[Any],
+        scaled: bool,
     ) -> tuple[Any, Any, dict[str, Any]]:
-        """Whether terms and gradients are numbers; notes the first step whose are not.
+        """Whether a step is one to follow: its terms, loss and gradients are finite. Notes the first that is not.
 
         Args:
             step: number of this step.
+            images_fine: whether its images may be used; where not, `note_images` has noted that.
             terms: float32 (batch,) by name.
+            loss: float32 (), this replica's share, with what layers added.
             gradients: of the loss, or None.
             scaled: whether an overflow of the gradients is float16's loss scaling's to deal with.
 
@@ -93,16 +103,17 @@ class Watch:
             tf.add_n([ops.cast(tf.nn.l2_loss(each), "float32") for each in gradients if each is not None])
         )
         means = replicas.mean(ops.stack([terms[name] for name in self.terms], axis=1))
-        terms_fine, norm_fine = tf.reduce_all(tf.math.is_finite(means)), tf.math.is_finite(norm)
-        fine = usable = tf.logical_and(terms_fine, norm_fine)
+        loss_fine = tf.reduce_all(tf.math.is_finite(tf.concat([[replicas.total(loss)], means], 0)))
+        norm_fine = tf.math.is_finite(norm)
+        fine = usable = tf.logical_and(loss_fine, norm_fine)
         if scaled:
             overflows = tf.where(norm_fine, 0.0, self.overflows + 1.0)
-            self.overflows.assign(overflows)
-            usable = tf.logical_and(terms_fine, overflows <= OVERFLOWS_AT_MOST)
-        first = self.numbers[0]
-        news = tf.logical_and(first == 0.0, tf.logical_not(usable))
+            self.overflows.assign(tf.where(images_fine, overflows, self.overflows))
+            usable = tf.logical_and(loss_fine, overflows <= OVERFLOWS_AT_MOST)
+        news = tf.logical_and(self.numbers[0] == 0.0, tf.logical_and(images_fine, tf.logical_not(usable)))
         found = tf.concat([[tf.cast(step, tf.float32), norm], means], 0)
         self.numbers.assign(tf.where(news, found, self.numbers))
+        fine, usable = tf.logical_and(images_fine, fine), tf.logical_and(images_fine, usable)
         return fine, usable, dict(zip(self.terms, tf.unstack(means), strict=True))
 
     def look(self, model: Any) -> None:
@@ -122,7 +133,9 @@ class Watch:
     def _not_finite(self, model: Any, step: int, norm: float, means: Sequence[float]) -> NotFiniteError:
         found = dict(zip(self.terms, means, strict=True))
         wrong = [f"{name} is {value}" for name, value in found.items() if not math.isfinite(value)]
-        if not wrong:
+        if not wrong and math.isfinite(norm):
+            wrong = ["a loss that a layer added is not finite"]
+        elif not wrong:
             wrong = ["the gradient is NaN" if math.isnan(norm) else "the gradient is infinite"]
         policy = model.dtype_policy.name
         other = "" if policy == "float32" else ", or float32"
@@ -138,6 +151,15 @@ def steps_between_looks() -> int:
     return 50 if tf.config.list_physical_devices("GPU") else 1
 
 
+@contextmanager
+def named(argument: str) -> Iterator[None]:
+    """Within it, what is refused is said to be of an argument."""
+    try:
+        yield
+    except InputError as error:
+        raise type(error)(f"{argument}: {error}") from None
+
+
 class Looks(keras.callbacks.Callback):
     """Looks at the record while `fit`, `evaluate` or `predict` go on, and whether there is a batch at all."""
 
@@ -145,22 +167,31 @@ class Looks(keras.callbacks.Callback):
         super().__init__()
         self._every = steps_between_looks()
         self._last = -1  # batch that was looked at
+        self._fits = self._validates = False
         self._trained = self._tested = self._predicted = False
 
     def _begin(self) -> None:
         self.model.watch.begin()
         self._last = -1
 
+    def _look(self) -> None:
+        with named("validation_data") if self._validates else nullcontext():
+            self.model.watch.look(self.model)
+
     def _batch_end(self, batch: int) -> None:
         # The first one is looked at: it shows most faults.
         if self._last < 0 or batch - self._last >= self._every:
-            self.model.watch.look(self.model)
+            self._look()
             self._last = batch
 
     def _end(self, any_batch: bool) -> None:
-        self.model.watch.look(self.model)
+        self._look()
         if not any_batch:
-            raise image_batches.empty_dataset()
+            with named("validation_data") if self._validates else nullcontext():
+                raise image_batches.empty_dataset()
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._fits = True
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._begin()
@@ -173,9 +204,9 @@ class Looks(keras.callbacks.Callback):
         self._end(self._trained)
 
     def on_test_begin(self, logs: Any = None) -> None:
-        self.model.watch.look(self.model)  # at the epoch that is validated
+        self._look()  # at the epoch that is validated
         self._begin()
-        self._tested = False
+        self._validates, self._tested = self._fits, False
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
         self._tested = True
@@ -183,6 +214,7 @@ class Looks(keras.callbacks.Callback):
 
     def on_test_end(self, logs: Any = None) -> None:
         self._end(self._tested)
+        self._validates = False
 
     def on_predict_begin(self, logs: Any = None) -> None:
         self._begin()

@@ -101,8 +101,8 @@ def test_wrong_images_get_the_same_words_everywhere(
     said = {
         refused(lambda: vae.fit(x, verbose=0)),
         refused(lambda: vae.fit({"image": x}, verbose=0)),
-        refused(lambda: vae.fit(grey, validation_data=x, verbose=0)),
-        refused(lambda: vae.fit(grey, validation_data=(x, x), verbose=0)),
+        refused(lambda: vae.fit(grey, validation_data=x, verbose=0)).removeprefix("validation_data: "),
+        refused(lambda: vae.fit(grey, validation_data=(x, x), verbose=0)).removeprefix("validation_data: "),
         refused(lambda: vae.evaluate(x, verbose=0)),
         refused(lambda: vae.predict(x, verbose=0)),
         refused(lambda: vae.encode(x)),
@@ -245,6 +245,15 @@ def test_what_else_keras_takes(vae: VAE, grey: np.ndarray) -> None:
     )
     assert "this model takes" in refused(lambda: vae.fit(generator(grey[:32, :8]), verbose=0))
     assert "must yield tuples" in refused(lambda: vae.fit((each for each in [grey[:8]]), verbose=0))
+    for images in (list(grey[:8]), tf.Variable(grey[:8]), {"image": list(grey[:8])}):
+        vae.evaluate(images, verbose=0)
+        vae.fit(images, epochs=0, verbose=0)
+        np.testing.assert_allclose(vae.encode(images).mean, vae.encode(grey[:8]).mean, atol=1e-6)
+    vae.fit(grey[:8], validation_data=[grey[:8], None], verbose=0)
+    for wrong in ([grey[0], grey[0, :8]], tf.RaggedTensor.from_row_lengths([1.0], [1]), np.float32(1)):
+        for call in (vae.fit, vae.encode, vae.predict):
+            refused(lambda call=call, wrong=wrong: call(wrong))
+    assert "range from" in refused(lambda: vae(255 * grey))
     assert "takes images and labels apart" in refused(lambda: vae.fit((grey, grey), verbose=0))
     assert "different shapes" in refused(lambda: vae.encode([grey[0], grey[0, :8]]))
     with pytest.raises(InputError, match=r"images range from .* to 255: scale them"):
@@ -277,6 +286,11 @@ def test_a_refused_compile_changes_nothing(vae: VAE, grey: np.ndarray, tmp_path:
         (lambda: vae.compile("adam", jit="yes"), "compile takes no jit"),
         (lambda: vae.compile("adam", jit_compile="sometimes"), "give True, False or 'auto'"),
         (lambda: vae.compile(taken), "of another model or before some were frozen"),
+        (lambda: vae.compile({"a": 1}), "unknown optimizer"),
+        *(
+            (lambda count=count: vae.compile("adam", steps_per_execution=count), "whole number")
+            for count in (0, -1, "a")
+        ),
     ]:
         assert message in refused(call)
         assert vae.optimizer is optimizer
@@ -304,6 +318,28 @@ def test_refused_weights_change_nothing(vae: VAE, grey: np.ndarray, tmp_path: An
         for one, now in zip(before, (*vae.variables, *vae.optimizer.variables), strict=True):
             np.testing.assert_array_equal(one, np.array(now))
     vae.load_weights(tmp_path / "own.weights.h5")
+
+
+def test_weights_of_a_model_that_does_not_average_begin_the_averages(grey: np.ndarray, tmp_path: Any) -> None:
+    models = []
+    for ema in (False, True):
+        model = VAE((16, 16, 1), 4, perceptual=None, network_options={"width": 4}, seed=1)
+        model.compile(keras.optimizers.Adam(1e-3, use_ema=ema))
+        models.append(model)
+    plain, averaging = models
+    plain.fit(grey[:32], verbose=0)
+    plain.save_weights(tmp_path / "plain.weights.h5")
+    averaging.load_weights(tmp_path / "plain.weights.h5")
+    np.testing.assert_array_equal(averaging.predict(grey[:4], verbose=0), plain.predict(grey[:4], verbose=0))
+    for variable, average in averaging._averaged_statistics():
+        np.testing.assert_array_equal(np.array(variable), np.array(average))
+
+
+def test_a_model_with_nothing_to_train(grey: np.ndarray) -> None:
+    model = VAE((16, 16, 1), 4, perceptual="none", network_options={"width": 4})
+    model.trainable = False
+    model.compile("adam")
+    assert "no weight is trainable" in refused(lambda: model.fit(grey, verbose=0))
 
 
 # Evaluation's noise -------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import keras
@@ -141,6 +142,74 @@ def test_steps_of_ones_own_loop(batch: np.ndarray) -> None:
         np.testing.assert_array_equal(one, other)
     assert np.isfinite(vae.train_on_batch(batch)).all()
     assert vae.predict_on_batch(batch).shape == (8, *SHAPE)
+
+
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_run_with_a_bad_batch_is_the_one_without(
+    monkeypatch: pytest.MonkeyPatch, batch: np.ndarray, jit_compile: bool
+) -> None:
+    """Whatever a forward pass moves is as it was, noise and the kernel of SpectralNormalization too."""
+    monkeypatch.setattr(watch, "steps_between_looks", lambda: 50)
+    runs = []
+    for batches in ([batch, batch[::-1], batch], [batch, with_nan(batch), batch[::-1], -batch, batch]):
+        keras.utils.set_random_seed(0)
+        image, z = keras.Input(SHAPE), keras.Input((4,))
+        x = layers.Dropout(0.3, seed=1)(layers.Flatten()(image))
+        encoder = keras.Model(image, layers.SpectralNormalization(layers.Dense(8))(x))
+        x = layers.BatchNormalization()(layers.Dense(192)(z))
+        decoder = keras.Model(z, layers.Reshape(SHAPE)(layers.Activation("sigmoid")(x)))
+        vae = VAE(SHAPE, 4, perceptual=None, encoder=encoder, decoder=decoder, seed=0)
+        vae.compile(keras.optimizers.Adam(1e-2), jit_compile=jit_compile)
+        with nullcontext() if len(batches) == 3 else pytest.raises(InputError, match="in batch 2"):
+            vae.fit(dataset(*batches), verbose=0)
+        variables = [*vae.variables, *vae.optimizer.variables, vae.train_noise.state]
+        metrics = {id(each) for metric in vae.metrics for each in metric.variables}
+        runs.append([(each.path, np.array(each)) for each in variables if id(each) not in metrics])
+    for (path, one), (_, other) in zip(*runs, strict=True):
+        np.testing.assert_array_equal(one, other, err_msg=path)
+
+
+def test_a_loss_that_a_layer_adds_counts_too(batch: np.ndarray) -> None:
+    class Adds(layers.Layer):
+        def call(self, x: Any) -> Any:
+            self.add_loss(keras.ops.stop_gradient(keras.ops.log(-keras.ops.mean(keras.ops.square(x)))))
+            return x
+
+    image, z = keras.Input(SHAPE), keras.Input((4,))
+    encoder = keras.Model(image, layers.Dense(8)(Adds()(layers.Flatten()(image))))
+    decoder = keras.Model(z, layers.Reshape(SHAPE)(layers.Dense(192, "sigmoid")(z)))
+    vae = VAE(SHAPE, 4, perceptual=None, encoder=encoder, decoder=decoder)
+    vae.compile("adam")
+    before = state(vae)
+    with pytest.raises(NotFiniteError, match="step 1: a loss that a layer added is not finite"):
+        vae.fit(dataset(batch), verbose=0)
+    for one, other in zip(before.values(), state(vae).values(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_refused_validation_names_itself_and_leaves_averaged_weights_alone(batch: np.ndarray) -> None:
+    vae = small()
+    vae.fit(dataset(batch, batch), epochs=3, verbose=0)
+    before = state(vae)
+    swap = keras.callbacks.SwapEMAWeights()
+    with pytest.raises(InputError, match=r"^images hold NaN"):
+        vae.evaluate(dataset(with_nan(batch)), callbacks=[swap], verbose=0)
+    for (path, one), other in zip(before.items(), state(vae).values(), strict=True):
+        np.testing.assert_array_equal(one, other, err_msg=path)
+    for wrong in (dataset(batch, with_nan(batch)), with_nan(batch), (with_nan(batch), None)):
+        with pytest.raises(InputError, match=r"^validation_data: .* NaN"):
+            vae.fit(dataset(batch), validation_data=wrong, verbose=0)
+    with pytest.raises(InputError, match=r"^images hold NaN"):
+        vae.fit(dataset(with_nan(batch)), validation_data=batch, verbose=0)
+
+
+def test_a_batch_without_an_image_is_named(batch: np.ndarray) -> None:
+    vae = small()
+    spec = tf.TensorSpec((None, *SHAPE))
+    for method in (vae.fit, vae.evaluate, vae.predict):
+        uneven = tf.data.Dataset.from_generator(lambda: iter([batch, batch[:0], batch]), output_signature=spec)
+        with pytest.raises(InputError, match="there is no image in batch 2: leave out batches that are empty"):
+            method(uneven, verbose=0)
 
 
 class Overflows(layers.Layer):

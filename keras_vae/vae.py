@@ -550,9 +550,8 @@ class VAE(keras.Model):
                 images = self._checked("validation_data", images, options.get("validation_steps"), "validation_steps")
             options["validation_data"] = (images, *held_out[1:]) if isinstance(held_out, tuple) else images
         if isinstance(x, tf.data.Dataset):
-            options.setdefault(
-                "shuffle", False
-            )  # Keras's default, True, makes it warn that datasets shuffle themselves
+            # Keras's default, True, makes it warn that datasets shuffle themselves.
+            options.setdefault("shuffle", False)
         with self._watched(options):
             history = super().fit(**options)
         # Keras has put the averages in the weights' place: the statistics have to belong to them.

@@ -14,7 +14,7 @@ from keras_vae.export.formats import open_artifact
 
 MODES = [
     ("float32", False),
-    ("float32", True),
+    pytest.param("float32", True, marks=pytest.mark.slow),
     ("mixed_bfloat16", False),
     ("mixed_bfloat16", True),
     ("mixed_float16", True),  # a CPU computes it through XLA alone
@@ -23,7 +23,7 @@ MODES = [
 ROUNDING = {"float32": 1e-5, "mixed_bfloat16": 2e-2, "mixed_float16": 2e-3}
 
 
-@pytest.mark.parametrize(("policy", "jit_compile"), MODES, ids=[f"{policy}-{jit}" for policy, jit in MODES])
+@pytest.mark.parametrize(("policy", "jit_compile"), MODES)
 def test_a_model_in_every_mode(policy: str, jit_compile: bool, images: np.ndarray, tmp_path: Path) -> None:
     x = images[:32, ::2, ::2]
     keras.utils.set_random_seed(0)

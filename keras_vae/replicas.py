@@ -67,6 +67,8 @@ def at_least_one(images: Any) -> Any:
 
     A replica gets none of a batch that is smaller than the number of replicas.
     """
+    if images.shape[0]:  # it is known that there are some
+        return images
     missing = tf.cast(tf.equal(tf.shape(images)[0], 0), tf.int32)
     # Not by tf.pad: oneDNN takes it and a convolution together, and leaves the batch's padding out (TensorFlow 2.21).
     return tf.concat([images, tf.zeros((missing, *images.shape[1:]), images.dtype)], 0)
@@ -133,11 +135,8 @@ def choose(fine: Any, then: Callable[..., None], otherwise: Callable[..., None],
         *arguments: of each replica: tensors, or lists of them.
     """
 
-    def call(function: Callable[..., None], *arguments: Any) -> None:
-        function(*arguments)
-
     if not tf.distribute.has_strategy():  # one of a single replica puts replicas together all the same
-        tf.cond(fine, lambda: call(then, *arguments), lambda: call(otherwise, *arguments))
+        tf.cond(fine, lambda: then(*arguments), lambda: otherwise(*arguments))
         return
 
     def merged(strategy: tf.distribute.Strategy, fine: Any, *arguments: Any) -> None:

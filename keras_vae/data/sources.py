@@ -375,8 +375,11 @@ def _from_dataset(dataset: tf.data.Dataset, image_size: int | None, crop: int | 
 
     spec = dataset.element_spec
     spec = image_of(*spec) if isinstance(spec, tuple) else image_of(spec)
+    no_images = InputError(
+        "the dataset's elements are no images: give (height, width, channels), or dicts with `image`"
+    )
     if not isinstance(spec, tf.TensorSpec):
-        raise InputError("the dataset's elements are no images: give (height, width, channels), or dicts with `image`")
+        raise no_images
     image_batches.check_dtype(spec.dtype)
     images = dataset.map(image_of)
     if spec.shape.rank is None or None in spec.shape[-1:]:  # as of files decoded in a map: the first one tells
@@ -390,7 +393,7 @@ def _from_dataset(dataset: tf.data.Dataset, image_size: int | None, crop: int | 
         images = images.map(lambda image: tf.ensure_shape(image, spec.shape))
     rank = spec.shape.rank
     if rank not in (3, 4):
-        raise InputError("the dataset's elements are no images: give (height, width, channels), or dicts with `image`")
+        raise no_images
     if rank == 4:
         images, spec = images.unbatch(), tf.TensorSpec(spec.shape[1:], spec.dtype)
     known = int(images.cardinality())

@@ -18,11 +18,22 @@ import tensorflow as tf
 from keras import ops
 
 # As modules: any of them may be what imported Keras first, whose import brings this module along (see `keras_vae`).
-from keras_vae import distributions, fusion, image_batches, metrics, networks, precision, replicas, schedules, watch
+from keras_vae import (
+    distributions,
+    fusion,
+    image_batches,
+    metrics,
+    networks,
+    precision,
+    priors,
+    replicas,
+    schedules,
+    watch,
+)
 from keras_vae import perceptual as features
 from keras_vae.data import pipelines
 from keras_vae.errors import InputError, check_count, check_weight
-from keras_vae.export import samplers
+from keras_vae.export import latents
 from keras_vae.export.keras_defaults import keras_defaults
 from keras_vae.objectives import DEFAULT_LAYERS, DEFAULT_PERCEPTUAL_WEIGHT
 
@@ -174,6 +185,7 @@ class VAE(keras.Model):
         self._averages_to_begin = _Untracked([])
         self._xla_functions: dict[str, Any] = {}
         self._fusions = _Untracked({})
+        self._prior = _Untracked(priors.StandardNormal(self.latent_dim))
         self.watch = watch.Watch(self._metric_names())
         self.build((None, *self.image_shape))
 
@@ -233,22 +245,68 @@ class VAE(keras.Model):
             raise InputError(f"latents have shape {tuple(z.shape)}: this model decodes (batch, {self.latent_dim})")
         return self._run(self.decoder, z, training)
 
-    def sample(self, count: int, seed: int | None = None, sampler: samplers.Sampler | None = None) -> Any:
-        """Images of `count` draws from a sampler, by default the prior, a standard normal.
+    def sample(self, count: int, seed: int | None = None, temperature: float = 1.0) -> Any:
+        """Images of `count` draws from the prior.
 
-        The same seed gives the same latents here, in `keras_vae.export.runtime` and on the command line. Decoding
+        The same seed gives the same noise here, in `keras_vae.export.runtime` and on the command line. Decoding
         follows the model's precision; exported decoders compute in float32.
 
         Args:
             count: how many.
             seed: of the draw.
-            sampler: such as `keras_vae.export.samplers.load` gives, and `keras_vae.evaluation.samplers` fits.
+            temperature: the noise's standard deviation; below 1 images are more alike, and more like the mean.
 
         Raises:
-            InputError: a count below 1, or a sampler of other latents.
+            InputError: a count below 1, or a temperature that is no number from 0 on.
         """
-        chosen = sampler or samplers.Prior(self.latent_dim)
-        return self.decode(chosen.draw(int(check_count("count", count)), seed))
+        noise = latents.draw(check_count("count", count), self.latent_dim, seed)
+        return self.decode(self.prior(check_weight("temperature", temperature) * noise))
+
+    @property
+    def prior(self) -> priors.Prior:
+        """Where latents come from: a map from standard normal noise to them, and its density.
+
+        A `keras_vae.priors.StandardNormal`, until `fit_prior` replaces it. It is saved with the model, and is of the
+        weights that it was fitted to: after more training, fit it again.
+        """
+        return self._prior.items
+
+    def set_prior(self, prior: priors.Prior) -> None:
+        """Takes a prior that is at hand: another model's of the same weights, or the standard normal.
+
+        A method, for Keras tracks what attributes are set to, and lets nothing be added to a model that is built.
+
+        Raises:
+            InputError: it is no prior of `keras_vae.priors`, or of another number of latents.
+        """
+        if not isinstance(prior, priors.StandardNormal | priors.FlowMatchingPrior):
+            raise InputError(f"prior={prior!r}: give a prior of keras_vae.priors")
+        if prior.latent_dim != self.latent_dim:
+            raise InputError(f"the prior has {prior.latent_dim} latents, and the model {self.latent_dim}")
+        self._prior.items = prior
+
+    def fit_prior(self, images: Any, steps: int = priors.STEPS, seed: int = 0) -> None:
+        """Fits the prior to the codes of images that the model was trained on: samples are then drawn where these lie.
+
+        Args:
+            images: as for `fit`: an array, or a dataset or other iterable of batches. Codes of 100,000 are kept.
+            steps: of fitting, each of 256 codes.
+            seed: of the draws.
+
+        Raises:
+            InputError: as `encode`, or no images.
+        """
+        from keras_vae.evaluation.encoding import batches_of, encode
+
+        encoded = encode(self, batches_of(images), limit=priors.MOST_CODES, description="encoding for the prior")
+        self.set_prior(priors.fit(encoded, seed, check_count("steps", steps)))
+
+    @property
+    def generator(self) -> keras.Model:
+        """Prior and decoder as one Keras model: noise float32 (batch, latent_dim) to images."""
+        noise = keras.Input((self.latent_dim,), name="noise", dtype="float32")
+        with keras_defaults():
+            return keras.Model(noise, self.decoder(self.prior(noise)), name="generator")
 
     def call(self, inputs: Any, training: bool = False) -> Any:
         """Reconstructions, from the posterior's mode: what `predict` returns, without chance in it."""
@@ -710,7 +768,7 @@ class VAE(keras.Model):
         optimizer = getattr(self, "optimizer", None)
         state = [*self.variables, *([] if optimizer is None else optimizer.variables), self._beta]
         state += [self.train_noise.state, self.test_noise.state, *self._statistics_averages.items]
-        before = [np.array(variable) for variable in state]
+        before, prior = [np.array(variable) for variable in state], self.prior
         try:
             super().load_weights(filepath, *args, **kwargs)
             for variable, average in self._averages_to_begin.items:
@@ -718,6 +776,7 @@ class VAE(keras.Model):
         except Exception as error:
             for variable, value in zip(state, before, strict=True):
                 variable.assign(value)
+            self.set_prior(prior)
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"cannot load the weights {filepath}, and the model is as it was: {reason}") from error
 
@@ -848,6 +907,8 @@ class VAE(keras.Model):
         store["beta"] = np.array(self._beta)
         for index, average in enumerate(self._statistics_averages.items):
             store[f"statistics_average_{index}"] = average.numpy()
+        for index, weight in enumerate(self.prior.weights):
+            store[f"prior_{index}"] = np.array(weight)
 
     def load_own_variables(self, store: Any) -> None:
         for generator in (self.train_noise, self.test_noise):
@@ -860,6 +921,8 @@ class VAE(keras.Model):
                 average.assign(store[name])
             else:  # saved by a model that does not average: they begin with the statistics, once these are loaded
                 self._averages_to_begin.items.append((variable, average))
+        names = sorted((name for name in store.keys() if name.startswith("prior_")), key=lambda name: int(name[6:]))  # noqa: SIM118
+        self.set_prior(priors.of_arrays([np.array(store[name]) for name in names], self.latent_dim))
 
     @classmethod
     @keras_defaults()
@@ -878,11 +941,15 @@ class VAE(keras.Model):
         *,
         precision: str = "float32",
         calibration: Any = None,
+        part: str = "decoder",
         encoder: bool = False,
         run_id: str = "",
         **kwargs: Any,
     ) -> Any:
         """Writes the decoder for deployment: z float32 (batch, latent_dim) to image float32 in [0, 1].
+
+        With `part="generator"` it is the generator: standard normal noise, float32 (batch, latent_dim), to image, by
+        the prior and the decoder. A SavedModel is both.
 
         It computes in float32 with a free batch whatever the training policy was, is compared with the Keras
         decoder before it takes its place, and replaces an earlier artifact only when it is equal.
@@ -895,6 +962,7 @@ class VAE(keras.Model):
             precision: of "onnx" alone, "float16" or "int8": smaller files, whose images differ.
             calibration: for int8, images to find ranges of values with, some hundreds that the model was trained on: an
                 array (count, height, width, channels), or a dataset of batches.
+            part: "decoder" or "generator".
             encoder: whether a SavedModel gets the signature `encode` too, from images to mean and log_var.
             run_id: the training run's id, for the metadata.
 
@@ -909,6 +977,7 @@ class VAE(keras.Model):
         """
         from keras_vae._version import __version__
         from keras_vae.export.artifact import check_target, export_decoder
+        from keras_vae.export.formats import FORMATS
 
         path = Path(filepath)
         check_target(path, format, precision)
@@ -917,8 +986,11 @@ class VAE(keras.Model):
         if kwargs:
             raise InputError(
                 f"export takes no {', '.join(kwargs)}: it takes filepath, format, verbose, precision, calibration, "
-                "encoder and run_id"
+                "part, encoder and run_id"
             )
+        if part not in ("decoder", "generator"):
+            raise InputError(f"part={part!r}: give 'decoder' or 'generator'")
+        holds_all = FORMATS[format].holds_all
         if precision == "int8" and calibration is None:
             raise InputError("int8 is calibrated on images: give calibration=, some hundreds the model was trained on")
         with self.averaged_weights():
@@ -930,10 +1002,11 @@ class VAE(keras.Model):
                 metadata,
                 precision=precision,
                 calibration=None if calibration is None else self._latents_of(calibration),
+                prior=self.prior if part == "generator" or holds_all else None,
                 encoder=self.encoder if encoder else None,
             )
         if verbose:
-            print(f"decoder written to {filepath}: {report.summary()}")
+            print(f"{part} written to {filepath}: {report.summary()}")
         return report
 
     def fingerprint(self) -> str:

@@ -14,6 +14,7 @@ from keras_vae.errors import InputError
 from keras_vae.latent_space import position
 from keras_vae.vae import VAE
 
+BATCH = 64
 LIMIT = 20_000  # images kept of any number
 
 
@@ -90,6 +91,15 @@ class Encoded:
             InputError: there is no such attribute.
         """
         return self.attributes[:, position(name, self.attribute_names)]
+
+
+def batches_of(images: Any) -> Iterable[Any]:
+    """Images in batches: an array's, or what a dataset or another iterable gives."""
+    if isinstance(images, tf.data.Dataset):
+        return images.as_numpy_iterator()
+    if hasattr(images, "shape"):
+        return (images[start : start + BATCH] for start in range(0, len(images), BATCH))
+    return images
 
 
 def encode(

@@ -14,10 +14,11 @@ from keras_vae.export import saved_model, seal
 from keras_vae.export.errors import ExportError, VerificationError
 from keras_vae.export.files import aside, is_writable, replace
 from keras_vae.export.formats import FORMATS, PRECISIONS, Runner, format_of, open_artifact
+from keras_vae.export.generator import compose
 from keras_vae.export.keras_defaults import keras_defaults
 from keras_vae.export.reference import true_float32
 from keras_vae.export.rewrite import rewrite
-from keras_vae.export.verify import Report, verify
+from keras_vae.export.verify import Report, joined, verify
 
 
 @keras_defaults()
@@ -29,12 +30,14 @@ def export_decoder(
     *,
     precision: str = "float32",
     calibration: np.ndarray | None = None,
+    prior: keras.layers.Layer | None = None,
     encoder: keras.Model | None = None,
 ) -> Report:
     """Writes a decoder so that it can run without this project.
 
     The artifact takes `z`, float32 (batch, latent_dim), and returns `image`, float32 (batch, height, width,
-    channels). Its batch is free and it computes in float32, whatever the dtype policy of the decoder.
+    channels). Its batch is free and it computes in float32, whatever the dtype policy of the decoder. With a prior it
+    is a generator: it takes `noise`, standard normal, in place of `z`. A SavedModel then is both.
 
     Args:
         decoder: Keras model, functional or sequential, of one input and one output. Left as it is.
@@ -45,6 +48,7 @@ def export_decoder(
         metadata: further entries for the artifact's metadata.
         precision: of "onnx" alone, "float16" or "int8": smaller files whose images differ by so much (`Pair.psnr`).
         calibration: for int8, latents of real images, (count, latent_dim): some hundreds.
+        prior: Keras layer from noise to latents, float32 (batch, latent_dim) both.
         encoder: for "tf_saved_model", a Keras model from images to mean and log-variance, for a signature `encode`.
 
     Returns:
@@ -62,16 +66,21 @@ def export_decoder(
     latent_dim, image_shape = reference.input_shape[1], reference.output_shape[1:]
     entries = {"format_version": str(seal.FORMAT_VERSION), "precision": precision, **(metadata or {})}
     with aside(path) as new:
-        FORMATS[format].write(rewrite(reference), new, entries, **options)
+        FORMATS[format].write(rewrite(reference), new, entries, prior=prior, **options)
         opened = open_artifact(new)
         name = format if precision == "float32" else f"{format} {precision}"
-        decoders = {"keras": keras_runner(reference), name: opened.decode}
-        report = verify(decoders, latent_dim, precisions={name: precision})
-        if not report.passed or opened.latent_dim != latent_dim or opened.image_shape != image_shape:
+        models = [(reference, opened.decode)] if prior is None or FORMATS[format].holds_all else []
+        models += [] if prior is None else [(compose(reference, prior), opened.generate)]
+        report = joined(
+            verify({"keras": keras_runner(model), name: run}, latent_dim, precisions={name: precision})
+            for model, run in models
+            if run is not None
+        )
+        if len(report.pairs) < len(models) or not report.passed or opened.latent_dim != latent_dim or opened.image_shape != image_shape:
             raise VerificationError(f"{path} was not written: the new artifact differs from Keras: {report.summary()}")
         if "encoder" in options:
             _verify_encoder(options["encoder"], opened.encode, path)
-        del opened, decoders  # what is open cannot be renamed on every system
+        del opened, models  # what is open cannot be renamed on every system
         replace(new, path)
     return report
 
@@ -85,7 +94,7 @@ def _options(
         ExportError: an option that the format does not have, or calibration that is missing or no use.
     """
     if encoder is not None:
-        if not FORMATS[format].holds_encoder:
+        if not FORMATS[format].holds_all:
             raise ExportError(f"only a SavedModel holds an encoder, and the format is {format}: leave the encoder out")
         return {"encoder": float32_copy(encoder)}
     if precision == "float32":

@@ -84,7 +84,7 @@ def _write(encoder: keras.Model, path: Path, metadata: Mapping[str, str]) -> Non
     for value, shape in ((model.graph.input[0], image_shape), *((outputs[name], [latent_dim]) for name in OUTPUTS)):
         dims = [graph.BATCH, *shape]
         value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, dims))
-    graph.tidy(model.graph, ("image", *OUTPUTS), "encoder")
+    graph.tidy(model.graph, "encoder")
     onnx.helper.set_model_props(
         model, {"latent_dim": str(latent_dim), "image_shape": json.dumps(image_shape), **metadata}
     )

@@ -26,15 +26,18 @@ class Format:
         name: as `keras.Model.export` has it.
         place: where an export folder keeps it; a file where that has an ending, which no other format has, else a
             folder named by a version, as TF Serving looks for.
-        writer: `write(decoder, path, metadata)`. `decoder` is a Keras model that computes in float32, from z to
-            images; `path` is free; `metadata` is text by name, to be kept in the artifact and given back.
-        opener: `open_decoder(path)`, which gives an `Opened`, or raises `ExportError` for what is damaged or no
-            decoder.
+        writer: `write(decoder, path, metadata, prior=None)`. `decoder` is a Keras model that computes in float32, from
+            z to images; `path` is free; `metadata` is text by name, to be kept in the artifact and given back. With a
+            `prior`, a Keras layer from noise to z, the artifact is the generator, of both
+            (`keras_vae.export.generator.compose`).
+        opener: `open_decoder(path)`, which gives an `Opened`, or raises `ExportError` for what is damaged or neither
+            decoder nor generator.
         library: raises `MissingRuntimeError` where what the format needs is not installed; None where it needs nothing
             but what this package does.
         precisions: what it can compute in; for others than float32 `writer` takes `precision`, and for "int8" also
             `calibration`, latents (count, latent_dim).
-        holds_encoder: whether `writer` takes `encoder`, a Keras model from images to mean and log-variance, or None.
+        holds_all: whether one artifact is decoder and generator, and `writer` takes `encoder` too, a Keras model from
+            images to mean and log-variance, or None.
         companion: the ending of a second file that is written beside the first one; empty for none.
         marker: the file by which a folder is told to be of this format.
     """
@@ -45,13 +48,18 @@ class Format:
     opener: Function
     library: Function | None = None
     precisions: tuple[str, ...] = ("float32",)
-    holds_encoder: bool = False
+    holds_all: bool = False
     companion: str = ""
     marker: str = ""
 
     @property
     def ending(self) -> str:
         return Path(self.place).suffix
+
+    @property
+    def generator_place(self) -> str:
+        """Where an export folder keeps the generator: the decoder's place where one artifact is both."""
+        return self.place if self.holds_all else str(Path(self.place).with_stem("generator"))
 
     def write(self, *arguments: Any, **options: Any) -> None:
         """Calls the writer."""
@@ -80,7 +88,7 @@ FORMATS = {
             "1",
             "keras_vae.export.saved_model:write",
             "keras_vae.export.saved_model:open_decoder",
-            holds_encoder=True,
+            holds_all=True,
             marker="saved_model.pb",
         ),
         Format(
@@ -111,23 +119,26 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class Opened:
-    """An exported decoder, ready to run.
+    """An exported decoder or generator, ready to run.
 
     Attributes:
         format: its name in `FORMATS`.
-        decode: from float32 (batch, latent_dim) to float32 (batch, height, width, channels), for any batch.
         latent_dim: number of latents.
         image_shape: (height, width, channels).
-        metadata: what the exporter wrote into it; empty where something else wrote it.
+        decode: from latents, float32 (batch, latent_dim), to float32 (batch, height, width, channels), for any batch;
+            None of a generator alone.
+        generate: the same from standard normal noise; None of a decoder alone.
         encode: from float32 images to float32 (batch, 2, latent_dim), means and log-variances, where it has an encoder.
+        metadata: what the exporter wrote into it; empty where something else wrote it.
     """
 
     format: str
-    decode: Runner
     latent_dim: int
     image_shape: tuple[int, ...]
-    metadata: dict[str, str] = field(default_factory=dict)
+    decode: Runner | None = None
+    generate: Runner | None = None
     encode: Runner | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
 
     @property
     def precision(self) -> str:

@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-KEPT = ("z", "image")
 BATCH = "batch"
 ELEMENTWISE = frozenset({"LeakyRelu", "Relu", "Sigmoid", "Tanh", "Elu", "Softplus", "Clip"})
 FORTH, BACK = [0, 2, 3, 1], [0, 3, 1, 2]  # channels last, and first again
@@ -40,16 +39,15 @@ def clean(model: onnx.ModelProto, pixels_in_blocks: bool = True) -> None:
     tidy(graph)
 
 
-def tidy(graph: onnx.GraphProto, kept: tuple[str, ...] = KEPT, name: str = "decoder") -> None:
+def tidy(graph: onnx.GraphProto, name: str = "decoder") -> None:
     """Drops what is not used, orders nodes so that each comes after those it takes from, and names all by place.
 
     Args:
-        graph: to change.
-        kept: names of inputs and outputs.
+        graph: to change; its inputs and outputs keep their names.
         name: of the graph.
     """
     _drop_unused(graph)
-    _rename(graph, kept)
+    _rename(graph, tuple(value.name for value in (*graph.input, *graph.output)))
     graph.name = name
 
 

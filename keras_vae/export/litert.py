@@ -14,6 +14,8 @@ import numpy as np
 from keras_vae.export import seal
 from keras_vae.export.errors import ExportError, MissingRuntimeError
 from keras_vae.export.formats import Opened
+from keras_vae.export.generator import compose
+from keras_vae.export.latents import LATENTS, NOISE
 from keras_vae.export.quiet import quiet_stderr
 
 # As TensorFlow Lite's metadata does it: further files lie in a ZIP archive behind the model, which readers of either
@@ -22,16 +24,14 @@ MANIFEST = "keras_vae.json"
 MODEL = "model"
 
 
-def named(decoder: keras.Model) -> keras.Model:
-    """The decoder with its input called z and its output image, as Keras's exporters take names."""
-    z = keras.Input(decoder.input_shape[1:], name="z")
-    return keras.Model({"z": z}, {"image": decoder(z)})
-
-
-def write(decoder: keras.Model, path: Path, metadata: Mapping[str, str]) -> None:
-    """Writes a float32 decoder by Keras's own export, its metadata and checksum behind it."""
-    with quiet_stderr():
-        named(decoder).export(path, format="litert", verbose=False)
+def write(
+    decoder: keras.Model, path: Path, metadata: Mapping[str, str], prior: keras.layers.Layer | None = None
+) -> None:
+    """Writes a float32 decoder by Keras's own export, its metadata and checksum behind it; with a prior, the generator."""
+    model = compose(decoder, prior)
+    (given,) = model.inputs
+    with quiet_stderr():  # dicts are how Keras's exporters take names
+        keras.Model({given.name: given}, {"image": model.outputs[0]}).export(path, format="litert", verbose=False)
     found = {MODEL: seal.digest(path)}
     with zipfile.ZipFile(path, "a") as archive:
         # Without the time of writing: the same weights give the same bytes.
@@ -55,17 +55,20 @@ def open_decoder(path: Path) -> Opened:
             details = (run.get_input_details(), run.get_output_details()) if run is not None else ({}, {})
     except (ValueError, RuntimeError) as error:
         raise ExportError(f"{path} is no model that LiteRT can read: copy it or export it again") from error
-    if run is None or [list(each) for each in details] != [["z"], ["image"]]:
-        raise ExportError(f"{path} is no decoder: it does not take z and return image")
+    given = next(iter(details[0]), "")
+    if run is None or given not in (LATENTS, NOISE) or [len(details[0]), *details[1]] != [1, "image"]:
+        raise ExportError(f"{path} is no decoder: it does not take z, or noise, and return image")
     image_shape = tuple(int(side) for side in details[1]["image"]["shape_signature"][1:])
 
     def decode(z: np.ndarray) -> np.ndarray:
         if not len(z):  # LiteRT cannot take an empty batch
             return np.zeros((0, *image_shape), np.float32)
         with quiet_stderr():  # it announces its delegate
-            return run(z=z)["image"]
+            return run(**{given: z})["image"]
 
-    return Opened("litert", decode, int(details[0]["z"]["shape_signature"][1]), image_shape, metadata)
+    latent_dim = int(details[0][given]["shape_signature"][1])
+    role = "decode" if given == LATENTS else "generate"
+    return Opened("litert", latent_dim, image_shape, **{role: decode}, metadata=metadata)
 
 
 def _metadata(content: bytes, path: Path) -> dict[str, str]:

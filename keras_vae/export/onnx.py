@@ -10,10 +10,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import onnx
+import onnx.compose
+import tensorflow as tf
 import tf2onnx
 
 from keras_vae.export import graph, quantization, seal
-from keras_vae.export.saved_model import serving_function
+from keras_vae.export.latents import LATENTS, NOISE
 
 OPSET = 18
 
@@ -22,6 +24,7 @@ def write(
     decoder: keras.Model,
     path: Path,
     metadata: Mapping[str, str],
+    prior: keras.layers.Layer | None = None,
     precision: str = "float32",
     calibration: np.ndarray | None = None,
 ) -> None:
@@ -31,6 +34,7 @@ def write(
         decoder: Keras model.
         path: the .onnx file.
         metadata: further entries.
+        prior: Keras layer, for a generator, noise to image. It computes in float32 in any case.
         precision: what the file computes in; its input and output are float32 in any case.
         calibration: latents (count, latent_dim) to find ranges of values with, for int8.
     """
@@ -40,7 +44,10 @@ def write(
     elif precision == "int8":
         assert calibration is not None
         model = quantization.to_int8(model, calibration)
-    graph.tidy(model.graph)
+    graph.tidy(model.graph)  # which puts nodes in order too
+    if prior is not None:
+        model = with_prior(model, prior)
+        graph.tidy(model.graph, "generator")
     onnx.helper.set_model_props(
         model,
         {
@@ -60,16 +67,32 @@ def converted(decoder: keras.Model, pixels_in_blocks: bool = True) -> onnx.Model
         decoder: Keras model.
         pixels_in_blocks: as `graph.clean`.
     """
-    function = serving_function(decoder)
+    model = _converted(decoder, LATENTS, "image", decoder.input_shape[1:], decoder.output_shape[1:])
+    graph.clean(model, pixels_in_blocks)
+    return model
+
+
+def with_prior(decoder: onnx.ModelProto, prior: keras.layers.Layer | None) -> onnx.ModelProto:
+    """The generator, noise to image: a prior in front of a decoder of any precision; the decoder where there is none."""
+    if prior is None:
+        return decoder
+    (row,) = [tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]) for value in decoder.graph.input]
+    first = _converted(prior, NOISE, LATENTS, row, row)
+    first = onnx.compose.add_prefix(first, "prior_", rename_inputs=False, rename_outputs=False)
+    first.ir_version = decoder.ir_version
+    return onnx.compose.merge_models(first, decoder, io_map=[(LATENTS, LATENTS)])
+
+
+def _converted(
+    layer: keras.layers.Layer, given: str, made: str, given_row: tuple[int, ...], made_row: tuple[int, ...]
+) -> onnx.ModelProto:
+    """A Keras layer as an ONNX model with a free batch, its input and output named, with the shapes of their rows."""
+    spec = tf.TensorSpec((None, *given_row), tf.float32, name=given)
+    function = tf.function(lambda x: {made: layer(x, training=False)}, input_signature=[spec], autograph=False)
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
-    model, _ = tf2onnx.convert.from_function(function, input_signature=function.input_signature, opset=OPSET)
-    for value, name, shape in (
-        (model.graph.input[0], "z", decoder.input_shape[1:]),
-        (model.graph.output[0], "image", decoder.output_shape[1:]),
-    ):
+    model, _ = tf2onnx.convert.from_function(function, input_signature=[spec], opset=OPSET)
+    for value, name, row in ((model.graph.input[0], given, given_row), (model.graph.output[0], made, made_row)):
         if value.name != name:
             raise AssertionError(f"tf2onnx named {value.name!r} what we call {name!r}")
-        dims = [graph.BATCH, *shape]
-        value.CopyFrom(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, dims))
-    graph.clean(model, pixels_in_blocks)
+        value.CopyFrom(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [graph.BATCH, *row]))
     return model

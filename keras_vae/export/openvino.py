@@ -13,6 +13,7 @@ import numpy as np
 from keras_vae.export import seal
 from keras_vae.export.errors import ExportError, MissingRuntimeError
 from keras_vae.export.formats import Opened
+from keras_vae.export.latents import LATENTS, NOISE
 from keras_vae.export.quiet import quiet_stderr
 
 if TYPE_CHECKING:
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
 _COMMENT = re.compile(rb"\n<!-- keras-vae (.*) -->\n$", re.DOTALL)
 
 
-def write(decoder: keras.Model, path: Path, metadata: Mapping[str, str]) -> None:
-    """Writes a float32 decoder by way of ONNX, its metadata and checksums in a comment at the end of the .xml.
+def write(
+    decoder: keras.Model, path: Path, metadata: Mapping[str, str], prior: keras.layers.Layer | None = None
+) -> None:
+    """Writes a float32 decoder, or a generator, by way of ONNX, metadata and checksums in a comment at the .xml's end.
 
     Keras's own export takes OpenVINO's reader of TensorFlow graphs, which fails on Python 3.13 (OpenVINO 2026.4).
 
@@ -32,11 +35,11 @@ def write(decoder: keras.Model, path: Path, metadata: Mapping[str, str]) -> None
     openvino = library()
     import onnx
 
-    from keras_vae.export.onnx import converted  # what opens an artifact takes no TensorFlow
+    from keras_vae.export.onnx import converted, with_prior  # what opens an artifact takes no TensorFlow
 
     with tempfile.TemporaryDirectory() as folder, quiet_stderr():
         source = Path(folder) / "decoder.onnx"
-        onnx.save(converted(decoder, pixels_in_blocks=False), source)
+        onnx.save(with_prior(converted(decoder, pixels_in_blocks=False), prior), source)
         openvino.save_model(openvino.convert_model(source), path, compress_to_fp16=False)
     found = {".xml": seal.digest(path), ".bin": seal.digest(path.with_suffix(".bin"))}
     text = seal.manifest(metadata, found).replace("--", "-\\u002d")  # no comment may hold two dashes; JSON need not
@@ -65,15 +68,18 @@ def open_decoder(path: Path, precision: str = "f32") -> Opened:
         raise ExportError(
             f"{path} and its .bin are no model that OpenVINO can read: copy both or export again"
         ) from error
-    if [each.names for each in (*compiled.inputs, *compiled.outputs)] != [{"z"}, {"image"}]:
-        raise ExportError(f"{path} is no decoder: it does not take z and return image")
+    names = [each.names for each in (*compiled.inputs, *compiled.outputs)]
+    if names not in ([{LATENTS}, {"image"}], [{NOISE}, {"image"}]):
+        raise ExportError(f"{path} is no decoder: it does not take z, or noise, and return image")
+    ((given,), _) = names
     image_shape = tuple(side.get_length() for side in list(compiled.output("image").partial_shape)[1:])
-    latent_dim = list(compiled.input("z").partial_shape)[1].get_length()
+    latent_dim = list(compiled.input(given).partial_shape)[1].get_length()
 
     def decode(z: np.ndarray) -> np.ndarray:
-        return compiled({"z": z})["image"].copy()
+        return compiled({given: z})["image"].copy()
 
-    return Opened("openvino", decode, latent_dim, image_shape, metadata)
+    role = "decode" if given == LATENTS else "generate"
+    return Opened("openvino", latent_dim, image_shape, **{role: decode}, metadata=metadata)
 
 
 def _metadata(path: Path) -> dict[str, str]:

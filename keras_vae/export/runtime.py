@@ -1,4 +1,4 @@
-"""Runs an exported ONNX decoder with numpy and onnxruntime alone: no TensorFlow, no Keras."""
+"""Runs exported ONNX decoders and generators with numpy and onnxruntime alone: no TensorFlow, no Keras."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -17,15 +17,53 @@ from keras_vae.export.errors import ExportError
 from keras_vae.export.formats import Opened
 from keras_vae.export.png import to_png
 from keras_vae.export.quiet import quiet_stderr
-from keras_vae.export.samplers import Prior, Sampler
 
 with quiet_stderr():
     import onnxruntime
 
-__all__ = ["Decoder", "Encoder", "open_decoder", "to_png"]
+__all__ = ["Decoder", "Encoder", "Generator", "open_decoder", "to_png"]
+
+CPU = "CPUExecutionProvider"
 
 
-class Decoder:
+class _Images:
+    """What decoders and generators have in common.
+
+    Args:
+        path: the .onnx file.
+        providers: onnxruntime execution providers; by default CUDA where it loads, else the CPU.
+
+    Attributes:
+        latent_dim: number of latents.
+        image_shape: (height, width, channels).
+        metadata: what the exporter wrote into the file.
+        precision: what the file computes in: "float32", "float16" or "int8".
+        provider: the execution provider in use.
+
+    Raises:
+        ExportError: the file is missing, damaged, changed since it was exported, or something else.
+    """
+
+    _kind: ClassVar[str]
+    _input: ClassVar[str]
+
+    def __init__(self, path: str | os.PathLike[str], providers: Sequence[str] | None = None) -> None:
+        self._session, self.metadata = _session(Path(path), providers, self._kind, [self._input], ["image"])
+        shapes = [value.shape[1:] for value in (*self._session.get_inputs(), *self._session.get_outputs())]
+        known = all(isinstance(side, int) for shape in shapes for side in shape)
+        if not known or [len(shape) for shape in shapes] != [1, 3]:
+            wrong = f"{self._input} is [batch, {shapes[0]}], image [batch, {shapes[1]}]"
+            raise ExportError(f"{path} is no {self._kind}: {wrong}")
+        self.precision = self.metadata.get("precision", "float32")
+        self.latent_dim: int = shapes[0][0]
+        self.image_shape: tuple[int, int, int] = tuple(shapes[1])
+        self.provider: str = self._session.get_providers()[0]
+
+    def _run(self, rows: np.ndarray) -> np.ndarray:
+        return self._session.run(["image"], {self._input: rows})[0]
+
+
+class Decoder(_Images):
     """An ONNX decoder: latents to images.
 
     Args:
@@ -43,16 +81,7 @@ class Decoder:
         ExportError: the file is missing, damaged, changed since it was exported, or no decoder.
     """
 
-    def __init__(self, path: str | os.PathLike[str], providers: Sequence[str] | None = None) -> None:
-        self._session, self.metadata = _session(Path(path), providers, "decoder", ["z"], ["image"])
-        shapes = [value.shape[1:] for value in (*self._session.get_inputs(), *self._session.get_outputs())]
-        known = all(isinstance(side, int) for shape in shapes for side in shape)
-        if not known or [len(shape) for shape in shapes] != [1, 3]:
-            raise ExportError(f"{path} is no decoder: z is [batch, {shapes[0]}], image [batch, {shapes[1]}]")
-        self.precision = self.metadata.get("precision", "float32")
-        self.latent_dim: int = shapes[0][0]
-        self.image_shape: tuple[int, int, int] = tuple(shapes[1])
-        self.provider: str = self._session.get_providers()[0]
+    _kind, _input = "decoder", latents.LATENTS
 
     def decode(self, z: Any) -> np.ndarray:
         """Images of latents: float32 (batch, height, width, channels) in [0, 1].
@@ -65,20 +94,53 @@ class Decoder:
         Raises:
             ExportError: (a ValueError) latents of another size, that are no numbers, or not finite.
         """
-        return self._session.run(["image"], {"z": latents.check(z, self.latent_dim)})[0]
+        return self._run(latents.check(z, self.latent_dim))
 
-    def sample(self, count: int, seed: int | None = None, sampler: Sampler | None = None) -> np.ndarray:
-        """Images of `count` draws, by default from the standard normal prior; the same seed gives the same images.
+
+class Generator(_Images):
+    """An ONNX generator, prior and decoder in one: standard normal noise to images.
+
+    Args:
+        path: the .onnx file.
+        providers: as `Decoder`.
+
+    Attributes:
+        latent_dim, image_shape, metadata, precision, provider: as `Decoder`.
+
+    Raises:
+        ExportError: the file is missing, damaged, changed since it was exported, or no generator.
+
+    Example:
+        >>> images = Generator("generator.onnx").sample(64, seed=0)
+    """
+
+    _kind, _input = "generator", latents.NOISE
+
+    def generate(self, noise: Any) -> np.ndarray:
+        """Images of noise: float32 (batch, height, width, channels) in [0, 1].
+
+        Args:
+            noise: numbers, (batch, latent_dim), drawn from the standard normal.
+
+        Any number of threads may call it at once.
+
+        Raises:
+            ExportError: (a ValueError) noise of another size, that is no numbers, or not finite.
+        """
+        return self._run(latents.check_batch(noise, (self.latent_dim,), "noise values", "generator"))
+
+    def sample(self, count: int, seed: int | None = None, temperature: float = 1.0) -> np.ndarray:
+        """Images of `count` draws from the prior; the same seed gives the same images.
 
         Args:
             count: how many.
             seed: of the draw.
-            sampler: what else to draw from, as `keras_vae.export.samplers.load("gmm.npz")` gives.
+            temperature: the noise's standard deviation; below 1 images are more alike, and more like the mean.
 
         Raises:
-            ExportError: a count below 1, a seed below 0, or a sampler of other latents.
+            ExportError: a count below 1, or a seed below 0.
         """
-        return self.decode((sampler or Prior(self.latent_dim)).draw(count, seed))
+        return self.generate(temperature * latents.draw(count, self.latent_dim, seed))
 
 
 class Encoder:
@@ -119,6 +181,14 @@ class Encoder:
         return found[0], found[1]
 
 
+class _OtherKindError(ExportError):
+    """A file of other inputs and outputs than were looked for."""
+
+    def __init__(self, message: str, inputs: list[str]) -> None:
+        super().__init__(message)
+        self.inputs = inputs
+
+
 def _session(
     path: Path, providers: Sequence[str] | None, kind: str, inputs: list[str], outputs: list[str]
 ) -> tuple[Any, dict[str, str]]:
@@ -149,8 +219,9 @@ def _session(
     if (found[0], sorted(found[1])) != (inputs, sorted(outputs)):
         names = ", ".join((*found[0], *found[1]))
         article = "an" if kind == "encoder" else "a"
-        raise ExportError(
-            f"{path} is no {kind}: it has {names} where {article} {kind} has {' and '.join((*inputs, *outputs))}"
+        raise _OtherKindError(
+            f"{path} is no {kind}: it has {names} where {article} {kind} has {' and '.join((*inputs, *outputs))}",
+            found[0],
         )
     metadata = dict(session.get_modelmeta().custom_metadata_map)
     seal.check_onnx(content, metadata, path)
@@ -159,23 +230,28 @@ def _session(
 
 
 def open_decoder(path: Path) -> Opened:
-    """Opens an ONNX decoder to run on the CPU, the one every machine has.
+    """Opens an ONNX decoder or generator to run on the CPU, the one every machine has.
 
     Raises:
         ExportError: as `Decoder`.
     """
-    decoder = Decoder(path, providers=["CPUExecutionProvider"])
-    return Opened("onnx", decoder.decode, decoder.latent_dim, decoder.image_shape, decoder.metadata)
+    try:
+        decoder = Decoder(path, providers=[CPU])
+        return Opened("onnx", decoder.latent_dim, decoder.image_shape, decode=decoder.decode, metadata=decoder.metadata)
+    except _OtherKindError as error:
+        if error.inputs != [latents.NOISE]:
+            raise
+    found = Generator(path, providers=[CPU])
+    return Opened("onnx", found.latent_dim, found.image_shape, generate=found.generate, metadata=found.metadata)
 
 
 def _providers() -> list[str]:
-    cpu = "CPUExecutionProvider"
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        return [cpu]
+        return [CPU]
     try:  # the GPU package is there on machines without a GPU too: the driver tells
         ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
-        return [cpu]
+        return [CPU]
     with contextlib.redirect_stdout(None), quiet_stderr():  # it tells what it did not find
         onnxruntime.preload_dlls()  # CUDA's libraries, where pip installed them
-    return ["CUDAExecutionProvider", cpu]  # should they not load, onnxruntime goes on with the second
+    return ["CUDAExecutionProvider", CPU]  # should they not load, onnxruntime goes on with the second

@@ -13,33 +13,33 @@ import tensorflow as tf
 from keras_vae.export import seal, warmup
 from keras_vae.export.errors import ExportError
 from keras_vae.export.formats import Opened
+from keras_vae.export.latents import LATENTS, NOISE
 from keras_vae.export.reference import CPU, true_float32
 
 SIGNATURE = "serving_default"
+GENERATE = "generate"
 EXTRA = "assets.extra"  # TF Serving's folder for what is no part of the graph
 MANIFEST = f"{EXTRA}/keras_vae.json"
 WARMUP_BATCHES = (1, 8, 64)
 
 
-def serving_function(decoder: keras.Model) -> Any:
-    """The decoder as a function from `z` to `{"image"}`: what SavedModel and ONNX are made from."""
-    spec = tf.TensorSpec((None, decoder.input_shape[1]), tf.float32, name="z")
-
-    def serve(z: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {"image": decoder(z, training=False)}
-
-    return tf.function(serve, input_signature=[spec], autograph=False)
-
-
-def write(decoder: keras.Model, path: Path, metadata: Mapping[str, str], encoder: keras.Model | None = None) -> None:
+def write(
+    decoder: keras.Model,
+    path: Path,
+    metadata: Mapping[str, str],
+    prior: keras.layers.Layer | None = None,
+    encoder: keras.Model | None = None,
+) -> None:
     """Writes a float32 decoder as a SavedModel.
 
     Its signatures, each with a free batch and no state:
         serving_default: z float32 (batch, latent_dim) to image float32 (batch, height, width, channels) in [0, 1].
         png: z to png_bytes, string (batch,): each image as a PNG file; by its name's ending TF Serving knows to send
             it in base64 by REST.
-        sample: count and seed, int64 scalars, to image and its z, drawn from the standard normal prior; the same seed
-            gives the same images, as many as count, the first ones alike whatever the count.
+        generate, generate_png: noise, float32 (batch, latent_dim) and standard normal, to what the former two return:
+            with a prior.
+        sample: count and seed, int64 scalars, to image and its z, of noise drawn by the seed and mapped by the prior;
+            as many as count, the first ones alike whatever the count.
         encode: image to mean and log_var, float32 (batch, latent_dim): with an encoder.
 
     In assets.extra are requests that TF Serving warms up with, and the metadata with the sums of all files.
@@ -51,12 +51,24 @@ def write(decoder: keras.Model, path: Path, metadata: Mapping[str, str], encoder
     # Not Keras's ExportArchive, which writes each weight twice (3.15): its variables' two faces count as two.
     module = tf.Module()
     module.weights = [
-        variable.value for model in (decoder, encoder) if model is not None for variable in model.variables
+        variable.value for model in (decoder, prior, encoder) if model is not None for variable in model.variables
     ]
     latent_dim = decoder.input_shape[1]
-    signatures = {SIGNATURE: _decode_function(decode, latent_dim), "sample": _sample_function(decode, latent_dim)}
-    if decoder.output_shape[-1] in (1, 3):  # PNG files have no other channels
-        signatures["png"] = _png_function(decode, latent_dim)
+    signatures = {
+        SIGNATURE: _image_function(decode, latent_dim, LATENTS),
+        "sample": _sample_function(decode, prior, latent_dim),
+    }
+    has_png = decoder.output_shape[-1] in (1, 3)  # PNG files have no other channels
+    if has_png:
+        signatures["png"] = _png_function(decode, latent_dim, LATENTS)
+    if prior is not None:
+
+        def generate(noise: tf.Tensor) -> tf.Tensor:
+            return decode(prior(noise))
+
+        signatures[GENERATE] = _image_function(generate, latent_dim, NOISE)
+        if has_png:
+            signatures["generate_png"] = _png_function(generate, latent_dim, NOISE)
     if encoder is not None:
         signatures["encode"] = _encode_function(encoder)
     tf.saved_model.save(module, str(path), signatures=signatures)
@@ -72,32 +84,33 @@ def _with_empty_batches(run: Any, x: tf.Tensor) -> Any:
     return tf.nest.map_structure(lambda output: output[:count], outputs)
 
 
-def _decode_function(decode: Any, latent_dim: int) -> Any:
-    spec = tf.TensorSpec((None, latent_dim), tf.float32, name="z")
-    return tf.function(lambda z: {"image": decode(z)}, input_signature=[spec], autograph=False)
+def _image_function(images: Any, latent_dim: int, name: str) -> Any:
+    spec = tf.TensorSpec((None, latent_dim), tf.float32, name=name)
+    return tf.function(lambda given: {"image": images(given)}, input_signature=[spec], autograph=False)
 
 
-def _png_function(decode: Any, latent_dim: int) -> Any:
-    spec = tf.TensorSpec((None, latent_dim), tf.float32, name="z")
+def _png_function(images: Any, latent_dim: int, name: str) -> Any:
+    spec = tf.TensorSpec((None, latent_dim), tf.float32, name=name)
 
-    def png(z: tf.Tensor) -> dict[str, tf.Tensor]:
-        pixels = tf.cast(tf.round(255.0 * tf.clip_by_value(decode(z), 0.0, 1.0)), tf.uint8)
+    def png(given: tf.Tensor) -> dict[str, tf.Tensor]:
+        pixels = tf.cast(tf.round(255.0 * tf.clip_by_value(images(given), 0.0, 1.0)), tf.uint8)
         return {"png_bytes": tf.map_fn(tf.io.encode_png, pixels, fn_output_signature=tf.string)}
 
     return tf.function(png, input_signature=[spec], autograph=False)
 
 
-def _sample_function(decode: Any, latent_dim: int) -> Any:
+def _sample_function(decode: Any, prior: Any, latent_dim: int) -> Any:
     scalars = [tf.TensorSpec((), tf.int64, name=name) for name in ("count", "seed")]
 
     def sample(count: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
         # One seed a row: a generator asked for more numbers at once would give others.
         rows = tf.stack([tf.fill([count], seed), tf.range(count)], axis=1)
-        z = tf.map_fn(
+        noise = tf.map_fn(
             lambda row: tf.random.stateless_normal((latent_dim,), row, alg="philox"),
             rows,
             fn_output_signature=tf.float32,
         )
+        z = noise if prior is None else prior(noise)
         return {"image": decode(z), "z": z}
 
     return tf.function(sample, input_signature=scalars, autograph=False)
@@ -125,7 +138,10 @@ def _warmup_requests(
     # Not sample: a server that batches refuses its scalars, and a model whose warm-up fails is not served.
     latents = [tf.zeros((batch, decoder.input_shape[1])) for batch in WARMUP_BATCHES]
     requests: list[tuple[str, Mapping[str, tf.Tensor]]] = [
-        (name, {"z": z}) for name in (SIGNATURE, "png") if name in signatures for z in latents
+        (name, {given: z})
+        for name, given in ((SIGNATURE, LATENTS), ("png", LATENTS), (GENERATE, NOISE), ("generate_png", NOISE))
+        if name in signatures
+        for z in latents
     ]
     if encoder is not None:
         requests.append(("encode", {"image": tf.zeros((1, *encoder.input_shape[1:]))}))
@@ -160,10 +176,13 @@ def open_decoder(path: Path) -> Opened:
     arguments = signature.structured_input_signature[1] if signature is not None else {}
     if signature is None or list(arguments) != ["z"] or list(signature.structured_outputs) != ["image"]:
         raise ExportError(f"{path} is no decoder: its signature {SIGNATURE!r} does not take z and return image")
-    run = {name: _on_cpu(loaded, name) for name in (SIGNATURE, "encode") if name in loaded.signatures}
+    run = {name: _on_cpu(loaded, name) for name in (SIGNATURE, GENERATE, "encode") if name in loaded.signatures}
 
     def decode(z: np.ndarray) -> np.ndarray:
         return run[SIGNATURE](z)["image"].numpy()
+
+    def generate(noise: np.ndarray) -> np.ndarray:
+        return run[GENERATE](noise)["image"].numpy()
 
     def encode(image: np.ndarray) -> np.ndarray:
         found = run["encode"](image)
@@ -172,11 +191,12 @@ def open_decoder(path: Path) -> Opened:
     image_shape = tuple(signature.structured_outputs["image"].shape[1:])
     return Opened(
         "tf_saved_model",
-        decode,
         arguments["z"].shape[1],
         image_shape,
-        metadata,
-        encode if "encode" in run else None,
+        decode=decode,
+        generate=generate if GENERATE in run else None,
+        encode=encode if "encode" in run else None,
+        metadata=metadata,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -156,6 +156,13 @@ def verify(
         found = (difference.largest, difference.mean, difference.far, difference.psnr)
         pairs.append(Pair(reference, name, *found, passed and name not in errors, demanded, errors.get(name)))
     return Report(tuple(pairs), tolerance, count)
+
+
+def joined(reports: Iterable[Report]) -> Report:
+    """Several reports as one."""
+    found = list(reports)
+    pairs = tuple(pair for report in found for pair in report.pairs)
+    return Report(pairs, max(report.tolerance for report in found), sum(report.latents for report in found))
 
 
 class _Difference:

@@ -19,16 +19,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_vae import checkpoints, heap, pictures, progress, strategies
+from keras_vae import checkpoints, heap, pictures, priors, progress, strategies
 from keras_vae.errors import StoppedError
 from keras_vae.files import write_aside
 from keras_vae.limits import Limits
-from keras_vae.models import METRICS_FILE
+from keras_vae.models import BATCH, METRICS_FILE
 
 if TYPE_CHECKING:
     from keras_vae.training import TrainingConfig
 
 PICTURED = 24  # images in the grids of each epoch
+ENCODED = 512  # held-out images whose codes the prior is a Gaussian of until it is fitted
 
 
 class Progress(keras.callbacks.Callback):
@@ -223,17 +224,28 @@ class TensorBoard(keras.callbacks.TensorBoard):
 
 
 class EpochPictures(keras.callbacks.Callback):
-    """After each epoch, held-out images above their reconstructions, and samples, as PNG and in TensorBoard."""
+    """After each epoch, held-out images above their reconstructions, and samples, as PNG and in TensorBoard.
 
-    def __init__(self, run: Path, examples: np.ndarray, seed: int) -> None:
+    Args:
+        run: the run folder.
+        examples: held-out images.
+        seed: of the samples.
+        learns_prior: whether samples are drawn from the Gaussian with the codes' moments, which the prior is until
+            training ends and it is fitted, or from the standard normal.
+    """
+
+    def __init__(self, run: Path, examples: np.ndarray, seed: int, learns_prior: bool) -> None:
         super().__init__()
         self.run = run
         self.examples = examples[:PICTURED]
+        self.encoded = examples[:ENCODED] if learns_prior else None
         self.seed = seed
         self.writer = tf.summary.create_file_writer(str(run / "logs" / "pictures"))
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         with self.model.averaged_weights():
+            if self.encoded is not None:
+                self.model.set_prior(self._gaussian(self.encoded))
             reconstructions = keras.ops.convert_to_numpy(self.model(self.examples, training=False))
             samples = keras.ops.convert_to_numpy(self.model.sample(PICTURED, self.seed))
         shown = {
@@ -246,6 +258,14 @@ class EpochPictures(keras.callbacks.Callback):
             for name, picture in shown.items():
                 tf.summary.image(name, np.asarray(picture)[np.newaxis])
         self.writer.flush()
+
+    def _gaussian(self, images: np.ndarray) -> priors.Prior:
+        parts = [self.model.encode(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
+        mean, log_var = (
+            np.concatenate([keras.ops.convert_to_numpy(getattr(each, name)) for each in parts])
+            for name in ("mean", "log_var")
+        )
+        return priors.gaussian(mean, log_var)
 
 
 class Checkpoints(keras.callbacks.Callback):

@@ -65,8 +65,8 @@ CropOption = Annotated[int | None, typer.Option(help="Pixels a side of the centr
 StrictOption = Annotated[bool, typer.Option("--strict", help="Refuse a folder of which any image would be skipped.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Figures as JSON on standard output.")]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The same seed gives the same result.")]
-SamplerOption = Annotated[
-    str, typer.Option(help="Of latents: prior, gmm (mixture of Gaussians), second-stage (VAE), or a sampler's file.")
+PriorOption = Annotated[
+    str, typer.Option(help="Where latents are drawn from: learned (the model's own), or standard (a standard normal).")
 ]
 RunsDataOption = Annotated[str | None, typer.Option("--data", help="As for train; by default what the run trained on.")]
 ImageOption = Annotated[
@@ -228,6 +228,9 @@ def train(
     free_bits: Annotated[float, typer.Option(help="Nats each latent may carry uncharged.")] = 0.0,
     learning_rate: Annotated[float, typer.Option(help="Adam's learning rate.")] = 5e-4,
     learning_rate_decay: Annotated[float, typer.Option(help="Its factor after each epoch.")] = 1.0,
+    prior: Annotated[
+        str, typer.Option(help="learned, fitted to the codes of training images in the end, or standard.")
+    ] = "learned",
     ema: Annotated[
         float | None, typer.Option(help="Momentum of averaged weights, such as 0.999, to evaluate and export.")
     ] = None,
@@ -280,6 +283,7 @@ def train(
         "free_bits": free_bits,
         "learning_rate": learning_rate,
         "learning_rate_decay": learning_rate_decay,
+        "prior": prior,
         "ema": ema,
         "precision": precision,
         "strategy": strategy,
@@ -398,7 +402,7 @@ def evaluate(
     feature_weights: Annotated[
         Path | None, typer.Option(parser=_path, help="Its weights' file, to use instead of a download.")
     ] = None,
-    sampler: SamplerOption = "prior",
+    prior: PriorOption = "learned",
     samples: Annotated[int | None, typer.Option(help="Samples to measure; as many as held-out images.")] = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
@@ -412,7 +416,7 @@ def evaluate(
         evaluating = _library("keras_vae.evaluation.evaluating")
         weights = None if feature_weights is None else str(feature_weights)
         options = evaluating.Options(
-            data, out, importance_samples, limit, batch_size, features, weights, sampler, samples, seed
+            data, out, importance_samples, limit, batch_size, features, weights, prior, samples, seed
         )
         report(evaluating.evaluate(model, options))
 
@@ -422,17 +426,19 @@ def sample(
     model: ModelArgument,
     out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("samples.png"),
     count: Annotated[int, typer.Option(min=1, max=10_000, help="Number of images.")] = 64,
-    sampler: SamplerOption = "prior",
-    data: RunsDataOption = None,
+    prior: PriorOption = "learned",
+    temperature: Annotated[
+        float, typer.Option(help="Of the noise; below 1 images are more alike, and more like the mean.")
+    ] = 1.0,
     seed: SeedOption = 0,
 ) -> None:
     """Write a picture grid of new images.
 
-    Decodes draws from the prior, or from a density fitted to the latents of training images, which a run keeps. The
-    same seed gives the same faces from every kind of MODEL.
+    Draws noise, which the prior maps to latents and the decoder to images. The same seed gives the same images from
+    every kind of MODEL.
     """
     _check_exists(model, whole=False)
-    _light(model, "keras_vae.sampling").sample(model, out, count, seed, sampler, data)
+    _light(model, "keras_vae.sampling").sample(model, out, count, seed, prior, temperature)
     print(f"{count} sample{'s' if count > 1 else ''} written to {out}")
 
 
@@ -643,7 +649,7 @@ def export(
     version: Annotated[int, typer.Option(min=0, help="Of the SavedModel: TF Serving serves the highest.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Export the decoder, to run without Keras.
+    """Export decoder (latents to images) and generator (noise to images), to run without Keras.
 
     Each is proven equal to the Keras decoder before it takes its place; those of lower precision, near.
     """
@@ -886,7 +892,7 @@ def _print_export(figures: dict[str, Any]) -> None:
             if artifact["precision"] == "float32"
             else f"{artifact['precision']}, {artifact['psnr']:.1f} dB from Keras"
         )
-        print(f"{artifact['path']}: {equal}, {artifact['bytes'] / 1e6:.2f} MB")
+        print(f"{artifact['path']}: {artifact['part']}, {equal}, {artifact['bytes'] / 1e6:.2f} MB")
     for path in figures["beside"]:
         print(f"{path}: beside it, for these weights")
 

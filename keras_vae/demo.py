@@ -54,13 +54,14 @@ def run(out: Path | None, minutes: float, seed: int) -> dict[str, Any]:
     report = deployment.verify(out, [])
     if not report["passed"]:
         raise VerificationError(f"the exported decoders differ from Keras: keras-vae verify {out} says where")
-    onnx = Path(exported["artifacts"][1]["path"])
-    sampling.sample(onnx, out / "samples" / "samples-onnx.png", 64, seed)
+    places = {(each["format"], each["part"]): each["path"] for each in exported["artifacts"]}
+    sampling.sample(Path(places["onnx", "generator"]), out / "samples" / "samples-onnx.png", 64, seed)
     return {
         "title": f"keras-vae demo: {out}",
         "model": str(out / "model.keras"),
         "saved_model": exported["artifacts"][0]["path"],
-        "onnx": exported["artifacts"][1]["path"],
+        "decoder": places["onnx", "decoder"],
+        "generator": places["onnx", "generator"],
         "reconstructions": str(out / "samples" / "reconstructions.png"),
         "samples": str(out / "samples" / "samples.png"),
         "training_minutes": figures["minutes"],

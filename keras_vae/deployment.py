@@ -12,20 +12,22 @@ import numpy as np
 from keras_vae._version import __version__
 from keras_vae.commands import data_of
 from keras_vae.errors import InputError
-from keras_vae.export import samplers, triton
+from keras_vae.export import triton
 from keras_vae.export.artifact import check_target, float32_copy, keras_runner
 from keras_vae.export.errors import ExportError, MissingRuntimeError
 from keras_vae.export.formats import FORMATS
+from keras_vae.export.generator import compose
+from keras_vae.export.verify import TOLERANCE, Report, joined
 from keras_vae.export.verify import verify as compare
 from keras_vae.files import write_aside
 from keras_vae.latent_space import AttributeVectors
-from keras_vae.models import VECTORS_FILE, Model, check_exists, open_model, sampler_file
+from keras_vae.models import VECTORS_FILE, Model, check_exists, open_model
 
 EXPORT_FOLDER = "export"
 TRITON = "triton"
 ENCODER_FILE = "encoder.onnx"
 CALIBRATION_IMAGES = 512
-SIDE_FILES = (VECTORS_FILE, *(sampler_file(Path(), kind).name for kind in samplers.KINDS[1:]))
+PARTS = ("decoder", "generator")
 
 
 def export(
@@ -37,25 +39,26 @@ def export(
     encoder: bool = False,
     version: int = 1,
 ) -> dict[str, Any]:
-    """Exports the decoder of a run or .keras file.
+    """Exports the decoder of a run or .keras file, and its generator: prior and decoder in one.
 
     Args:
         path: the model.
         out: the folder for the artifacts; a run's own export folder.
-        formats: keys of `keras_vae.export.formats.FORMATS`, and "triton": a model repository with the ONNX decoder.
-        precision: of the ONNX decoder.
+        formats: keys of `keras_vae.export.formats.FORMATS`, and "triton": a model repository with both ONNX files.
+        precision: of the ONNX files.
         source: for int8, images to calibrate on; by default what the run trained on.
         encoder: whether the SavedModel gets the encoder too, and an ONNX encoder is written beside the decoder.
         version: of the SavedModel, the name of its folder; TF Serving serves the highest.
 
     Returns:
-        `artifacts`: for each its `format`, `precision`, `path`, `bytes`, and how far it is from the Keras decoder,
-        `max_difference` and `psnr` (dB). `beside`: the encoder, samplers and attribute vectors that were put there too.
+        `artifacts`: for each its `format`, `part` ("decoder", "generator", or both), `precision`, `path`, `bytes`, and
+        how far it is from Keras, `max_difference` and `psnr` (dB). `beside`: the encoder and attribute vectors that
+        were put there too.
 
     Raises:
         InputError, ExportError, VerificationError: as `VAE.export`.
     """
-    holders = {name for name, each in FORMATS.items() if each.holds_encoder}
+    holders = {name for name, each in FORMATS.items() if each.holds_all}
     if encoder and not {"onnx", *holders} & set(formats):
         raise InputError("--encoder is for SavedModel and ONNX: add --format tf_saved_model or onnx, or leave it out")
     model = open_model(path)
@@ -64,34 +67,38 @@ def export(
     folder = out or _export_folder(model)
     if folder is None:
         raise InputError(f"{path} is no run with a place of its own for exports: give --out")
-    targets = {name: folder / place(name, precision, version) for name in formats if name != TRITON}
-    if TRITON in formats:
-        targets.setdefault("onnx", folder / place("onnx", precision))
-    for name, target in targets.items():
+    written = dict.fromkeys(name if name != TRITON else "onnx" for name in formats)
+    targets = {
+        (name, part): folder / place(name, precision, version, part)
+        for name in written
+        for part in PARTS[: 1 if name in holders else 2]
+    }
+    for (name, _), target in targets.items():
         check_target(target, name, precision)
     calibration = _calibration(model, source) if precision == "int8" else None
     artifacts = []
-    for name, target in targets.items():
+    for (name, part), target in targets.items():
         report = model.vae.export(
             target,
             format=name,
+            part=part,
             precision=precision,
             calibration=calibration,
             encoder=encoder and name in holders,
             run_id=model.config.get("run_id", ""),
         )
-        (pair,) = report.pairs
         artifacts.append(
             {
                 "format": name,
+                "part": "decoder and generator" if name in holders else part,
                 "precision": precision,
                 "path": str(target),
                 "bytes": size(target),
-                "max_difference": pair.max_difference,
-                "psnr": pair.psnr,
+                "max_difference": max(pair.max_difference for pair in report.pairs),
+                "psnr": min(pair.psnr for pair in report.pairs),
             }
         )
-    beside = _copy_side_files(model, folder)
+    beside = _copy_vectors(model, folder)
     if encoder and "onnx" in formats:
         from keras_vae.export.encoder import export_encoder
 
@@ -101,43 +108,35 @@ def export(
             export_encoder(model.vae.encoder, folder / ENCODER_FILE, metadata)
         beside.append(folder / ENCODER_FILE)
     if TRITON in formats:
-        written = triton.write(targets["onnx"], folder / TRITON)
-        like = next(each for each in artifacts if each["format"] == "onnx")
-        artifacts.append({**like, "format": TRITON, "path": str(written), "bytes": size(written)})
+        for like in [each for each in artifacts if each["format"] == "onnx"]:
+            repository = triton.write(like["path"], folder / TRITON, like["part"])
+            artifacts.append({**like, "format": TRITON, "path": str(repository), "bytes": size(repository)})
     return {"artifacts": artifacts, "beside": [str(file) for file in beside]}
 
 
-def _copy_side_files(model: Model, folder: Path) -> list[Path]:
-    """Copies samplers and attribute vectors that were fitted to these weights beside the artifacts."""
-    copied = []
-    own = model.whole("exporting").fingerprint() if model.kind == "run" else None
-    for name in SIDE_FILES:
-        source, target = model.path / name, folder / name
-        if own is None or not source.is_file():
-            continue
-        try:
-            found = (
-                AttributeVectors.load(source, model.latent_dim)
-                if name == VECTORS_FILE
-                else samplers.load(source, model.latent_dim)
-            )
-        except (InputError, ExportError) as error:
-            print(f"{error}; it is not copied", file=sys.stderr)
-            continue
-        if found.metadata.get("model") != own:
-            print(f"{source} is of earlier weights: it is not copied; fit it again", file=sys.stderr)
-        else:
-            with write_aside(target) as aside:
-                shutil.copyfile(source, aside)
-            copied.append(target)
-    return copied
+def _copy_vectors(model: Model, folder: Path) -> list[Path]:
+    """Copies attribute vectors that were found for these weights beside the artifacts."""
+    source, target = model.path / VECTORS_FILE, folder / VECTORS_FILE
+    if model.kind != "run" or not source.is_file():
+        return []
+    try:
+        found = AttributeVectors.load(source, model.latent_dim)
+    except InputError as error:
+        print(f"{error}; they are not copied", file=sys.stderr)
+        return []
+    if found.metadata.get("model") != model.whole("exporting").fingerprint():
+        print(f"{source} is of earlier weights: it is not copied; find the vectors again", file=sys.stderr)
+        return []
+    with write_aside(target) as aside:
+        shutil.copyfile(source, aside)
+    return [target]
 
 
-def place(format: str, precision: str = "float32", version: int = 1) -> str:
+def place(format: str, precision: str = "float32", version: int = 1, part: str = "decoder") -> str:
     """Where `export` keeps a format below its folder."""
     if not FORMATS[format].ending:
         return str(version)
-    found = Path(FORMATS[format].place)
+    found = Path(FORMATS[format].place if part == "decoder" else FORMATS[format].generator_place)
     return str(found) if precision == "float32" else f"{found.stem}.{precision}{found.suffix}"
 
 
@@ -207,9 +206,16 @@ def verify(path: Path, artifacts: list[Path]) -> dict[str, Any]:
         }
     models = _labelled([model, *opened])
     _check_sizes(models)
-    decoders = {name: _float32_runner(other) for name, other in models.items()}
     precisions = {name: _precision(other) for name, other in models.items()}
-    report = compare(decoders, model.latent_dim, precisions=precisions)
+    reports = []
+    for runner_of in (_decoder_of_model, _generator_of_model):
+        runners = {name: runner_of(other) for name, other in models.items()}
+        found = {name: run for name, run in runners.items() if run is not None}
+        if len(found) > 1 and next(iter(found)) == next(iter(models)):
+            reports.append(compare(found, model.latent_dim, precisions=precisions))
+    if not reports and opened:
+        raise InputError(f"{path} has nothing in common with them: compare decoders with decoders, generators alike")
+    report = joined(reports) if reports else Report((), TOLERANCE, 0)
     passed = report.passed and all(check["problem"] is None for check in checks)
     return {**report.to_json(), "artifacts": checks, "passed": passed}
 
@@ -217,7 +223,13 @@ def verify(path: Path, artifacts: list[Path]) -> dict[str, Any]:
 def _present(folder: Path) -> list[Path]:
     """The artifacts that are in an export folder."""
     versions = sorted((path for path in folder.glob("*") if path.name.isdecimal()), key=lambda path: int(path.name))
-    names = [place(name, precision) for name, each in FORMATS.items() if each.ending for precision in each.precisions]
+    names = [
+        place(name, precision, part=part)
+        for name, each in FORMATS.items()
+        if each.ending
+        for part in PARTS
+        for precision in each.precisions
+    ]
     repository = sorted(path for path in (folder / TRITON).glob("*") if not path.name.startswith("."))
     return [*versions, *(folder / name for name in names if (folder / name).exists()), *repository]
 
@@ -262,7 +274,8 @@ def _check_sizes(models: dict[str, Model]) -> None:
                 "give decoders of the same model"
             )
     z = np.zeros((1, first.latent_dim), np.float32)
-    sizes = {name: "x".join(map(str, other.decode(z).shape[1:])) for name, other in models.items()}
+    images = {name: (other.decoder or other.generate)(z) for name, other in models.items()}
+    sizes = {name: "x".join(map(str, made.shape[1:])) for name, made in images.items()}
     if len(set(sizes.values())) > 1:
         shown = ", ".join(f"{name} {size}" for name, size in sizes.items())
         raise InputError(f"the images differ in size ({shown}): give decoders of the same model")
@@ -271,6 +284,7 @@ def _check_sizes(models: dict[str, Model]) -> None:
 def _labelled(models: list[Model]) -> dict[str, Model]:
     """Models by what to call them: their kind and precision, with the path where one comes more than once."""
     kinds = ["keras" if model.vae is not None else model.kind for model in models]
+    kinds = [f"{kind} generator" if model.decoder is None else kind for kind, model in zip(kinds, models, strict=True)]
     precisions = ["" if _precision(model) == "float32" else f" {_precision(model)}" for model in models]
     names = [kind + precision for kind, precision in zip(kinds, precisions, strict=True)]
     labels = [
@@ -286,9 +300,16 @@ def _export_folder(model: Model) -> Path | None:
     return model.path / EXPORT_FOLDER if model.kind == "run" else None
 
 
-def _float32_runner(model: Model) -> Any:
+def _decoder_of_model(model: Model) -> Any:
     """What exported decoders must equal: the Keras decoder in float32, whatever precision it trains in."""
-    return model.decode if model.vae is None else keras_runner(float32_copy(model.vae.decoder))
+    return model.decoder if model.vae is None else keras_runner(float32_copy(model.vae.decoder))
+
+
+def _generator_of_model(model: Model) -> Any:
+    """The same of generators."""
+    if model.vae is None:
+        return model.generator
+    return keras_runner(compose(float32_copy(model.vae.decoder), model.vae.prior))
 
 
 def _calibration(model: Model, source: str | None) -> np.ndarray:

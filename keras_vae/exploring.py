@@ -12,12 +12,60 @@ import numpy as np
 
 from keras_vae import latent_space, pictures
 from keras_vae.errors import InputError
+from keras_vae.export import latents as draws
 from keras_vae.files import check_output_file
 from keras_vae.latent_space import AttributeVectors
 from keras_vae.models import BATCH, VECTORS_FILE, Model, open_model
 
 STEPS_AT_MOST = 100
 ROWS_AT_MOST = 200
+
+
+@dataclass(frozen=True)
+class Walk:
+    """Where walks through the latent space start, and what they go along.
+
+    Where the model knows its prior, they go through noise, which it maps to latents: there, every way leads from images
+    to images. What the map of the noise misses an image's own latents by is added on the way.
+
+    Attributes:
+        model: what decodes.
+        points: float32 (count, latent_dim): noise, or latents where nothing is known of the prior.
+        missed: float32 (count, latent_dim), what is to be added to the latents of the points.
+        along_prior: whether points are noise.
+    """
+
+    model: Model
+    points: np.ndarray
+    missed: np.ndarray
+    along_prior: bool
+
+    def images(self, points: np.ndarray, missed: np.ndarray) -> np.ndarray:
+        """Images of points on the way, float32 (count, height, width, channels)."""
+        if not self.along_prior:
+            return _decode(self.model, points)
+        if self.model.vae is None:
+            return np.concatenate([self.model.generate(points[at : at + BATCH]) for at in range(0, len(points), BATCH)])
+        return _decode(self.model, np.asarray(self.model.vae.prior(points)) + missed)
+
+    def between(self, one: int, other: int, steps: int, method: str) -> np.ndarray:
+        """Images on the way from one start to another, both included."""
+        way = np.linspace(0.0, 1.0, steps, dtype=np.float32)[:, None]
+        points = latent_space.interpolate(self.points[one], self.points[other], steps, method)
+        return self.images(points, (1 - way) * self.missed[one] + way * self.missed[other])
+
+    def along(self, start: int, latent: int, values: Sequence[float]) -> np.ndarray:
+        """Images of a start with one coordinate going through values."""
+        points = latent_space.traverse(self.points[start], latent, values)
+        return self.images(points, np.repeat(self.missed[start][None], len(points), axis=0))
+
+
+def walk_from(model: Model, z: np.ndarray) -> Walk:
+    """Walks that start at latents, float32 (count, latent_dim)."""
+    if model.vae is None or model.vae.prior.kind == "standard":
+        return Walk(model, z, np.zeros_like(z), along_prior=False)
+    points = np.asarray(model.vae.prior.inverse(z))
+    return Walk(model, points, z - np.asarray(model.vae.prior(points)), along_prior=True)
 
 
 @dataclass(frozen=True)
@@ -58,13 +106,14 @@ def interpolate(path: Path, start: Start, steps: int, method: str, out: Path) ->
     if not given:
         start = Start(source=start.source, count=2 * _counted("--count", start.count), seed=start.seed)
     model = open_model(path)
-    z, images = _starts(model, start)
-    if len(z) < 2:
-        raise InputError(f"an interpolation is between two codes, and there is {len(z)}: give more")
-    ends = [(each, each + 1) for each in (range(len(z) - 1) if given else range(0, len(z) - 1, 2))]
+    walk, images = _walk(model, start)
+    count = len(walk.points)
+    if count < 2:
+        raise InputError(f"an interpolation is between two codes, and there is {count}: give more")
+    ends = [(each, each + 1) for each in (range(count - 1) if given else range(0, count - 1, 2))]
     found = []
     for one, other in ends:
-        decoded = _decode(model, latent_space.interpolate(z[one], z[other], steps, method))
+        decoded = walk.between(one, other, steps, method)
         found.append(decoded if images is None else np.concatenate([images[one][None], decoded, images[other][None]]))
     ends_shown = ["image"] if images is not None else []
     heads = [*ends_shown, *(f"{way:.2g}" for way in np.linspace(0, 1, steps)), *ends_shown]
@@ -137,11 +186,11 @@ def edit(
 def traverse(path: Path, start: Start, latents: int, values: Sequence[float], out: Path) -> dict[str, Any]:
     """Writes one image with each of its strongest latents going through values, a row each.
 
-    The strongest are those of the largest mean KL over held-out images; a decoder alone does not tell, and takes the
-    first.
+    Where the prior is learned these are the noise's: directions in which codes vary, the widest first. Else the
+    strongest are those of the largest mean KL over held-out images; a decoder alone does not tell, and takes the first.
 
     Returns:
-        `picture`, `latents`, and for a whole model their `kl`, nats by latent.
+        `picture`, `latents`, and for a whole model with a standard normal prior their `kl`, nats by latent.
 
     Raises:
         InputError: as `interpolate`.
@@ -151,16 +200,18 @@ def traverse(path: Path, start: Start, latents: int, values: Sequence[float], ou
     _check_numbers("--values", values)
     model = open_model(path)
     latents = min(latents, model.latent_dim, ROWS_AT_MOST)
-    z, images = _starts(model, Start(start.images, start.codes, start.source, 1, start.seed))
+    walk, images = _walk(model, Start(start.images, start.codes, start.source, 1, start.seed))
     figures: dict[str, Any] = {"picture": str(out)}
-    if model.vae is None:
+    if walk.along_prior:
+        strongest, labels = list(range(latents)), [f"direction {each}" for each in range(latents)]
+    elif model.vae is None:
         strongest, labels = list(range(latents)), [f"latent {each}" for each in range(latents)]
     else:
         kl = _kl(model, start.source)
         strongest = [int(each) for each in np.argsort(-kl)[:latents]]
         labels = [f"latent {each}, {kl[each]:.2f} nats" for each in strongest]
         figures["kl"] = {str(each): round(float(kl[each]), 3) for each in strongest}
-    rows = [_decode(model, latent_space.traverse(z[0], each, values)) for each in strongest]
+    rows = [walk.along(0, each, values) for each in strongest]
     if images is not None:
         rows = [np.concatenate([images[0][None], row]) for row in rows]
     heads = [*(["image"] if images is not None else []), *(_signed_text(each) for each in values)]
@@ -204,6 +255,15 @@ def parse_numbers(given: str, option: str, steps: int = 5) -> tuple[float, ...]:
         raise InputError(f"{option} {given!r}: give a range such as -2..2, or numbers with commas") from error
 
 
+def _walk(model: Model, start: Start) -> tuple[Walk, np.ndarray | None]:
+    """Walks from what is given, and the images that it is of, where it is."""
+    if model.vae is None and model.generator is not None and start.codes is None and not start.images:
+        noise = draws.draw(_counted("--count", start.count), model.latent_dim, start.seed)
+        return Walk(model, noise, np.zeros_like(noise), along_prior=True), None
+    z, images = _starts(model, start)
+    return walk_from(model, z), images
+
+
 def _starts(model: Model, start: Start) -> tuple[np.ndarray, np.ndarray | None]:
     """Latents to start from, float32 (count, latent_dim), and the images that they are of, where they are."""
     if start.images and start.codes is not None:
@@ -214,9 +274,7 @@ def _starts(model: Model, start: Start) -> tuple[np.ndarray, np.ndarray | None]:
         return _encoded(model, read_images(model, start.images))
     count = _counted("--count", start.count)
     if model.vae is None:
-        from keras_vae.export import latents
-
-        return latents.draw(count, model.latent_dim, start.seed), None
+        return draws.draw(count, model.latent_dim, start.seed), None
     from keras_vae.commands import data_of
 
     held_out = data_of(model, model.vae, start.source, batch_size=1, only_held_out=True).test.take(count)
@@ -266,8 +324,6 @@ def read_codes(path: Path, latent_dim: int) -> np.ndarray:
     Raises:
         InputError, ExportError: the file is missing, damaged, or holds something else.
     """
-    from keras_vae.export import latents
-
     try:
         codes = np.load(path, allow_pickle=False)
     except FileNotFoundError as error:
@@ -276,7 +332,7 @@ def read_codes(path: Path, latent_dim: int) -> np.ndarray:
         raise InputError(f"{path} is no array that NumPy can read: save latents with numpy.save") from error
     if not isinstance(codes, np.ndarray):
         raise InputError(f"{path} holds several arrays: give an .npy file of latents, (count, {latent_dim})")
-    return latents.check(codes, latent_dim)
+    return draws.check(codes, latent_dim)
 
 
 def _decode(model: Model, z: np.ndarray) -> np.ndarray:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_vae.errors import InputError
-from keras_vae.export.formats import format_of, kinds, open_artifact
-from keras_vae.export.samplers import Prior, Sampler
+from keras_vae.export import latents
+from keras_vae.export.formats import FORMATS, format_of, kinds, open_artifact
 from keras_vae.pretrained import names
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ class Model:
         path: where it was found.
         kind: "run", "keras", or the format of an exported decoder, a key of `keras_vae.export.formats.FORMATS`.
         latent_dim: number of latents.
-        decode: from float32 (batch, latent_dim) to float32 images, for any batch.
+        decoder: from latents, float32 (batch, latent_dim), to float32 images, for any batch; None of a generator alone.
+        generator: the same from standard normal noise; None of a decoder alone.
         vae: the whole model, of a run or a .keras file; None for an exported decoder.
         config: the configuration of the run that it is, or lies in; empty where there is none.
         metadata: what the exporter wrote into an exported decoder.
@@ -46,7 +47,8 @@ class Model:
     path: Path
     kind: str
     latent_dim: int
-    decode: Callable[[np.ndarray], np.ndarray]
+    decoder: Callable[[np.ndarray], np.ndarray] | None = None
+    generator: Callable[[np.ndarray], np.ndarray] | None = None
     vae: VAE | None = None
     config: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
@@ -56,13 +58,47 @@ class Model:
         """Where what is fitted to the model lies: a run, or what is beside a file."""
         return self.path if self.kind == "run" else self.path.parent
 
-    def sample(self, count: int, seed: int | None = None, sampler: Sampler | None = None) -> np.ndarray:
-        """Images of `count` draws from a sampler, by default the prior.
+    def decode(self, z: np.ndarray) -> np.ndarray:
+        """Images of latents.
 
-        The same seed gives the same latents for every kind of model.
+        Raises:
+            InputError: this is a generator alone.
         """
-        z = (sampler or Prior(self.latent_dim)).draw(count, seed)
-        return np.concatenate([self.decode(z[start : start + BATCH]) for start in range(0, count, BATCH)])
+        if self.decoder is None:
+            raise InputError(f"{self.path} is a generator alone, from noise to images: {self._beside(False)}")
+        return self.decoder(z)
+
+    def generate(self, noise: np.ndarray) -> np.ndarray:
+        """Images of standard normal noise, through the prior.
+
+        Raises:
+            InputError: this is a decoder alone.
+        """
+        if self.generator is None:
+            raise InputError(f"{self.path} is a decoder alone, and knows no prior: {self._beside(True)}")
+        return self.generator(noise)
+
+    def _beside(self, generator: bool) -> str:
+        format = FORMATS[self.kind]
+        place = self.path.with_name(Path(format.generator_place if generator else format.place).name)
+        if format.ending and place.is_file() and place != self.path:
+            return f"give {place}"
+        return "give its run or .keras file, or export that again"
+
+    def sample(
+        self, count: int, seed: int | None = None, temperature: float = 1.0, standard: bool = False
+    ) -> np.ndarray:
+        """Images of `count` draws; the same seed gives the same noise for every kind of model.
+
+        Args:
+            count: how many.
+            seed: of the draw.
+            temperature: the noise's standard deviation.
+            standard: whether the noise itself is decoded, a standard normal's draws, and the learned prior left out.
+        """
+        noise = temperature * latents.draw(count, self.latent_dim, seed)
+        images = self.decode if standard else self.generate
+        return np.concatenate([images(noise[start : start + BATCH]) for start in range(0, count, BATCH)])
 
     def whole(self, purpose: str) -> VAE:
         """The VAE, encoder and all.
@@ -103,11 +139,6 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted((run / CHECKPOINT_FOLDER).glob("step-*.keras"))
 
 
-def sampler_file(run: Path, kind: str) -> Path:
-    """Where a run keeps a sampler that was fitted to it."""
-    return run / f"{kind}.npz"
-
-
 def open_model(path: str | os.PathLike[str]) -> Model:
     """Opens a model of any kind.
 
@@ -118,7 +149,7 @@ def open_model(path: str | os.PathLike[str]) -> Model:
     check_exists(path, whole=False)
     if format_of(path) is not None:
         found = open_artifact(path)
-        return Model(path, found.format, found.latent_dim, found.decode, metadata=found.metadata)
+        return Model(path, found.format, found.latent_dim, found.decode, found.generate, metadata=found.metadata)
     if path.is_dir() and is_run(path):
         file = path / MODEL_FILE
         if not file.is_file():
@@ -156,7 +187,10 @@ def _open_keras(file: Path, kind: str, path: Path, config: dict[str, Any]) -> Mo
     def decode(z: np.ndarray) -> np.ndarray:
         return keras.ops.convert_to_numpy(vae.decode(z))
 
-    return Model(path, kind, vae.latent_dim, decode, vae, config)
+    def generate(noise: np.ndarray) -> np.ndarray:
+        return decode(vae.prior(noise))
+
+    return Model(path, kind, vae.latent_dim, decode, generate, vae, config)
 
 
 def load_vae(file: Path) -> VAE:

@@ -285,21 +285,22 @@ class VAE(keras.Model):
             raise InputError(f"the prior has {prior.latent_dim} latents, and the model {self.latent_dim}")
         self._prior.items = prior
 
-    def fit_prior(self, images: Any, steps: int = priors.STEPS, seed: int = 0) -> None:
+    def fit_prior(self, images: Any, steps: int = priors.STEPS, seed: int = 0, limit: int = priors.MOST_CODES) -> None:
         """Fits the prior to the codes of images that the model was trained on: samples are then drawn where these lie.
 
         Args:
-            images: as for `fit`: an array, or a dataset or other iterable of batches. Codes of 100,000 are kept.
-            steps: of fitting, each of 256 codes.
+            images: as for `fit`: an array, or a dataset or other iterable of batches.
+            steps: of fitting, each of 256 codes; fewer where these would come more than 40 times.
             seed: of the draws.
+            limit: images whose codes are kept; of more, as many are drawn.
 
         Raises:
             InputError: as `encode`, or no images.
         """
         from keras_vae.evaluation.encoding import batches_of, encode
 
-        encoded = encode(self, batches_of(images), limit=priors.MOST_CODES, description="encoding for the prior")
-        self.set_prior(priors.fit(encoded, seed, check_count("steps", steps)))
+        encoded = encode(self, batches_of(images), limit=limit, seed=seed, description="encoding for the prior")
+        self.set_prior(priors.fit(encoded.mean, encoded.log_var, seed, check_count("steps", steps)))
 
     @property
     def generator(self) -> keras.Model:

@@ -13,20 +13,21 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_vae import data, latent_space, progress
+from keras_vae import data, exploring, progress
 from keras_vae.commands import data_of
 from keras_vae.data.sources import check_outside
 from keras_vae.errors import InputError
-from keras_vae.evaluation import distances, feature_networks, fidelity, posterior, report
+from keras_vae.evaluation import distances, feature_networks, fidelity, learned_prior, posterior, report
 from keras_vae.evaluation.bounds import importance_weighted_bound
 from keras_vae.evaluation.encoding import Encoded, Reservoir, encode
 from keras_vae.evaluation.feature_networks import FeatureNetwork
-from keras_vae.evaluation.fitting import sampler_of
+from keras_vae.evaluation.fitting import encode_training
+from keras_vae.export import latents
 from keras_vae.export.reference import true_float32
-from keras_vae.export.samplers import Sampler
 from keras_vae.files import check_output_folder, write_aside
 from keras_vae.models import BATCH, Model, open_model
-from keras_vae.sampling import check_sampler
+from keras_vae.priors import StandardNormal
+from keras_vae.sampling import check_prior
 from keras_vae.vae import VAE
 
 FOLDER = "evaluation"
@@ -52,7 +53,7 @@ class Options:
         batch_size: images at a time; the run's own, or 64.
         features: feature network, a name of `feature_networks.names`, or "none".
         feature_weights: its file, to use instead of a download.
-        sampler: "prior", "gmm", "second-stage", or a sampler's file.
+        prior: what samples are drawn from: "learned", the model's own prior, or "standard", the standard normal.
         samples: how many; None for as many as there are held-out images.
         seed: of all that is drawn.
     """
@@ -64,7 +65,7 @@ class Options:
     batch_size: int | None = None
     features: str = feature_networks.DEFAULT
     feature_weights: str | None = None
-    sampler: str = "prior"
+    prior: str = "learned"
     samples: int | None = None
     seed: int = 0
 
@@ -79,6 +80,7 @@ def evaluate(path: Path, options: Options) -> dict[str, Any]:
         `keras_vae.evaluation.bounds.Bound`; `bits_per_dim`, or for likelihoods that are densities
         `density_bits_per_dim`; `reconstructions`, `samples` and `training_images`, figures of these against the
         held-out images; `posterior`, as `posterior.aggregate_posterior`; `notes`, what could not be measured and why;
+        `elbo_learned_prior`, the ELBO under a learned prior (nats), where there is one;
         `options`, what it was measured with; `model`, the SHA-256 of its weights; where it wrote them, `figures` and
         `report`.
 
@@ -89,7 +91,7 @@ def evaluate(path: Path, options: Options) -> dict[str, Any]:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} {value}: give a whole number from 1 on")
-    check_sampler(options.sampler)
+    check_prior(options.prior)
     if options.features == NO_FEATURES and options.feature_weights is not None:
         raise InputError("--feature-weights has no network to be of: leave out --features none")
     model = open_model(path)
@@ -105,8 +107,7 @@ def evaluate(path: Path, options: Options) -> dict[str, Any]:
         None if options.features == NO_FEATURES else feature_networks.load(options.features, options.feature_weights)
     )
     images = data_of(model, vae, options.source, batch_size=1)
-    sampler = sampler_of(model, vae, options.sampler, options.source, options.seed)
-    evaluation = _Evaluation(model, vae, images, network, sampler, options)
+    evaluation = _Evaluation(model, vae, images, network, options)
     figures = evaluation.figures()
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -128,17 +129,18 @@ class _Evaluation:
         vae: VAE,
         images: data.ImageData,
         network: FeatureNetwork | None,
-        sampler: Sampler,
         options: Options,
     ) -> None:
-        self.model, self.vae, self.data, self.network, self.sampler = model, vae, images, network, sampler
+        self.model, self.vae, self.data, self.network = model, vae, images, network
+        self.prior = vae.prior if options.prior == "learned" else StandardNormal(vae.latent_dim)
+        self.source = options.source
         self.seed = options.seed
         # What the figures depend on besides the model.
         self.options = {
             "data": images.name,
             "limit": options.limit,
             "features": options.features,
-            "sampler": sampler.kind,
+            "prior": self.prior.kind,
             "seed": options.seed,
         }
         self.batch_size = options.batch_size or model.config.get("batch_size", BATCH)
@@ -160,6 +162,14 @@ class _Evaluation:
         if held_out is not None:
             found["training_images"] = self._training_images(held_out)
         found["posterior"] = self._posterior()
+        if self.prior.kind != StandardNormal.kind:
+            assert self._encoded is not None
+            found["elbo_learned_prior"] = found["elbo"] + learned_prior.gain(self.prior, self._encoded, self.seed)
+            training = encode_training(self.model, self.vae, self.source)
+            found["samples"] |= {
+                "nearest_code": learned_prior.nearest_codes(self._latents, training),
+                "nearest_code_of_held_out": learned_prior.nearest_codes(self._encoded.mean, training),
+            }
         return {**found, "notes": self.notes, "options": self.options, "model": self.vae.fingerprint()}
 
     def _test(self) -> tf.data.Dataset:
@@ -247,9 +257,10 @@ class _Evaluation:
         return held_out, figures
 
     def _samples(self, held_out: _Set | None) -> dict[str, Any]:
-        figures: dict[str, Any] = {"sampler": self.sampler.kind, "count": self.sample_count}
+        figures: dict[str, Any] = {"prior": self.prior.kind, "count": self.sample_count}
         made = self._set() if self.network is not None else None
-        z = self.sampler.draw(self.sample_count, self.seed)
+        z = keras.ops.convert_to_numpy(self.prior(latents.draw(self.sample_count, self.vae.latent_dim, self.seed)))
+        self._latents = z
         starts = range(0, len(z), BATCH)
         sharpness = 0.0
         shown: list[np.ndarray] = []
@@ -320,9 +331,12 @@ class _Evaluation:
         assert self._samples_shown is not None
         kl = self._encoded.kl_per_latent()
         strongest = [int(each) for each in np.argsort(-kl)[:TRAVERSED]]
-        start = self._encoded.mean[0]
-        rows = [self.model.decode(latent_space.traverse(start, each, TRAVERSE_VALUES)) for each in strongest]
+        walk = exploring.walk_from(self.model, self._encoded.mean[:1])
         labels = [f"latent {each}, {kl[each]:.2f} nats" for each in strongest]
+        if walk.along_prior:
+            strongest = list(range(len(strongest)))
+            labels = [f"direction {each}" for each in strongest]
+        rows = [walk.along(0, each, TRAVERSE_VALUES) for each in strongest]
         return report.Pictures(*self._shown, self._samples_shown, np.stack(rows), labels, kl)
 
     def _reconstruct(self, images: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What is fitted to a model's latents and kept in its run: samplers, and attribute vectors."""
+"""What is found in a model's latents and kept in its run: attribute vectors."""
 
 from __future__ import annotations
 
@@ -10,54 +10,9 @@ from keras_vae.commands import data_of
 from keras_vae.errors import InputError
 from keras_vae.evaluation import attributes
 from keras_vae.evaluation.encoding import LIMIT, Encoded, encode
-from keras_vae.evaluation.samplers import FITS
-from keras_vae.export import samplers as files
-from keras_vae.export.errors import ExportError
-from keras_vae.export.samplers import Prior, Sampler
-from keras_vae.files import write_aside
 from keras_vae.latent_space import AttributeVectors, position
-from keras_vae.models import BATCH, VECTORS_FILE, Model, sampler_file
+from keras_vae.models import BATCH, VECTORS_FILE, Model
 from keras_vae.vae import VAE
-
-
-def sampler_of(model: Model, vae: VAE, name: str, source: str | None, seed: int = 0) -> Sampler:
-    """A sampler for a model, by name or from its file; a run keeps what was fitted, and fits it once.
-
-    Beside a .keras file, as a pretrained model has it, one is used, and none written.
-
-    Args:
-        model, vae: the model.
-        name: "prior", "gmm", "second-stage", or a file.
-        source: images to fit it to; what the model was trained on.
-        seed: of the fit.
-
-    Raises:
-        InputError, ExportError: unknown name, too few images, or a file that is of no use.
-    """
-    if name == Prior.kind:
-        return Prior(vae.latent_dim)
-    if name not in FITS:
-        return files.load(name, vae.latent_dim, vae.fingerprint())
-    kept = sampler_file(model.folder, name)
-    known = {**_known(model, vae, source), "seed": str(seed)}
-    if kept.is_file():
-        try:
-            found = files.load(kept, vae.latent_dim)
-        except ExportError as error:
-            print(f"{error}; it is fitted again", file=sys.stderr)
-        else:
-            if all(found.metadata.get(key) == value for key, value in known.items()):
-                return found
-    encoded = encode_training(model, vae, source)
-    metadata = {"keras_vae_version": __version__, "images": str(len(encoded)), **known}
-    sampler = FITS[name](encoded, seed=seed, metadata=metadata)
-    if model.kind == "run":
-        try:
-            with write_aside(kept) as aside:
-                files.save(sampler, aside)
-        except OSError as error:
-            print(f"{kept} cannot be written ({error.strerror}): fitted for this once", file=sys.stderr)
-    return sampler
 
 
 def vectors_of(model: Model, vae: VAE, source: str | None, wanted: Sequence[str] = ()) -> AttributeVectors:

@@ -56,7 +56,13 @@ NAMES = {
         "share of them that could be held-out images; 1 is best, real ones score as training images do",
     ),
     "recall": ("recall", "share of held-out images that they cover; 1 is best, real ones score as training images do"),
-    "sampler": ("sampler", "where latents came from"),
+    "elbo_learned_prior": ("ELBO under the learned prior", "nats per image, of 500 images"),
+    "prior": ("prior", "where latents came from"),
+    "nearest_code": (
+        "distance to the nearest training code",
+        "of samples, median; far below the next, they are copies",
+    ),
+    "nearest_code_of_held_out": ("the same of held-out images", "median, in deviations of the codes"),
     "count": ("images", ""),
     "mean_kl": ("mean KL", "nats"),
     "index_information": ("information on the image's number", "nats; at most the logarithm below"),
@@ -115,7 +121,7 @@ def page(name: str, config: Mapping[str, Any], figures: Mapping[str, Any], shown
             "Held-out images above their reconstructions": _embedded(
                 pictures.side_by_side(shown.originals, shown.reconstructions)
             ),
-            f"Samples ({figures['samples']['sampler']})": _embedded(pictures.grid(shown.samples)),
+            f"Samples ({figures['samples']['prior']} prior)": _embedded(pictures.grid(shown.samples)),
             "The strongest latents of the first image, each from -3 to 3": _embedded(
                 pictures.labelled_rows(shown.traversals, shown.traversal_labels)
             ),

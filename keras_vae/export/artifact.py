@@ -76,7 +76,12 @@ def export_decoder(
             for model, run in models
             if run is not None
         )
-        if len(report.pairs) < len(models) or not report.passed or opened.latent_dim != latent_dim or opened.image_shape != image_shape:
+        if (
+            len(report.pairs) < len(models)
+            or not report.passed
+            or opened.latent_dim != latent_dim
+            or opened.image_shape != image_shape
+        ):
             raise VerificationError(f"{path} was not written: the new artifact differs from Keras: {report.summary()}")
         if "encoder" in options:
             _verify_encoder(options["encoder"], opened.encode, path)

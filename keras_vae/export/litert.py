@@ -27,7 +27,7 @@ MODEL = "model"
 def write(
     decoder: keras.Model, path: Path, metadata: Mapping[str, str], prior: keras.layers.Layer | None = None
 ) -> None:
-    """Writes a float32 decoder by Keras's own export, its metadata and checksum behind it; with a prior, the generator."""
+    """Writes a float32 decoder, or a generator, by Keras's own export, its metadata and checksum behind it."""
     model = compose(decoder, prior)
     (given,) = model.inputs
     with quiet_stderr():  # dicts are how Keras's exporters take names

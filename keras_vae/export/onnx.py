@@ -73,7 +73,7 @@ def converted(decoder: keras.Model, pixels_in_blocks: bool = True) -> onnx.Model
 
 
 def with_prior(decoder: onnx.ModelProto, prior: keras.layers.Layer | None) -> onnx.ModelProto:
-    """The generator, noise to image: a prior in front of a decoder of any precision; the decoder where there is none."""
+    """The generator, noise to image: a prior in front of a decoder, of any precision; without one, the decoder."""
     if prior is None:
         return decoder
     (row,) = [tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]) for value in decoder.graph.input]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # In a wheel they lie in the package, in a checkout beside it.
 PLACES = (Path(__file__).parent / "saved_models", Path(__file__).resolve().parents[1] / "saved_models")
 WHOLE = "model.keras"
-DECODER = "decoder.onnx"
+GENERATOR = "generator.onnx"
 
 
 def names() -> tuple[str, ...]:
@@ -23,7 +23,7 @@ def names() -> tuple[str, ...]:
 
 
 def folder(name: str) -> Path:
-    """Where a model lies: `model.keras`, the SavedModel `1`, `decoder.onnx`, `encoder.onnx`, and what is fitted to it.
+    """Where a model lies: `model.keras`, the SavedModel `1`, `decoder.onnx`, `generator.onnx`, `encoder.onnx`, and vectors.
 
     Raises:
         InputError: there is no such model.
@@ -59,10 +59,10 @@ def resolve(path: Path, whole: bool) -> Path:
 
     Args:
         path: as it was given.
-        whole: whether the encoder is needed too; else it is the ONNX decoder, which takes no TensorFlow.
+        whole: whether the encoder is needed too; else it is the ONNX generator, which takes no TensorFlow.
     """
     if path.exists() or len(path.parts) != 1 or path.name not in names():
         return path
-    found = folder(path.name) / (WHOLE if whole else DECODER)
+    found = folder(path.name) / (WHOLE if whole else GENERATOR)
     print(f"the pretrained model {path.name}: {found}", file=sys.stderr)
     return found

@@ -2,9 +2,9 @@
 
     python saved_models/make.py [NAME ...] [--work FOLDER]
 
-Each gets `model.keras`, the SavedModel `1`, `decoder.onnx`, `encoder.onnx`, `gmm.npz`, `vectors.npz`, `config.json`,
-`evaluation.json`, `explorer.json` (what the explorer's page knows of it), pictures, a card (README.md) and
-SHA256SUMS. A folder takes its place when all of it is there.
+Each gets `model.keras`, the SavedModel `1`, `decoder.onnx`, `generator.onnx`, `encoder.onnx`, `vectors.npz`,
+`config.json`, `evaluation.json`, `explorer.json` (what the explorer's page knows of it), pictures, a card (README.md)
+and SHA256SUMS. A folder takes its place when all of it is there.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "limits": "Prints and lettering on clothes are lost.",
     },
 }
-SAMPLERS = ("prior", "gmm")
+PRIORS = ("learned", "standard")
 MEASURED = 2000  # held-out images; Fashion-MNIST has 10,000, an hour's work
 
 
@@ -74,21 +74,22 @@ def make(name: str, run: Path) -> None:
     new = HERE / f".{name}.new"
     shutil.rmtree(new, ignore_errors=True)
     evaluations = {}
-    for sampler in SAMPLERS:
-        keras_vae("sample", run, "--sampler", sampler, "--out", run / f"{sampler}.png")
-        keras_vae("evaluate", run, "--sampler", sampler, "--limit", MEASURED, "--out", run / f"evaluation-{sampler}")
-        evaluations[sampler] = json.loads((run / f"evaluation-{sampler}" / "evaluation.json").read_text())
+    for prior in PRIORS:
+        keras_vae("evaluate", run, "--prior", prior, "--limit", MEASURED, "--out", run / f"evaluation-{prior}")
+        evaluations[prior] = json.loads((run / f"evaluation-{prior}" / "evaluation.json").read_text())
+    keras_vae("sample", run, "--out", run / "samples.png")
     keras_vae("reconstruct", run, "--out", run / "reconstructions.png")
     keras_vae("attributes", run)
     keras_vae("export", run, "--format", "onnx", "--encoder", "--out", new)
     keras_vae("export", run, "--format", "tf_saved_model", "--out", new)  # with the encoder it is twice as large
-    keras_vae("verify", run, new / "1", new / "decoder.onnx")
+    keras_vae("verify", run, new / "1", new / "decoder.onnx", new / "generator.onnx")
     vae = keras.saving.load_model(run / "model.keras")
     bare = type(vae).from_config(vae.get_config())
     with vae.averaged_weights():
         bare.set_weights(vae.get_weights())
+    bare.set_prior(vae.prior)
     bare.save(new / "model.keras")  # without the optimizer, which is more than half of the run's
-    for picture in ("gmm.png", "prior.png", "reconstructions.png"):
+    for picture in ("samples.png", "reconstructions.png"):
         shutil.copyfile(run / picture, new / picture)
     config = json.loads((run / "config.json").read_text())
     (new / "config.json").write_text(json.dumps({**config, "out": f"runs/{name}"}, indent=2) + "\n")
@@ -113,31 +114,36 @@ def card(name: str, run: Path, evaluations: dict[str, Any], attributes: dict[str
     settings = MODELS[name]
     config = json.loads((run / "config.json").read_text())
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    figures, drawn = evaluations["prior"], evaluations["gmm"]["samples"]
+    figures = evaluations["learned"]
+    drawn, standard = figures["samples"], evaluations["standard"]["samples"]
     shape = ", ".join(map(str, keras.saving.load_model(run / "model.keras").image_shape))
     made = figures["reconstructions"]
     command = f"keras-vae train {' '.join(settings['train'])}"
     similar = (
         f"PSNR {made['psnr']:.1f} dB, SSIM {made['ssim']:.3f}, sharpness {made['sharpness']:.2f} of the originals'"
     )
-    distances = [each["frechet_distance"] for each in (figures["samples"], drawn, figures["training_images"])]
+    distances = [each["frechet_distance"] for each in (drawn, standard, figures["training_images"])]
     rows = {
-        "input, output": f"`z` float32 [batch, {config['latent_dim']}] to `image` float32 [batch, {shape}] in [0, 1]",
+        "input, output": f"`noise`, standard normal (generator), or `z` (decoder), float32 [batch, "
+        f"{config['latent_dim']}], to `image` float32 [batch, {shape}] in [0, 1]",
         "made by": f"`python saved_models/make.py {name}` at commit {commit()}: `{command}`",
         "training": f"{last['step']:,} steps, {config['policy']}, seed {config['seed']}",
         "run": config["run_id"],
         f"on {figures['images']:,} held-out images": f"ELBO {figures['elbo']:,.0f} nats, KL {figures['kl']:.1f} nats",
         "reconstructions": f"{similar}, Fréchet distance {made['frechet_distance']:.1f}",
-        "samples of the prior, of the mixture": f"Fréchet distance {distances[0]:.1f}, {distances[1]:.1f} (training "
-        f"images {distances[2]:.1f})",
+        "samples": f"Fréchet distance {distances[0]:.1f} (of a standard normal's draws {distances[1]:.1f}, of training "
+        f"images {distances[2]:.1f}), precision {drawn['precision']:.2f}, recall {drawn['recall']:.2f}",
+        "ELBO under the learned prior": f"{figures['elbo_learned_prior']:,.0f} nats",
+        "distance to the nearest training code": f"{drawn['nearest_code']:.2f} of samples, "
+        f"{drawn['nearest_code_of_held_out']:.2f} of held-out images",
         "attributes told from latents": f"balanced accuracy {attributes['balanced_accuracy']:.3f}, mean of "
         f"{len(attributes['predictions'])}",
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
     return f"""# {settings["title"]}
 
-Files: `model.keras` (`keras_vae.from_pretrained("{name}")`), `1/` SavedModel, `decoder.onnx`, `encoder.onnx`,
-`gmm.npz` (a mixture to draw latents from), `vectors.npz` (directions of attributes), `explorer.json` (for
+Files: `model.keras` (`keras_vae.from_pretrained("{name}")`), `1/` SavedModel, `generator.onnx` (noise to images),
+`decoder.onnx` (latents to images), `encoder.onnx`, `vectors.npz` (directions of attributes), `explorer.json` (for
 `keras-vae explore {name}`), `SHA256SUMS`.
 
 | | |
@@ -146,9 +152,9 @@ Files: `model.keras` (`keras_vae.from_pretrained("{name}")`), `1/` SavedModel, `
 
 Distances are in {figures["features"]}; they are not the FID.
 
-![64 draws from the mixture](gmm.png)
+![64 samples](samples.png)
 
-*`keras-vae sample {name} --sampler gmm`; from the prior they are in [prior.png](prior.png).*
+*`keras-vae sample {name}`*
 
 ![Held-out images above their reconstructions](reconstructions.png)
 

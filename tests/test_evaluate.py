@@ -5,9 +5,7 @@ from __future__ import annotations
 import html.parser
 import json
 import re
-import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_vae import cli, data, exploring
+from keras_vae import cli, data, exploring, priors
 from keras_vae.evaluation import describing, encoding, evaluating, fidelity
-from keras_vae.evaluation import samplers as fits
-from keras_vae.export import runtime, samplers
 from keras_vae.latent_space import AttributeVectors
 from keras_vae.models import open_model
 
@@ -91,6 +87,10 @@ def test_what_cannot_be_measured_is_said_with_the_least_number(evaluated: dict[s
     notes = " ".join(evaluated["notes"])
     assert "features of 320 channels need 321 images of each set" in notes
     assert "frechet_distance" not in evaluated["samples"]
+    assert evaluated["samples"]["prior"] == "learned"
+    assert evaluated["elbo_learned_prior"] > evaluated["elbo"]
+    assert evaluated["samples"]["nearest_code"] > 0
+    assert evaluated["samples"]["nearest_code_of_held_out"] > 0
     assert 0 <= evaluated["samples"]["precision"] <= 1
     assert evaluated["training_images"]["kernel_distance"] < evaluated["samples"]["kernel_distance"]
 
@@ -141,11 +141,23 @@ def test_the_same_seed_gives_the_same_report(run: Path, tmp_path: Path) -> None:
 
 
 def test_evaluate_by_command(run: Path, labelled_folder: Path, tmp_path: Path, command: Command) -> None:
-    arguments = ("--limit", 16, "--sampler", "gmm", "--samples", 24, "--importance-samples", 4, "--out", tmp_path / "e")
+    arguments = (
+        "--limit",
+        16,
+        "--prior",
+        "standard",
+        "--samples",
+        24,
+        "--importance-samples",
+        4,
+        "--out",
+        tmp_path / "e",
+    )
     outcome = command("evaluate", run, "--json", *arguments)
     assert outcome.status == 0, outcome.err
     found = json.loads(outcome.out)
-    assert (found["images"], found["samples"]["sampler"], found["samples"]["count"]) == (16, "gmm", 24)
+    assert (found["images"], found["samples"]["prior"], found["samples"]["count"]) == (16, "standard", 24)
+    assert "elbo_learned_prior" not in found
     assert found["importance_weighted_bound"] > found["elbo"] - 5
     assert sorted(path.name for path in (tmp_path / "e").iterdir()) == ["evaluation.json", "report.html"]
     table = command("evaluate", run, "--limit", 8, "--out", tmp_path / "e")
@@ -187,8 +199,7 @@ def test_memory_does_not_grow_with_the_number_of_images(
     ("options", "message"),
     [
         (("--features", "alexnet"), "unknown feature network 'alexnet'"),
-        (("--sampler", "flow"), "unknown sampler 'flow': choose prior, gmm, second-stage"),
-        (("--sampler", "none.npz"), "no sampler at none.npz"),
+        (("--prior", "flow"), "unknown prior 'flow': choose learned or standard"),
         (("--features", "none", "--feature-weights", "w.pth"), "no network to be of"),
         (("--data", ""), "the source is empty"),
         (("--samples", 0), "--samples 0: give a whole number from 1 on"),
@@ -196,7 +207,6 @@ def test_memory_does_not_grow_with_the_number_of_images(
         (("--data", "nowhere"), "nowhere"),
         (("--out", "FILE"), "is a file: name a folder"),
         (("--out", "IMAGES"), "whose images it would join"),
-        (("--sampler", "second-stage"), "a second-stage VAE needs 500 images to fit, not"),
         (("--feature-weights", "FILE"), "cannot read the weights of 'efficientnet-lite0'"),
     ],
 )
@@ -205,70 +215,9 @@ def test_bad_options(
 ) -> None:
     (tmp_path / "file").write_text("nothing")
     places = {"FILE": tmp_path / "file", "IMAGES": labelled_folder / "out"}
-    if "second-stage" in options:
-        np.save(tmp_path / "few.npy", np.zeros((50, 32, 32, 3), np.uint8))
-        options = (*options, "--data", tmp_path / "few.npy")
     outcome = command("evaluate", run, *(places.get(str(each), each) for each in options))
     assert (outcome.status, outcome.out) == (2, "")
     assert message in outcome.err.splitlines()[-1]
-
-
-# Samplers -----------------------------------------------------------------------------------------
-
-
-def test_what_is_exported_samples_alike(
-    run: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(fits.FITS, "second-stage", partial(fits.second_stage, steps=100))
-    work = tmp_path / "run"
-    shutil.copytree(run, work)
-    for kind in ("gmm", "second-stage"):
-        assert command("sample", work, "--sampler", kind, "--count", 4, "--out", tmp_path / "a.png").status == 0
-        assert (work / f"{kind}.npz").is_file()
-        before = (work / f"{kind}.npz").stat().st_mtime_ns
-        assert command("export", work, "--out", tmp_path / "exported").status == 0
-        decoders = [tmp_path / "exported" / "decoder.onnx", tmp_path / "exported" / "1"]
-        for artifact in (work, *decoders) if kind == "gmm" else decoders[:1]:
-            picture = tmp_path / "b.png"
-            assert command("sample", artifact, "--sampler", kind, "--count", 4, "--out", picture).status == 0
-            pair = [np.asarray(Image.open(each), int) for each in (tmp_path / "a.png", picture)]
-            assert np.abs(pair[0] - pair[1]).max() <= 4  # Keras decodes in bfloat16 where the chip has it
-        assert (work / f"{kind}.npz").stat().st_mtime_ns == before  # fitted once
-    sampler = samplers.load(tmp_path / "exported" / "gmm.npz")
-    images = runtime.Decoder(tmp_path / "exported" / "decoder.onnx").sample(3, 0, sampler)
-    expected = open_model(work).whole("testing").sample(3, 0, sampler)
-    np.testing.assert_allclose(images, expected, atol=1e-2)
-    other = command("sample", tmp_path / "exported" / "decoder.onnx", "--sampler", tmp_path / "none.npz")
-    assert (other.status, "no sampler at" in other.err) == (2, True)
-
-
-def test_a_sampler_is_fitted_again_to_other_weights(run: Path, tmp_path: Path, command: Command) -> None:
-    work = tmp_path / "run"
-    shutil.copytree(run, work)
-    picture = ("--count", 2, "--out", tmp_path / "a.png")
-    assert command("sample", work, "--sampler", "gmm", *picture).status == 0
-    before = samplers.load(work / "gmm.npz").metadata["model"]
-    vae = open_model(work).whole("testing")
-    vae.decoder.weights[0].assign(vae.decoder.weights[0] + 0.01)
-    vae.save(work / "model.keras")
-    refused = command("sample", work, "--sampler", work / "gmm.npz", *picture)
-    assert (refused.status, "fitted for other weights" in refused.err) == (2, True)
-    assert command("export", work, "--out", tmp_path / "exported", "--format", "onnx").status == 0
-    assert not (tmp_path / "exported" / "gmm.npz").exists()  # and it says so
-    assert command("sample", work, "--sampler", "gmm", *picture).status == 0
-    assert samplers.load(work / "gmm.npz").metadata["model"] != before
-    (work / "gmm.npz").write_bytes(b"damaged")
-    again = command("sample", work, "--sampler", "gmm", *picture)
-    assert (again.status, "it is fitted again" in again.err) == (0, True)
-
-
-def test_a_decoder_without_a_sampler_says_where_one_comes_from(run: Path, tmp_path: Path, command: Command) -> None:
-    assert command("export", run, "--out", tmp_path, "--format", "onnx").status == 0
-    (tmp_path / "gmm.npz").unlink(missing_ok=True)
-    outcome = command("sample", tmp_path / "decoder.onnx", "--sampler", "gmm", "--out", tmp_path / "a.png")
-    assert (outcome.status, outcome.out) == (2, "")
-    assert "no sampler at" in outcome.err
-    assert "keras-vae sample RUN --sampler gmm" in outcome.err
 
 
 # Attributes, and edits ----------------------------------------------------------------------------
@@ -466,5 +415,5 @@ def test_python_can_do_all_of_it(run: Path) -> None:
     vae = keras.saving.load_model(run / "model.keras")
     images = data.load(str(open_model(run).config["data"]), 32, 32, attributes=True)
     encoded = encoding.encode(vae, images.test.as_numpy_iterator(), images.attribute_names)
-    sampler = fits.gaussian_mixture(encoded, components=2)
-    assert vae.sample(3, 0, sampler).shape == (3, 32, 32, 3)
+    vae.set_prior(priors.fit(encoded.mean, encoded.log_var, steps=2))
+    assert vae.sample(3, 0).shape == (3, 32, 32, 3)

@@ -18,7 +18,6 @@ from keras_vae import VAE, InputError, PerceptualLoss, perceptual
 from keras_vae.evaluation import feature_networks
 from keras_vae.evaluation.bounds import importance_weighted_bound
 from keras_vae.evaluation.encoding import encode
-from keras_vae.evaluation.samplers import second_stage
 from keras_vae.export.formats import open_artifact
 from keras_vae.export.keras_defaults import keras_defaults
 from keras_vae.export.runtime import Decoder, Encoder
@@ -202,10 +201,12 @@ def test_what_judges_a_model(small: np.ndarray) -> None:
         np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-5)
 
 
-def test_a_second_stage_is_fitted(all_switches: None, small: np.ndarray) -> None:
+def test_a_prior_is_fitted(all_switches: None, small: np.ndarray) -> None:
     vae = make(perceptual=None, dtype="float32")
-    sampler = second_stage(encode(vae, [small] * 6), steps=2)
-    assert np.isfinite(sampler.draw(3, seed=0)).all()
+    vae.fit_prior([small] * 6, steps=2)
+    assert vae.prior.kind == "learned"
+    assert np.isfinite(vae.sample(3, seed=0)).all()
+    assert np.isfinite(vae.prior.log_prob(vae.prior(np.zeros((2, vae.latent_dim), np.float32)))).all()
 
 
 @pytest.mark.parametrize("policy", ["bfloat16", "float16", "int8_from_float32"])

@@ -11,7 +11,7 @@ from scipy import stats
 
 import keras_vae
 from keras_vae import InputError
-from keras_vae.evaluation import attributes, disentanglement, posterior, samplers
+from keras_vae.evaluation import attributes, disentanglement, posterior
 from keras_vae.evaluation.encoding import Encoded, Reservoir, encode
 
 
@@ -183,40 +183,3 @@ def test_dci_of_latents_that_are_factors(labelled: tuple[Encoded, Encoded]) -> N
         disentanglement.mutual_information_gap(np.zeros((50, 2)), factors[:50], ("a", "b"))
     with pytest.raises(InputError, match="'b' has one value alone"):
         disentanglement.mutual_information_gap(np.zeros((200, 2)), factors[:200] * [1, 0], ("a", "b"))
-
-
-@pytest.fixture(scope="module")
-def ring() -> Encoded:
-    """Latents on a ring, which the prior knows nothing of."""
-    rng = np.random.default_rng(4)
-    angle = rng.uniform(0, 2 * np.pi, 4000)
-    return encoded(2.0 * np.stack([np.cos(angle), np.sin(angle)], axis=1), math.log(0.05**2))
-
-
-@pytest.mark.parametrize("kind", ["gmm", pytest.param("second-stage", marks=pytest.mark.slow)])
-def test_fitted_samplers_draw_where_the_images_are(kind: str, ring: Encoded) -> None:
-    fit = samplers.FITS[kind]
-    options = {"steps": 1500} if kind == "second-stage" else {}
-    sampler = fit(ring, seed=0, metadata={"model": "abc"}, **options)
-    assert (sampler.kind, sampler.latent_dim, sampler.metadata) == (kind, 2, {"model": "abc"})
-    radii = np.linalg.norm(sampler.draw(4000, 0), axis=1)
-    assert np.abs(radii - 2.0).mean() < 0.25  # the prior's are 0.9 off
-    angles = np.arctan2(*sampler.draw(4000, 1).T)
-    assert np.histogram(angles, 8)[0].min() > 250  # all the way round
-
-
-@pytest.mark.parametrize("kind", ["gmm", "second-stage"])
-def test_the_same_seed_fits_the_same_sampler(kind: str, ring: Encoded) -> None:
-    options = {"steps": 40} if kind == "second-stage" else {}
-    one, same, other = (samplers.FITS[kind](ring, seed=seed, **options).draw(20, 0) for seed in (0, 0, 1))
-    np.testing.assert_allclose(one, same, atol=1e-5)
-    assert np.abs(one - other).max() > 0.01
-
-
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [("gmm", "needs 200 images to fit, not 40"), ("second-stage", "needs 500 images to fit, not 40")],
-)
-def test_samplers_say_how_many_images_they_need(kind: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        samplers.FITS[kind](encoded(np.zeros((40, 2))))

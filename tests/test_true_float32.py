@@ -84,7 +84,7 @@ def test_the_card_of_these_tests_rounds_as_one_does(card: None, trained: VAE) ->
 def test_a_right_artifact_is_written_and_a_wrong_one_is_not(
     card: None, trained: VAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str, name: str
 ) -> None:
-    assert trained.export(tmp_path / name, format, encoder=FORMATS[format].holds_encoder).passed
+    assert trained.export(tmp_path / name, format, encoder=FORMATS[format].holds_all).passed
     assert ENABLED()  # as it was
     wrong = dataclasses.replace(FORMATS[format], writer=off_by_a_thousandth(FORMATS[format].write))
     monkeypatch.setitem(FORMATS, format, wrong)

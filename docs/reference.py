@@ -27,7 +27,7 @@ MODULES = (
     "keras_vae.export.formats",
     "keras_vae.export.verify",
     "keras_vae.export.runtime",
-    "keras_vae.export.samplers",
+    "keras_vae.priors",
     "keras_vae.export.latents",
     "keras_vae.export.encoder",
     "keras_vae.export.triton",

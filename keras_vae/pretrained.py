@@ -23,7 +23,7 @@ def names() -> tuple[str, ...]:
 
 
 def folder(name: str) -> Path:
-    """Where a model lies: `model.keras`, the SavedModel `1`, `decoder.onnx`, `generator.onnx`, `encoder.onnx`, and vectors.
+    """Where a model lies: `model.keras`, the SavedModel `1`, decoder.onnx, generator.onnx, encoder.onnx, and vectors.
 
     Raises:
         InputError: there is no such model.

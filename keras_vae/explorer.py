@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from keras_vae.errors import InputError
+from keras_vae.evaluation.encoding import Encoded
 from keras_vae.evaluation.fitting import encode_training, vectors_of
-from keras_vae.export import samplers
 from keras_vae.export.encoder import export_encoder
-from keras_vae.export.errors import ExportError
 from keras_vae.export.files import aside, replace
-from keras_vae.export.samplers import GaussianMixture
-from keras_vae.models import Model, open_model, sampler_file
+from keras_vae.export.prior import export_prior
+from keras_vae.models import Model, open_model
+from keras_vae.priors import FlowMatchingPrior
+from keras_vae.vae import VAE
 
 PAGE = ("explore.html", "explore.mjs", "decoder.mjs", "encoder.mjs")
 RUNTIME = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
@@ -34,7 +35,7 @@ MARK = "explore.mjs"  # by which a folder is known to be one of ours
 def write(
     path: Path, out: Path, runtime: Path | None = None, source: str | None = None, name: str = ""
 ) -> dict[str, Any]:
-    """Writes the page with the model's decoder and encoder; any web server, or none of one's own, can serve the folder.
+    """Writes the page with the model's prior, decoder and encoder, into a folder that any web server can serve.
 
     Args:
         path: a run or .keras file; beside a .keras file, what `about` found before is used.
@@ -61,6 +62,8 @@ def write(
         vae.export(new / "decoder.onnx", format="onnx", run_id=model.config.get("run_id", ""))
         with vae.averaged_weights():
             export_encoder(vae.encoder, new / "encoder.onnx", {"model": vae.fingerprint()})
+        # Not the generator: sliders change latents between prior and decoder, whose weights it would hold once more.
+        export_prior(vae.prior, new / "prior.onnx", {"model": vae.fingerprint()})
         for file in PAGE:
             shutil.copyfile(_web() / file, new / ("index.html" if file == "explore.html" else file))
         (new / RUNTIME_FOLDER).mkdir()
@@ -159,20 +162,14 @@ def about_of(model: Model, source: str | None = None) -> dict[str, Any]:
         source: training images by which latents' strengths, and attributes, are found; what it was trained on.
 
     Returns:
-        `model`, the weights it is of; the strongest `latents` by their KL, with the aggregate posterior's deviation in
-        each; the vectors of `attributes`; the `mixture` that was fitted, or None.
+        `model`, the weights it is of, and `prior`, the kind of its prior; the `latents` that change most, each with
+        its `direction`, the change of z for one standard deviation; the vectors of `attributes`.
 
     Raises:
         InputError: a decoder alone, or images that cannot be had.
     """
     vae = model.whole("exploring")
     encoded = encode_training(model, vae, source, limit=5_000)
-    kl = encoded.kl_per_latent()
-    deviations = np.sqrt(encoded.mean.var(axis=0) + np.exp(encoded.log_var).mean(axis=0))
-    latents = [
-        {"name": f"latent {each}", "index": int(each), "deviation": round(float(deviations[each]), DIGITS)}
-        for each in np.argsort(-kl)[:LATENTS]
-    ]
     attributes: list[dict[str, Any]] = []
     with contextlib.suppress(InputError):  # images without attributes
         vectors = vectors_of(model, vae, source)
@@ -180,19 +177,26 @@ def about_of(model: Model, source: str | None = None) -> dict[str, Any]:
             {"name": each, "label": each.replace("_", " "), "vector": _rounded(vectors.direction(each))}
             for each in vectors.names
         ]
-    about = {
+    return {
         "model": vae.fingerprint(),
+        "prior": vae.prior.kind,
         "encoder": True,
-        "latents": latents,
+        "latents": [{"name": name, "direction": _rounded(each)} for name, each in _directions(vae, encoded)],
         "attributes": attributes,
-        "mixture": None,
     }
-    file = sampler_file(model.folder, GaussianMixture.kind)
-    if file.is_file():
-        with contextlib.suppress(ExportError):  # of other weights
-            mixture = samplers.load(file, model.latent_dim, vae.fingerprint())
-            about["mixture"] = {key: _rounded(value) for key, value in mixture.arrays().items()}
-    return about
+
+
+def _directions(vae: VAE, encoded: Encoded) -> list[tuple[str, np.ndarray]]:
+    """Names and directions of what to move latents along: the codes' widest axes, or the strongest latents by their KL.
+
+    Each direction, float32 (latent_dim,), is as long as the codes' standard deviation along it.
+    """
+    if isinstance(vae.prior, FlowMatchingPrior):
+        axes = np.asarray(vae.prior.axes).T[:LATENTS]
+        return [(f"direction {number}", each) for number, each in enumerate(axes, start=1)]
+    deviations = np.sqrt(encoded.mean.var(axis=0) + np.exp(encoded.log_var).mean(axis=0))
+    strongest = np.argsort(-encoded.kl_per_latent())[:LATENTS]
+    return [(f"latent {each}", np.eye(vae.latent_dim, dtype=np.float32)[each] * deviations[each]) for each in strongest]
 
 
 def _known(model: Model, source: str | None) -> dict[str, Any] | None:
@@ -200,8 +204,9 @@ def _known(model: Model, source: str | None) -> dict[str, Any] | None:
     file = model.folder / ABOUT
     if source is not None or not file.is_file():
         return None
-    about = json.loads(file.read_text())
-    return about if about.get("model") == model.whole("exploring").fingerprint() else None
+    about, vae = json.loads(file.read_text()), model.whole("exploring")
+    is_of_it = (about.get("model"), about.get("prior")) == (vae.fingerprint(), vae.prior.kind)
+    return about if is_of_it else None
 
 
 def _rounded(values: np.ndarray) -> Any:

@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 import keras_vae
-from keras_vae import cli, distributions, networks, perceptual
+from keras_vae import cli, distributions, networks, perceptual, priors
 from keras_vae.data import tfds_sets
 from keras_vae.export.formats import FORMATS
 
@@ -105,12 +105,27 @@ def make_vae() -> Callable[..., keras_vae.VAE]:
 
 
 class Deployed(NamedTuple):
-    """A decoder of 8 latents and 32x32x3 images, exported, and what Keras makes of some latents."""
+    """A model of 8 latents and 32x32x3 images with a learned prior, exported, and what Keras makes of some latents."""
 
     saved_model: Path  # .../faces/1
     onnx: Path
     z: np.ndarray  # float32 (5, 8)
     images: np.ndarray  # float32 (5, 32, 32, 3)
+    generator: Path  # generator.onnx
+    noise: np.ndarray  # float32 (5, 8)
+    generated: np.ndarray  # float32 (5, 32, 32, 3), images of the noise
+
+
+def flow(latent_dim: int, seed: int = 3) -> priors.FlowMatchingPrior:
+    """A small prior that is far from the identity: noise flows, and is turned and stretched."""
+    keras.utils.set_random_seed(seed)
+    prior = priors.FlowMatchingPrior(latent_dim, width=16, blocks=1)
+    rng = np.random.default_rng(seed)
+    turned = np.linalg.qr(rng.standard_normal((latent_dim, latent_dim)))[0]
+    prior.axes.assign(turned * np.geomspace(1.5, 0.3, latent_dim))
+    prior.mean.assign(0.3 * rng.standard_normal(latent_dim))
+    prior.last.assign(0.3 * rng.standard_normal(prior.last.shape))
+    return prior
 
 
 @pytest.fixture(scope="session")
@@ -122,13 +137,18 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Deployed:
     for weight in vae.decoder.weights:  # an untrained one makes images of one grey
         if any(part in weight.path for part in ("moving", "gamma", "beta")):
             weight.assign(rng.uniform(0.5, 1.5, weight.shape))
+    vae.set_prior(flow(8))
     folder = tmp_path_factory.mktemp("deployed")
     vae.export(folder / "faces" / "1")
     vae.export(folder / "decoder.onnx", format="onnx", run_id="abc")
-    z = rng.standard_normal((5, 8)).astype(np.float32)
-    images = keras.ops.convert_to_numpy(vae.decode(z))
+    vae.export(folder / "generator.onnx", format="onnx", part="generator", run_id="abc")
+    z, noise = rng.standard_normal((2, 5, 8)).astype(np.float32)
+    images, generated = (keras.ops.convert_to_numpy(vae.decode(each)) for each in (z, vae.prior(noise)))
     assert images.std() > 0.05
-    return Deployed(folder / "faces" / "1", folder / "decoder.onnx", z, images)
+    assert np.abs(generated - keras.ops.convert_to_numpy(vae.decode(noise))).max() > 0.05  # the prior does something
+    return Deployed(
+        folder / "faces" / "1", folder / "decoder.onnx", z, images, folder / "generator.onnx", noise, generated
+    )
 
 
 class Outcome(NamedTuple):

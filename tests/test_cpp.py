@@ -171,11 +171,29 @@ def test_a_seed_draws_what_the_saved_model_draws(run: Run, deployed: Deployed, t
     assert abs(floats(tmp_path / "other.f32", 32, 32, 3) - expected[:1]).max() > 1e-3
 
 
+def test_the_same_noise_gives_the_images_of_keras(run: Run, deployed: Deployed, tmp_path: Path) -> None:
+    (tmp_path / "noise.txt").write_text(text(deployed.noise))
+    done = run(deployed.saved_model, "--noise", "noise.txt", "images.f32")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "5 images of 32x32x3 in images.f32\n"
+    np.testing.assert_allclose(floats(tmp_path / "images.f32", 32, 32, 3), deployed.generated, rtol=0, atol=1e-5)
+    many = text(np.tile(deployed.noise, (27, 1)))
+    assert run("--noise=-", deployed.saved_model, "many.f32", z=many).returncode == 0
+    expected = np.tile(deployed.generated, (27, 1, 1, 1))
+    np.testing.assert_allclose(floats(tmp_path / "many.f32", 32, 32, 3), expected, rtol=0, atol=1e-5)
+
+
+GIVE = "give SAVED_MODEL, Z or --seed N or --noise FILE, and OUT"
 WRONG_USE = [
-    ([], "give SAVED_MODEL, Z or --seed N, and OUT"),
-    (["MODEL", "-"], "give SAVED_MODEL, Z or --seed N, and OUT"),
-    (["MODEL", "-", "OUT", "more"], "give SAVED_MODEL, Z or --seed N, and OUT"),
-    (["MODEL", "-", "OUT", "--seed", "1"], "give SAVED_MODEL, Z or --seed N, and OUT"),
+    ([], GIVE),
+    (["MODEL", "-"], GIVE),
+    (["MODEL", "-", "OUT", "more"], GIVE),
+    (["MODEL", "-", "OUT", "--seed", "1"], GIVE),
+    (["MODEL", "-", "OUT", "--noise", "-"], GIVE),
+    (["MODEL", "OUT", "--noise", "-", "--seed", "1"], GIVE),
+    (["MODEL", "OUT", "--noise"], "--noise: give a file after it"),
+    (["MODEL", "OUT", "--noise", "-", "--count", "2"], "--count goes with --seed"),
+    (["MODEL", "OUT", "--noise", "noise.txt"], "cannot read noise.txt: No such file or directory"),
     (["MODEL", "-", "OUT", "--count", "2"], "--count goes with --seed"),
     (["MODEL", "OUT", "--seed"], "--seed: give a whole number"),
     (["MODEL", "OUT", "--seed", "1.5"], "--seed 1.5: give a whole number"),
@@ -277,6 +295,9 @@ def test_a_saved_model_that_cannot_sample(run: Run, reshaping: Callable[..., Pat
     done = run(reshaping(2, 4, 1), "--seed", 1, "out.f32")
     assert done.returncode == 2
     assert done.stderr == "decode: the SavedModel has no signature sample: give latents, or export it again\n"
+    done = run(reshaping(2, 4, 1), "--noise", "-", "out.f32", z="1 2 3 4 5 6 7 8")
+    assert done.returncode == 2
+    assert done.stderr == "decode: the SavedModel has no signature generate: give latents, or export it again\n"
 
 
 def test_help(run: Run) -> None:
@@ -314,8 +335,8 @@ def test_the_program_in_the_readme(deployed: Deployed, tmp_path: Path) -> None:
     (main,) = re.findall(r"```c\n(.*?)```", (SOURCES / "README.md").read_text(), re.DOTALL)
     app = make(tmp_path, above("The command") + main, f"CFLAGS=-std=c11 {WARNINGS}")
     done = subprocess.run([app, deployed.saved_model], capture_output=True, text=True, timeout=TIMEOUT, check=True)
-    decode = tf.saved_model.load(str(deployed.saved_model)).signatures["serving_default"]
-    pixel = decode(z=tf.zeros((1, LATENTS)))["image"].numpy()[0, 0, 0]
+    sample = tf.saved_model.load(str(deployed.saved_model)).signatures["sample"]
+    pixel = sample(count=tf.constant(1, tf.int64), seed=tf.constant(0, tf.int64))["image"].numpy()[0, 0, 0]
     size, values = done.stdout.splitlines()
     assert size == "32x32x3"
     np.testing.assert_allclose([float(value) for value in values.split()], pixel, rtol=0, atol=2e-6)

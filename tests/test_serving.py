@@ -376,7 +376,7 @@ def refused(
 def test_the_server_describes_the_decoder(connect: Connect) -> None:
     decoder = connect()
     assert (decoder.latent_dim, decoder.image_shape, decoder.version) == (8, (32, 32, 3), 1)
-    assert {"png", "sample", "serving_default"} <= set(decoder.signatures)
+    assert {"generate", "generate_png", "png", "sample", "serving_default"} <= set(decoder.signatures)
     assert not any(name.startswith("__") for name in decoder.signatures)
     assert connect(version=1).version == 1
 
@@ -389,6 +389,16 @@ def test_decodes_what_keras_decodes(connect: Connect, deployed: Any) -> None:
     np.testing.assert_allclose(decoder.decode(deployed.z.tolist()), deployed.images, atol=1e-5)
 
 
+def test_generates_what_keras_generates(connect: Connect, deployed: Any) -> None:
+    decoder = connect()
+    images = decoder.generate(deployed.noise)
+    assert images.dtype == np.float32
+    np.testing.assert_allclose(images, deployed.generated, atol=1e-5)
+    np.testing.assert_allclose(decoder.generate(deployed.noise.tolist()), deployed.generated, atol=1e-5)
+    for file, image in zip(decoder.generate_png(deployed.noise), images, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(file))), np.round(image * 255))
+
+
 def test_large_batches_are_split(connect: Connect, ports: Ports, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = connect()
     z = latents.draw(150, 8, seed=0)
@@ -397,6 +407,9 @@ def test_large_batches_are_split(connect: Connect, ports: Ports, monkeypatch: py
     assert [shape for _, shape in ports.serving.requests] == [(64, 8), (64, 8), (22, 8)]
     np.testing.assert_allclose(images[100:103], decoder.decode(z[100:103]), atol=1e-5)
     assert len(decoder.png(z[:70])) == 70
+    generated = decoder.generate(z)
+    np.testing.assert_allclose(generated[100:103], decoder.generate(z[100:103]), atol=1e-5)
+    assert len(decoder.generate_png(z[:70])) == 70
 
     ports.serving.requests.clear()
     monkeypatch.setattr(served, "MESSAGE_BYTES", 10 * decoder.bytes_a_value * 32 * 32 * 3)
@@ -409,6 +422,8 @@ def test_nothing_is_sent_for_no_rows(connect: Connect, ports: Ports) -> None:
     decoder, tiny = connect(), connect("tiny")
     assert decoder.decode(np.zeros((0, 8))).shape == (0, 32, 32, 3)
     assert decoder.png(np.zeros((0, 8))) == []
+    assert decoder.generate(np.zeros((0, 8))).shape == (0, 32, 32, 3)
+    assert decoder.generate_png(np.zeros((0, 8))) == []
     assert [each.shape for each in tiny.encode(np.zeros((0, 4, 6, 3)))] == [(0, 2), (0, 2)]
     assert ports.serving.requests == []
 
@@ -434,8 +449,8 @@ def test_samples_are_the_same_for_the_same_seed(connect: Connect, ports: Ports) 
 def test_a_server_that_batches_refuses_samples_and_the_client_says_what_to_do(connect: Connect, ports: Ports) -> None:
     ports.serving.max_batch_size = 64
     decoder = connect()
-    refused(lambda: decoder.sample(4, seed=0), r"cannot batch 'sample'.*export.latents.draw")
-    assert decoder.decode(latents.draw(4, decoder.latent_dim, 0)).shape == (4, 32, 32, 3)
+    refused(lambda: decoder.sample(4, seed=0), r"cannot batch 'sample': generate\(keras_vae.export.latents.draw")
+    assert decoder.generate(latents.draw(4, decoder.latent_dim, 0)).shape == (4, 32, 32, 3)
 
 
 def test_encodes_with_models_that_can(connect: Connect, ports: Ports) -> None:
@@ -455,6 +470,9 @@ def test_signatures_that_a_model_lacks(connect: Connect) -> None:
     refused(lambda: bare.encode(np.zeros((1, 4, 6, 3))), r"no signature 'encode' \(it has serving_default\): .*encoder")
     refused(lambda: bare.png(np.zeros((1, 2))), "no signature 'png'.*1 or 3 channels")
     refused(lambda: bare.sample(1, seed=0), "no signature 'sample'")
+    older = r"no signature '{}' \(it has serving_default\): export it again, with its prior"
+    refused(lambda: bare.generate(np.zeros((1, 2))), older.format("generate"))
+    refused(lambda: bare.generate_png(np.zeros((1, 2))), older.format("generate_png"))
 
 
 def test_many_threads_share_a_client(connect: Connect) -> None:
@@ -479,6 +497,9 @@ def test_what_is_no_latent_is_not_sent(connect: Connect, ports: Ports) -> None:
     ]:
         refused(lambda wrong=wrong: decoder.decode(wrong), re.escape(message), ExportError)  # type: ignore[misc]
         refused(lambda wrong=wrong: decoder.png(wrong), re.escape(message), ExportError)  # type: ignore[misc]
+        noise = message.replace("latents", "noise values").replace("decoder", "generator")
+        refused(lambda wrong=wrong: decoder.generate(wrong), re.escape(noise), ExportError)  # type: ignore[misc]
+        refused(lambda wrong=wrong: decoder.generate_png(wrong), re.escape(noise), ExportError)  # type: ignore[misc]
     refused(lambda: decoder.sample(0, seed=0), "count=0: give a whole number", ExportError)
     refused(lambda: decoder.sample(1, seed=2**63), "seed=.*64 bits", ExportError)
     assert ports.serving.requests == []
@@ -631,13 +652,14 @@ def test_commands_draw_a_picture(kind: str, ports: Ports, tmp_path: Path, capsys
     captured = capsys.readouterr()
     assert captured.out == f"5 images of (32, 32, 3), version 1: {out}\n"
     picture = np.asarray(Image.open(out))
-    expected = np.round(255 * RestDecoder(ports.url).decode(latents.draw(5, 8, seed=3)))
+    expected = np.round(255 * RestDecoder(ports.url).generate(latents.draw(5, 8, seed=3)))
     assert picture.shape == (64, 96, 3)
     np.testing.assert_allclose(picture[32:, 32:64], expected[4], atol=1)
     assert (picture[32:, 64:] == 255).all()
 
     for arguments, message in [
         ([*server, "--model", "faces", "--out", str(out)], "has no model 'faces'"),
+        ([*server, "--model", "bare", "--out", str(out)], "has no signature 'generate' (it has serving_default)"),
         ([*server, "--count", "0", "--out", str(out)], "count=0"),
         ([*server, "--seed", "-1", "--out", str(out)], "seed=-1"),
         ([*server, "--out", str(tmp_path / "none" / "samples.png")], "give a file that ends in .png, in a folder"),
@@ -676,10 +698,11 @@ def test_the_grpc_client_says_what_it_needs() -> None:
 
 
 def test_latents_are_drawn_as_the_runtime_draws_them(deployed: Any) -> None:
-    from keras_vae.export.runtime import Decoder
+    from keras_vae.export.runtime import Decoder, Generator
 
+    generator = Generator(deployed.generator, providers=["CPUExecutionProvider"])
+    np.testing.assert_array_equal(generator.generate(latents.draw(3, 8, seed=5)), generator.sample(3, seed=5))
     decoder = Decoder(deployed.onnx, providers=["CPUExecutionProvider"])
-    np.testing.assert_array_equal(decoder.decode(latents.draw(3, 8, seed=5)), decoder.sample(3, seed=5))
     for wrong in (deployed.z[:, :7], deployed.z + np.inf, deployed.z.astype(str), [[0.0], [0.0, 1.0]]):
         with pytest.raises(ExportError) as by_runtime:
             decoder.decode(wrong)
@@ -880,6 +903,7 @@ def test_the_readmes_commands_and_python_run(
     exec(compile(code.replace("http://localhost:8501", ports.url), "README.md", "exec"), names)
     assert names["images"].shape == (2, 32, 32, 3)
     assert [file[:4] for file in names["files"]] == [b"\x89PNG", b"\x89PNG"]
+    np.testing.assert_allclose(names["samples"], names["decoder"].generate(latents.draw(16, 8, seed=0)), atol=1e-6)
 
     (body,) = re.findall(r"curl -d '(.*)' http://localhost:8501/v1/models/decoder(:predict)", README)
     assert len(RestDecoder(ports.url)._ask(body[1], json.loads(body[0]))["outputs"]["image"]) == 4

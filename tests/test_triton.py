@@ -58,6 +58,28 @@ def test_the_file_in_the_repository_decodes(model: Path, deployed: Any) -> None:
     triton.check(model)
 
 
+def test_a_generator_is_a_model_of_its_own(model: Path, deployed: Any) -> None:
+    generator = triton.write(deployed.generator, model.parent)
+    assert generator.name == "generator"
+    assert sorted(path.name for path in model.parent.iterdir()) == ["decoder", "generator"]
+    session = onnxruntime.InferenceSession(generator / "1" / "model.onnx", providers=["CPUExecutionProvider"])
+    (images,) = session.run(["image"], {"noise": deployed.noise})
+    np.testing.assert_allclose(images, deployed.generated, atol=1e-5)
+    for folder in (model, generator):
+        triton.check(folder)
+    named = triton.write(deployed.generator, model.parent, name="faces")
+    assert 'name: "faces"' in (named / "config.pbtxt").read_text()
+    for name in ("decoder", "generator"):  # the other's configuration
+        other = model.parent / ({"decoder", "generator"} - {name}).pop() / "config.pbtxt"
+        (named / "config.pbtxt").write_text(
+            other.read_text().replace(f'name: "{other.parent.name}"', 'name: "faces"', 1)
+        )
+        (named / "1" / "model.onnx").write_bytes((model.parent / name / "1" / "model.onnx").read_bytes())
+        wanted, found = ("z", "noise") if name == "decoder" else ("noise", "z")
+        with pytest.raises(ExportError, match=f"input.name is '{found}' and should be '{wanted}'"):
+            triton.check(named)
+
+
 def test_the_schema_here_is_part_of_tritons(model: Path) -> None:
     """Fields of the same names have the same numbers and types in Triton's own description."""
     from tritonclient.grpc import model_config_pb2
@@ -215,7 +237,7 @@ def test_onnx_files_that_are_no_decoder(deployed: Any, tmp_path: Path) -> None:
     for name, message in [
         ("none", "no ONNX file at"),
         ("text", "is no ONNX model"),
-        ("empty", "it has nothing where a decoder has z and image"),
+        ("empty", "it has nothing where a decoder has z and image, and a generator noise and image"),
         ("damaged", "checksum differs|is no ONNX model"),
         ("names", "it has x, image where a decoder has z and image"),
         ("type_", r"its image is UINT8 \[None, 32, 32, 3\]"),
@@ -233,5 +255,8 @@ def test_the_readmes_python_runs(deployed: Any, tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     (code,) = [block for block in blocks if "triton" in block]
-    exec(compile(code.replace("runs/faces/export/decoder.onnx", str(deployed.onnx)), "README.md", "exec"), {})
-    triton.check("repository/decoder")
+    for name, file in (("decoder", deployed.onnx), ("generator", deployed.generator)):
+        code = code.replace(f"runs/faces/export/{name}.onnx", str(file))
+    exec(compile(code, "README.md", "exec"), {})
+    for name in ("decoder", "generator"):
+        triton.check(f"repository/{name}")

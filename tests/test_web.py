@@ -1,4 +1,4 @@
-"""The kit for JavaScript: the decoder in Node, and in a page in headless Chromium."""
+"""The kit for JavaScript: generator and decoder in Node, and in a page in headless Chromium."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
-from keras_vae.export.runtime import Decoder
+from keras_vae.export.runtime import Generator
 
 if TYPE_CHECKING:
     from tests.conftest import Deployed
@@ -111,6 +111,58 @@ def test_node_reproduces_keras(deployed: Deployed, node: Node, latents_json: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images.f32", "z.json"]
 
 
+def test_node_makes_of_noise_what_keras_makes(deployed: Deployed, node: Node, tmp_path: Path) -> None:
+    noise = json.dumps(deployed.noise.tolist())
+    assert node("decode.mjs", deployed.generator, "-", "images.f32", input=noise).returncode == 0
+    images = np.fromfile(tmp_path / "images.f32", "<f4").reshape(deployed.generated.shape)
+    np.testing.assert_allclose(images, deployed.generated, atol=1e-4, rtol=0)
+    assert "row 0 of the noise has 2 numbers: this generator takes 8" in refusal(
+        node("decode.mjs", deployed.generator, "-", "images.f32", input="[[1, 2]]")
+    )
+
+
+def test_generators_decoders_and_priors_are_known_by_their_inputs(
+    deployed: Deployed, kit: Path, node: Node, tmp_path: Path
+) -> None:
+    write_model(tmp_path / "prior.onnx", ("noise", "z"), ["batch", 8], ["batch", 8])
+    script = kit / "kinds.mjs"
+    script.write_text("""
+        import ort from "onnxruntime-node";
+        import { Decoder, Generator, load, Prior } from "./decoder.mjs";
+        const [generator, decoder, prior] = process.argv.slice(2);
+        const [made, found] = [await load(ort, generator), await load(ort, decoder)];
+        const { data, drawn } = await made.sample(3, 7);
+        const again = (await (await Generator.load(ort, generator)).generate(drawn)).data;
+        const z = await (await Prior.load(ort, prior)).latents(drawn);
+        const say = (work) => work.catch((error) => error.message);
+        console.log(JSON.stringify({
+          kinds: [made instanceof Generator, found instanceof Decoder, made.input, found.input],
+          same: `${data}` === `${again}` && `${z}` === `${drawn}`,
+          errors: await Promise.all(
+            [Generator.load(ort, decoder), Decoder.load(ort, generator), load(ort, prior)].map(say),
+          ),
+        }));
+    """)
+    try:
+        done = node(script, deployed.generator, deployed.onnx, tmp_path / "prior.onnx")
+    finally:
+        script.unlink()
+    assert done.stderr == ""
+    told = json.loads(done.stdout)
+    assert told["kinds"] == [True, True, "noise", "z"]
+    assert told["same"]
+    for message, words in zip(
+        told["errors"],
+        [
+            "no generator: it has z, image where a generator has noise and image",
+            "no decoder: it has noise, image where a decoder has z and image",
+            "neither generator nor decoder: it has noise, z where a decoder has z and image, and a generator noise and",
+        ],
+        strict=True,
+    ):
+        assert words in message
+
+
 def test_node_draws_a_grid(deployed: Deployed, node: Node, latents_json: Path, tmp_path: Path) -> None:
     assert node("decode.mjs", deployed.onnx, "-", "images.ppm", input=latents_json.read_text()).returncode == 0
     with Image.open(tmp_path / "images.ppm") as picture:
@@ -126,9 +178,10 @@ def test_node_draws_grey_images_and_cuts_off_what_is_beyond(grey: Path, node: No
     np.testing.assert_array_equal(pixels, np.repeat(expected[..., None], 3, axis=2))
 
 
-def test_node_draws_samples_by_seed(deployed: Deployed, node: Node, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["generator", "onnx"])
+def test_node_draws_samples_by_seed(deployed: Deployed, node: Node, tmp_path: Path, kind: str) -> None:
     def sample(seed: int, count: int) -> np.ndarray:
-        assert node("decode.mjs", deployed.onnx, "--seed", seed, "--count", count, "out.f32").returncode == 0
+        assert node("decode.mjs", getattr(deployed, kind), "--seed", seed, "--count", count, "out.f32").returncode == 0
         return np.fromfile(tmp_path / "out.f32", "<f4").reshape(count, -1)
 
     images = sample(7, 40)  # more than a batch
@@ -243,7 +296,7 @@ def serving(*arguments: object) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def site(kit: Path, deployed: Deployed) -> Iterator[str]:
-    with serving(kit / "serve.mjs", deployed.onnx) as address:
+    with serving(kit / "serve.mjs", deployed.generator) as address:
         yield address
 
 
@@ -261,7 +314,7 @@ def test_server_serves_the_kit_and_nothing_beside_it(site: str, kit: Path, deplo
     assert (page.status, body) == (200, (kit / "index.html").read_bytes())
     assert page.headers["Cross-Origin-Opener-Policy"] == "same-origin"
     assert page.headers["Cross-Origin-Embedder-Policy"] == "require-corp"
-    assert get("/decoder.onnx")[1] == deployed.onnx.read_bytes()
+    assert get("/generator.onnx")[1] == deployed.generator.read_bytes()
     assert get("/page.mjs")[0].headers["Content-Type"].startswith("text/javascript")
     wasm, body = get("/node_modules/onnxruntime-web/dist/ort-wasm-simd-threaded.wasm", "HEAD")
     assert (wasm.status, wasm.headers["Content-Type"], body) == (200, "application/wasm", b"")
@@ -285,11 +338,11 @@ def test_server_says_that_its_port_is_taken(site: str, node: Node) -> None:
 
 def test_page_reproduces_keras(deployed: Deployed, page: Page, site: str) -> None:
     page.open(site)
-    images = page.floats("const images = await page.state.decoder.decode(given[0]);", deployed.z.tolist())
-    np.testing.assert_allclose(images, deployed.images, atol=1e-3, rtol=0)
-    page.run("await page.show(Float32Array.from(given[0]), 'Mine')", deployed.z[2].tolist())
+    images = page.floats("const images = await page.state.model.run(given[0]);", deployed.noise.tolist())
+    np.testing.assert_allclose(images, deployed.generated, atol=1e-4, rtol=0)
+    page.run("await page.show(Float32Array.from(given[0]), 'Mine')", deployed.noise[2].tolist())
     large = page.canvas("#large")
-    np.testing.assert_allclose(large[..., :3], 255 * deployed.images[2], atol=0.5 + 255e-3)
+    np.testing.assert_allclose(large[..., :3], 255 * deployed.generated[2], atol=0.5 + 255e-3)
     assert (large[..., 3] == 255).all()
     assert page["title"].text == "Mine"
     assert page.run("return crossOriginIsolated")
@@ -303,12 +356,12 @@ def test_page_decodes_many_at_once(deployed: Deployed, page: Page, site: str) ->
     page.open(site)
     script = """
         const calls = Array.from({ length: 20 }, (_, index) => given[0].slice(0, 1 + (index % 5)));
-        const parts = await Promise.all(calls.map((z) => page.state.decoder.decode(z)));
+        const parts = await Promise.all(calls.map((z) => page.state.model.run(z)));
         const images = { data: new Float32Array(await new Blob(parts.map((part) => part.data)).arrayBuffer()) };
-        images.dims = [60, ...page.state.decoder.imageShape];
+        images.dims = [60, ...page.state.model.imageShape];
     """
-    images = page.floats(script, deployed.z.tolist())
-    expected = np.concatenate([deployed.images[: 1 + index % 5] for index in range(20)])
+    images = page.floats(script, deployed.noise.tolist())
+    expected = np.concatenate([deployed.generated[: 1 + index % 5] for index in range(20)])
     np.testing.assert_allclose(images, expected, atol=1e-3, rtol=0)
 
 
@@ -318,9 +371,9 @@ def test_page_draws_the_samples_of_its_seed(deployed: Deployed, page: Page, site
     page["seed"].send_keys(Keys.CONTROL, "a")
     page["seed"].send_keys("12", Keys.ENTER)
     page.wait_for(lambda: page["title"].text == "Sample 1 of seed 12" and "4 images in" in page["status"].text)
-    z = page.floats("const images = { data: page.state.grid, dims: [4, page.state.decoder.latentDim] };")
-    again = page.floats("const images = await page.state.decoder.sample(4, 12);")
-    expected = Decoder(deployed.onnx, providers=["CPUExecutionProvider"]).decode(z)
+    noise = page.floats("const images = { data: page.state.grid, dims: [4, page.state.model.latentDim] };")
+    again = page.floats("const images = await page.state.model.sample(4, 12);")
+    expected = Generator(deployed.generator, providers=["CPUExecutionProvider"]).generate(noise)
     np.testing.assert_allclose(again, expected, atol=1e-3)
     assert len(page.driver.find_elements(By.CSS_SELECTOR, "#grid canvas")) == 4
     for number, image in enumerate(expected, start=1):
@@ -332,13 +385,13 @@ def test_page_draws_the_samples_of_its_seed(deployed: Deployed, page: Page, site
     assert not page.complaints()
 
 
-def test_page_shows_a_sample_large_with_its_latents(page: Page, site: str, tmp_path: Path) -> None:
+def test_page_shows_a_sample_large_with_its_noise(page: Page, site: str, tmp_path: Path) -> None:
     page.open(site)
     page.driver.find_element(By.CSS_SELECTOR, "[aria-label='Sample 3']").click()
     page.wait_for(lambda: page["title"].text == "Sample 3 of seed 0")
     np.testing.assert_array_equal(page.canvas("#large"), page.canvas("#grid li:nth-child(3) canvas"))
-    z = page.floats("const images = { data: page.state.grid, dims: [16, 8] };")
-    np.testing.assert_array_equal(np.array(json.loads(page["latents"].get_attribute("value")), np.float32), z[2])
+    noise = page.floats("const images = { data: page.state.grid, dims: [16, 8] };")
+    np.testing.assert_array_equal(np.array(json.loads(page["row"].get_attribute("value")), np.float32), noise[2])
     pressed = page.driver.find_elements(By.CSS_SELECTOR, "#grid [aria-pressed=true]")
     assert [each.get_attribute("aria-label") for each in pressed] == ["Sample 3"]
 
@@ -348,7 +401,7 @@ def test_page_shows_a_sample_large_with_its_latents(page: Page, site: str, tmp_p
     with Image.open(io.BytesIO(saved.read_bytes())) as picture:
         np.testing.assert_array_equal(np.asarray(picture.convert("RGBA")), page.canvas("#large"))
     page["copy"].click()
-    page.wait_for(lambda: "Latents" in page["status"].text)
+    page.wait_for(lambda: "the noise of this image" in page["status"].text)
     assert not page.complaints()
 
 
@@ -368,11 +421,12 @@ def test_page_refuses_a_damaged_file_and_keeps_its_model(
     page["file"].send_keys(str(damaged))
     page.wait_for(lambda: page["error"].is_displayed())
     assert "damaged.onnx is no ONNX model that onnxruntime can read: export it again" in page["error"].text
-    assert page["status"].text == "Still showing decoder.onnx."
-    assert page.floats("const images = await page.state.decoder.sample(2, 0);").shape == (2, 32, 32, 3)
+    assert page["status"].text == "Still showing generator.onnx."
+    assert page.floats("const images = await page.state.model.sample(2, 0);").shape == (2, 32, 32, 3)
     page["file"].send_keys(str(grey))
     page.wait_for(lambda: "grey.onnx" in page["facts"].text and "16 images in" in page["status"].text)
     assert not page["error"].is_displayed()
+    assert page["copy"].text == "Copy latents"
     z = page.floats("const images = { data: page.state.grid, dims: [16, 2, 3, 1] };")
     expected = np.broadcast_to(np.clip(z[0], 0, 1), (2, 3, 3))
     np.testing.assert_allclose(page.canvas("#grid li:nth-child(1) canvas")[..., :3], 255 * expected, atol=0.5001)
@@ -437,7 +491,7 @@ def test_page_fits_a_phone_in_both_schemes(page: Page, site: str, scheme: str) -
 
 
 def test_page_says_what_to_install(bare_kit: Path, deployed: Deployed, page: Page) -> None:
-    with serving(bare_kit / "serve.mjs", deployed.onnx) as address:
+    with serving(bare_kit / "serve.mjs", deployed.generator) as address:
         page.open(address)
         assert "npm ci" in page["error"].text
 
@@ -459,7 +513,7 @@ def test_page_opened_without_a_server_says_so(kit: Path, page: Page) -> None:
 
 def test_any_server_will_do(deployed: Deployed, kit: Path, page: Page) -> None:
     """Without the headers for threads: one thread, the same images."""
-    shutil.copy(deployed.onnx, kit / "decoder.onnx")
+    shutil.copy(deployed.generator, kit / "generator.onnx")
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_: Any) -> None:
@@ -470,9 +524,9 @@ def test_any_server_will_do(deployed: Deployed, kit: Path, page: Page) -> None:
         try:
             page.open(f"http://127.0.0.1:{server.server_port}/")
             assert not page.run("return crossOriginIsolated")
-            images = page.floats("const images = await page.state.decoder.decode(given[0]);", deployed.z.tolist())
-            np.testing.assert_allclose(images, deployed.images, atol=1e-3, rtol=0)
+            images = page.floats("const images = await page.state.model.run(given[0]);", deployed.noise.tolist())
+            np.testing.assert_allclose(images, deployed.generated, atol=1e-4, rtol=0)
             assert not page.complaints()
         finally:
             server.shutdown()
-            (kit / "decoder.onnx").unlink()
+            (kit / "generator.onnx").unlink()

@@ -1,6 +1,6 @@
-/* Decodes latents with an exported decoder, a SavedModel, through TensorFlow's C API.
+/* Makes images with an exported SavedModel, of latents or of noise, through TensorFlow's C API.
  *
- * Everything above the line "The command" is for an app of your own: decoder_open, decoder_decode,
+ * Everything above the line "The command" is for an app of your own: decoder_open, decoder_decode, decoder_generate,
  * decoder_sample and decoder_close. README.md shows how. It is C11 and compiles as C++17 too. */
 
 #define _POSIX_C_SOURCE 200809L
@@ -214,14 +214,16 @@ static bool find_tensor(Bytes signature, uint64_t side, const char *name, Tensor
 
 /* ================================================================ The decoder */
 
-static const int64_t BATCH = 64; /* latent vectors decoded at once: memory for more would buy no speed */
+static const int64_t BATCH = 64; /* images made at once: memory for more would buy no speed */
 
 typedef struct {
     int64_t latent_dim;
     TF_Graph *graph;
     TF_Session *session;
     TF_Output z, image; /* of the signature serving_default */
-    bool can_sample;    /* it has the signature sample, of these: */
+    bool can_generate;  /* it has the signature generate, of these: */
+    TF_Output noise, generated;
+    bool can_sample; /* it has the signature sample, of these: */
     TF_Output count, seed, sampled;
 } Decoder;
 
@@ -274,6 +276,13 @@ static bool resolve_signatures(Decoder *decoder, Bytes meta_graph)
         !resolve(graph, signature, SIGNATURE_OUTPUTS, "image", TF_FLOAT, 4, &decoder->image) || z.dims[1] < 1)
         return false;
     decoder->latent_dim = z.dims[1];
+    TensorInfo noise;
+    decoder->can_generate = find_entry(meta_graph, META_GRAPH_SIGNATURES, "generate", &signature) &&
+                            count_fields(signature, SIGNATURE_INPUTS) == 1 &&
+                            find_tensor(signature, SIGNATURE_INPUTS, "noise", &noise) &&
+                            resolve(graph, signature, SIGNATURE_INPUTS, "noise", TF_FLOAT, 2, &decoder->noise) &&
+                            resolve(graph, signature, SIGNATURE_OUTPUTS, "image", TF_FLOAT, 4, &decoder->generated) &&
+                            noise.dims[1] == z.dims[1];
     decoder->can_sample = find_entry(meta_graph, META_GRAPH_SIGNATURES, "sample", &signature) &&
                           count_fields(signature, SIGNATURE_INPUTS) == 2 &&
                           resolve(graph, signature, SIGNATURE_INPUTS, "count", TF_INT64, 0, &decoder->count) &&
@@ -413,27 +422,44 @@ static TF_Tensor *new_tensor(TF_DataType dtype, const int64_t *dims, int rank, c
     return tensor;
 }
 
-/* Images of `count` latent vectors: `z` holds count * decoder->latent_dim finite numbers.
- * Returns false and fills in `failure` if it cannot be done. Any number of threads may call it at once. */
-bool decoder_decode(Decoder *decoder, const float *z, int64_t count, Images *images, Failure *failure)
+/* Runs the graph on vectors, a batch at a time. */
+static bool run_batches(Decoder *decoder, TF_Output input, TF_Output output, const float *vectors, int64_t count,
+                        Images *images, Failure *failure)
 {
     memset(images, 0, sizeof *images);
     images->count = count;
     if (count < 1)
-        return fail(failure, INPUT_ERROR, "no latents to decode: give one vector at least");
+        return fail(failure, INPUT_ERROR, "nothing to make images of: give one vector at least");
     for (int64_t start = 0; start < count; start += BATCH) {
         const int64_t batch = count - start < BATCH ? count - start : BATCH;
         const int64_t dims[] = {batch, decoder->latent_dim};
-        const size_t size = (size_t)(batch * decoder->latent_dim) * sizeof *z;
-        TF_Tensor *values[] = {new_tensor(TF_FLOAT, dims, 2, z + start * decoder->latent_dim, size)};
-        if (!run(decoder, &decoder->z, values, 1, decoder->image, start, batch, images, failure))
+        const size_t size = (size_t)(batch * decoder->latent_dim) * sizeof *vectors;
+        TF_Tensor *values[] = {new_tensor(TF_FLOAT, dims, 2, vectors + start * decoder->latent_dim, size)};
+        if (!run(decoder, &input, values, 1, output, start, batch, images, failure))
             return false;
     }
     return true;
 }
 
-/* `count` images of draws from the standard normal prior; the same seed gives the same images, the first ones alike
- * whatever the count. The SavedModel decodes them in one batch: memory grows with it. Otherwise as decoder_decode. */
+/* Images of `count` latent vectors: `z` holds count * decoder->latent_dim finite numbers.
+ * Returns false and fills in `failure` if it cannot be done. Any number of threads may call it at once. */
+bool decoder_decode(Decoder *decoder, const float *z, int64_t count, Images *images, Failure *failure)
+{
+    return run_batches(decoder, decoder->z, decoder->image, z, count, images, failure);
+}
+
+/* Images of noise, by the prior and the decoder: `noise` holds count * decoder->latent_dim standard normal numbers.
+ * Otherwise as decoder_decode. */
+bool decoder_generate(Decoder *decoder, const float *noise, int64_t count, Images *images, Failure *failure)
+{
+    memset(images, 0, sizeof *images);
+    if (!decoder->can_generate)
+        return fail(failure, INPUT_ERROR, "the SavedModel has no signature generate: give latents, or export it again");
+    return run_batches(decoder, decoder->noise, decoder->generated, noise, count, images, failure);
+}
+
+/* `count` images of noise that the SavedModel draws; the same seed gives the same images, the first ones alike
+ * whatever the count. It makes them in one batch: memory grows with it. Otherwise as decoder_decode. */
 bool decoder_sample(Decoder *decoder, int64_t count, int64_t seed, Images *images, Failure *failure)
 {
     memset(images, 0, sizeof *images);
@@ -464,17 +490,19 @@ enum { MAX_SAMPLES = 1000 }; /* in one batch: gigabytes at 64x64 */
 static const char usage[] =
     "usage: decode SAVED_MODEL Z OUT\n"
     "       decode SAVED_MODEL --seed N [--count N] OUT\n"
+    "       decode SAVED_MODEL --noise FILE OUT\n"
     "\n"
-    "  SAVED_MODEL  folder of an exported decoder: it holds saved_model.pb\n"
-    "  Z            text file of latent vectors: numbers separated by whitespace; - for standard input\n"
-    "  OUT          .ppm (3 channels) or .pgm (1 channel): a picture, several images as a grid;\n"
-    "               .f32: the images as they are, float32 [image, row, column, channel] without a header\n"
-    "  --seed N     instead of Z: draws latents from the prior, the same ones for the same seed\n"
-    "  --count N    how many, 1 to 1000; 1 if not given\n";
+    "  SAVED_MODEL   folder of an exported model: it holds saved_model.pb\n"
+    "  Z             text file of latent vectors: numbers separated by whitespace; - for standard input\n"
+    "  OUT           .ppm (3 channels) or .pgm (1 channel): a picture, several images as a grid;\n"
+    "                .f32: the images as they are, float32 [image, row, column, channel] without a header\n"
+    "  --seed N      instead of Z: samples of the model's prior, the same ones for the same seed\n"
+    "  --count N     how many, 1 to 1000; 1 if not given\n"
+    "  --noise FILE  instead of Z: samples of standard normal numbers in a file like Z's; - for standard input\n";
 
 typedef struct {
-    const char *saved_model, *z, *out; /* z is NULL where samples are wanted */
-    bool help;
+    const char *saved_model, *vectors, *out; /* vectors are a file's, NULL with a seed */
+    bool help, are_noise;
     int64_t seed, count;
 } Command;
 
@@ -533,6 +561,7 @@ static bool read_whole_number(const char *option, const char *text, int64_t leas
 static bool read_command(int argc, char **argv, Command *command, Failure *failure)
 {
     static const struct option options[] = {{"seed", required_argument, NULL, 's'},
+                                            {"noise", required_argument, NULL, 'n'},
                                             {"count", required_argument, NULL, 'c'},
                                             {"help", no_argument, NULL, 'h'},
                                             {NULL, 0, NULL, 0}};
@@ -554,8 +583,13 @@ static bool read_command(int argc, char **argv, Command *command, Failure *failu
             has_count = true;
             good = read_whole_number("--count", optarg, 1, MAX_SAMPLES, &command->count, failure);
             break;
+        case 'n':
+            command->are_noise = true;
+            command->vectors = optarg;
+            break;
         case ':':
-            good = fail(failure, INPUT_ERROR, "%s: give a whole number after it", argv[optind - 1]);
+            good = fail(failure, INPUT_ERROR, "%s: give a %s after it", argv[optind - 1],
+                        optopt == 'n' ? "file" : "whole number");
             break;
         default: {
             const char letter[] = {'-', (char)optopt, '\0'};
@@ -567,11 +601,13 @@ static bool read_command(int argc, char **argv, Command *command, Failure *failu
     if (!good)
         return false;
     if (has_count && !has_seed)
-        return fail(failure, INPUT_ERROR, "--count goes with --seed; Z tells itself how many images there are");
-    if (argc - optind != (has_seed ? 2 : 3))
-        return fail(failure, INPUT_ERROR, "give SAVED_MODEL, Z or --seed N, and OUT; see decode --help");
+        return fail(failure, INPUT_ERROR, "--count goes with --seed; a file tells itself how many images there are");
+    if ((has_seed && command->are_noise) || argc - optind != (has_seed || command->are_noise ? 2 : 3))
+        return fail(failure, INPUT_ERROR,
+                    "give SAVED_MODEL, Z or --seed N or --noise FILE, and OUT; see decode --help");
     command->saved_model = argv[optind];
-    command->z = has_seed ? NULL : argv[optind + 1];
+    if (!has_seed && !command->are_noise)
+        command->vectors = argv[optind + 1];
     command->out = argv[argc - 1];
     return true;
 }
@@ -752,12 +788,16 @@ static bool write_images(const char *out, const Images *images, Failure *failure
     return good || fail(failure, INPUT_ERROR, "cannot write %s: %s", out, why);
 }
 
-static bool decode_numbers(Decoder *decoder, const char *z, const Numbers *numbers, Images *images, Failure *failure)
+static bool use_numbers(Decoder *decoder, const Command *command, const Numbers *numbers, Images *images,
+                        Failure *failure)
 {
     if (numbers->count == 0 || numbers->count % (size_t)decoder->latent_dim != 0)
         return fail(failure, INPUT_ERROR, "%s holds %zu numbers: this decoder takes vectors of %lld",
-                    is_standard_input(z) ? "standard input" : z, numbers->count, (long long)decoder->latent_dim);
-    return decoder_decode(decoder, numbers->values, (int64_t)numbers->count / decoder->latent_dim, images, failure);
+                    is_standard_input(command->vectors) ? "standard input" : command->vectors, numbers->count,
+                    (long long)decoder->latent_dim);
+    const int64_t count = (int64_t)numbers->count / decoder->latent_dim;
+    return command->are_noise ? decoder_generate(decoder, numbers->values, count, images, failure)
+                              : decoder_decode(decoder, numbers->values, count, images, failure);
 }
 
 static bool run_command(const Command *command, Failure *failure)
@@ -766,10 +806,10 @@ static bool run_command(const Command *command, Failure *failure)
     Images images = {0, 0, 0, 0, NULL};
     Decoder *decoder = NULL;
     bool good = check_out(command->out, failure) &&
-                (command->z == NULL || read_numbers(command->z, &numbers, failure)) &&
+                (command->vectors == NULL || read_numbers(command->vectors, &numbers, failure)) &&
                 (decoder = decoder_open(command->saved_model, failure)) != NULL &&
-                (command->z == NULL ? decoder_sample(decoder, command->count, command->seed, &images, failure)
-                                    : decode_numbers(decoder, command->z, &numbers, &images, failure)) &&
+                (command->vectors == NULL ? decoder_sample(decoder, command->count, command->seed, &images, failure)
+                                          : use_numbers(decoder, command, &numbers, &images, failure)) &&
                 write_images(command->out, &images, failure);
     if (good)
         printf("%lld %s of %lldx%lldx%lld in %s\n", (long long)images.count, images.count == 1 ? "image" : "images",

@@ -1,20 +1,22 @@
 #!/usr/bin/env node
-/** Makes images with an exported decoder: latents from a JSON file, or draws from the prior. */
+/** Makes images with an exported generator or decoder: of samples' noise, or of latents. */
 
 import { access, constants, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { text } from "node:stream/consumers";
 import { parseArgs } from "node:util";
 
-import { Decoder, DecoderError, toRGBA } from "./decoder.mjs";
+import { DecoderError, load, toRGBA } from "./decoder.mjs";
 
-const USAGE = `usage: node decode.mjs DECODER.onnx Z.json OUT
-       node decode.mjs DECODER.onnx --seed N [--count N] OUT
+const USAGE = `usage: node decode.mjs MODEL.onnx --seed N [--count N] OUT
+       node decode.mjs MODEL.onnx ROWS.json OUT
 
-Z.json   rows of latents, [[0.1, ...], ...]; - reads them from standard input
-OUT      .ppm: a picture, all images in a grid; .f32: float32, little-endian, [n, height, width, channels]
---seed   draws from the standard normal prior, the same for the same seed (a whole number, not numpy's generator)
---count  how many (default 16)
+MODEL.onnx  a generator, for samples, or a decoder, for latents
+--seed      draws standard normal numbers, the same for the same seed (a whole number, not numpy's generator): noise
+            for a generator; for a decoder latents, which are samples where the model's prior is the standard normal
+--count     how many (default 16)
+ROWS.json   rows of a generator's noise or of a decoder's latents, [[0.1, ...], ...]; - reads them from standard input
+OUT         .ppm: a picture, all images in a grid; .f32: float32, little-endian, [n, height, width, channels]
 
 exit status: 0 done, 2 wrong use or bad input, 1 anything else`;
 
@@ -34,7 +36,7 @@ function parse(argv) {
   const draws = values.seed !== undefined;
   if (!draws && values.count !== undefined) throw new UsageError("--count goes with --seed: give both");
   if (positionals.length !== (draws ? 2 : 3)) {
-    const wanted = draws ? "DECODER.onnx and OUT beside --seed" : "DECODER.onnx, Z.json and OUT, or --seed";
+    const wanted = draws ? "MODEL.onnx and OUT beside --seed" : "MODEL.onnx, ROWS.json and OUT, or --seed";
     throw new UsageError(`${positionals.length} arguments where there should be ${wanted}; see --help`);
   }
   for (const name of ["seed", "count"]) {
@@ -42,12 +44,12 @@ function parse(argv) {
       throw new UsageError(`--${name} ${values[name]}: give a whole number`);
     }
   }
-  const [model, latents, out] = draws ? [positionals[0], null, positionals[1]] : positionals;
+  const [file, rows, out] = draws ? [positionals[0], null, positionals[1]] : positionals;
   if (![".ppm", ".f32"].includes(path.extname(out))) throw new UsageError(`${out}: name it .ppm or .f32`);
-  return { model, latents, out, seed: Number(values.seed), count: Number(values.count ?? 16) };
+  return { file, rows, out, seed: Number(values.seed), count: Number(values.count ?? 16) };
 }
 
-async function readLatents(file) {
+async function readRows(file) {
   let json;
   try {
     json = file === "-" ? await text(process.stdin) : await readFile(file, "utf8");
@@ -112,23 +114,22 @@ async function write(out, bytes) {
 }
 
 async function main() {
-  const { help, model, latents, out, seed, count } = parse(process.argv.slice(2));
+  const { help, file, rows, out, seed, count } = parse(process.argv.slice(2));
   if (help) return console.log(USAGE);
   await checkTarget(out);
-  const rows = latents === null ? null : await readLatents(latents);
-  const decoder = await Decoder.load(await loadRuntime(), model);
+  const given = rows === null ? null : await readRows(rows);
+  const model = await load(await loadRuntime(), file);
 
-  const imageSize = decoder.imageShape.reduce((product, side) => product * side);
-  const wanted = latents === null ? count : rows?.length;
+  const imageSize = model.imageShape.reduce((product, side) => product * side);
+  const wanted = rows === null ? count : given?.length;
   if (wanted * imageSize > MAX_VALUES) throw new UsageError(`${wanted} images are more than 2 GiB: ask for fewer`);
-  const z = latents === null ? decoder.latents(count, seed) : rows;
   const parts = [];
-  for await (const images of decoder.batches(z)) parts.push(images.data);
+  for await (const images of model.batches(rows === null ? model.draw(count, seed) : given)) parts.push(images.data);
   const data = new Float32Array(await new Blob(parts).arrayBuffer());
-  const images = { data, dims: [data.length / imageSize, ...decoder.imageShape] };
+  const images = { data, dims: [data.length / imageSize, ...model.imageShape] };
 
   await write(out, out.endsWith(".ppm") ? toPPM(images) : new Uint8Array(data.buffer));
-  return console.log(`${out}: ${images.dims[0]} of ${decoder.imageShape.join(" x ")}`);
+  return console.log(`${out}: ${images.dims[0]} of ${model.imageShape.join(" x ")}`);
 }
 
 try {

@@ -1,142 +1,230 @@
 /**
- * A decoder exported as ONNX, with onnxruntime-node in Node or onnxruntime-web in a page: give it the one or the other.
+ * Generators, decoders and priors exported as ONNX, with onnxruntime-node in Node or onnxruntime-web in a page: give
+ * them the one or the other.
  *
- *     const decoder = await Decoder.load(ort, "decoder.onnx");
- *     const images = await decoder.sample(16, 0);
+ *     const generator = await Generator.load(ort, "generator.onnx");
+ *     const images = await generator.sample(16, 0);
  *     const { data, width, height } = toRGBA(images, 3); // the fourth, for new ImageData(data, width, height)
  */
 
 // A download may take as long as it likes while bytes come in.
 const STALL_MS = 30_000;
 
-/** A model, latents or images that cannot be used: the message says what, where and what to do. */
+/** A model, latents, noise or images that cannot be used: the message says what, where and what to do. */
 export class DecoderError extends Error {
   name = "DecoderError";
 }
 
-export class Decoder {
+let turn = Promise.resolve();
+
+/** Runs work after all that came before: runs of onnxruntime-web, of all its models, share a stack, which those under
+ * way at once would free under each other. */
+export function inTurn(work) {
+  const run = turn.then(work);
+  turn = run.catch(() => {}); // the caller hears of it; the next one runs all the same
+  return run;
+}
+
+/** What decoders, generators and priors have in common: rows of `latentDim` numbers in, one tensor out. */
+class Network {
   #ort;
   #session;
-  #turn = Promise.resolve();
 
   /**
-   * Reads a decoder.
+   * Reads a network of this kind.
    *
    * @param ort the module onnxruntime-node or onnxruntime-web, 1.22 or newer.
    * @param {string | URL | Blob | ArrayBuffer | Uint8Array} source the .onnx file: its address in a page, its path or
    *     address in Node, or the file itself.
    * @param {object} options onnxruntime's session options, {executionProviders: ["webgpu"]} say.
-   * @returns {Promise<Decoder>}
-   * @throws {DecoderError} the file is missing, damaged, or no decoder.
+   * @returns {Promise<Network>} of the class that this is called of.
+   * @throws {DecoderError} the file is missing, damaged, or something else.
    * @throws {Error} onnxruntime itself did not start.
    */
-  static async load(ort, source, options = {}) {
-    const { name, bytes } = await read(source);
-    await checkSum(name, bytes);
-    let session;
-    try {
-      session = await ort.InferenceSession.create(bytes, options);
-    } catch (error) {
-      // onnxruntime's errors share no class; those of a runtime that does not start name the backend.
-      if (/\bbackend\b/i.test(error.message)) {
-        throw new Error(`onnxruntime did not start: ${error.message}`, { cause: error });
-      }
-      throw new DecoderError(
-        `${name} is no ONNX model that onnxruntime can read: export it again (${error.message ?? error})`,
-        { cause: error },
-      );
-    }
-    try {
-      return new Decoder(ort, session, name);
-    } catch (error) {
-      await session.release();
-      throw error;
-    }
+  static load(ort, source, options = {}) {
+    return construct(ort, source, options, () => this);
   }
 
-  /** Use `Decoder.load`. */
+  /** Use `load`. */
   constructor(ort, session, name) {
+    const { kind, input, output, rank } = this.constructor;
     const names = [...session.inputNames, ...session.outputNames];
-    if (names.join() !== "z,image") {
-      throw new DecoderError(`${name} is no decoder: it has ${names.join(", ")} where a decoder has z and image`);
+    if (names.join() !== `${input},${output}`) {
+      const wanted = `a ${kind} has ${input} and ${output}`;
+      throw new DecoderError(`${name} is no ${kind}: it has ${names.join(", ")} where ${wanted}`);
     }
     if (!session.inputMetadata) throw new Error("this onnxruntime does not tell shapes: install 1.22 or newer");
     const values = [session.inputMetadata[0], session.outputMetadata[0]];
     const shapes = values.map((value) => value.shape.slice(1));
-    if (shapes[0].length !== 1 || shapes[1].length !== 3 || !shapes.flat().every(Number.isInteger)) {
-      throw new DecoderError(`${name} is no decoder: z is [batch, ${shapes[0]}], image [batch, ${shapes[1]}]`);
+    const wrong = (what) => new DecoderError(`${name} is no ${kind}: ${input} is ${what[0]}, ${output} ${what[1]}`);
+    if (shapes[0].length !== 1 || shapes[1].length !== rank || !shapes.flat().every(Number.isInteger)) {
+      throw wrong(shapes.map((shape) => `[batch, ${shape}]`));
     }
     if (values.some((value) => value.type !== "float32")) {
-      throw new DecoderError(`${name} is no decoder: z is ${values[0].type}, image ${values[1].type}, not float32`);
+      throw wrong([values[0].type, `${values[1].type}, not float32`]);
     }
     this.#ort = ort;
     this.#session = session;
-    /** Numbers in a latent vector. */
+    /** The name of what it takes: "z", latents, or "noise", standard normal. */
+    this.input = input;
+    /** Numbers in a row of it. */
     this.latentDim = shapes[0][0];
-    /** [height, width, channels] */
-    this.imageShape = shapes[1];
+    /** Of what it returns for a row: [height, width, channels], or [latentDim]. */
+    this.outputShape = shapes[1];
   }
 
   /**
-   * Images of latents.
+   * What the network makes of rows.
    *
    * Any number of calls may be under way at once; they run one after another.
    *
-   * @param z n rows of latentDim numbers, or n * latentDim numbers in one list; lists are arrays or typed arrays.
-   * @returns {Promise<{data: Float32Array, dims: number[]}>} values in [0, 1]; dims is [n, height, width, channels].
-   * @throws {DecoderError} latents of another size, that are no numbers, or not finite.
+   * @param rows n rows of latentDim numbers, or n * latentDim numbers in one list; lists are arrays or typed arrays.
+   * @returns {Promise<{data: Float32Array, dims: number[]}>} dims is [n, ...outputShape].
+   * @throws {DecoderError} rows of another size, that are no numbers, or not finite.
    */
-  async decode(z) {
-    const values = pack(z, this.latentDim);
+  async run(rows) {
+    const values = this.#pack(rows);
     const tensor = new this.#ort.Tensor("float32", values, [values.length / this.latentDim, this.latentDim]);
-    // Runs of onnxruntime-web share a stack, which those under way at once would free under each other.
-    const run = this.#turn.then(() => this.#session.run({ z: tensor }));
-    this.#turn = run.catch(() => {}); // the caller hears of it; the next one runs all the same
-    const { image } = await run;
-    return { data: image.data, dims: [...image.dims] };
+    const { data, dims } = (await inTurn(() => this.#session.run({ [this.input]: tensor })))[this.constructor.output];
+    return { data, dims: [...dims] };
   }
 
   /**
-   * As `decode`, `size` images at a time: of many, what is between the layers takes much memory, and a page that waits
-   * for all of them stands still.
+   * As `run`, `size` rows at a time: of many, what is between the layers takes much memory, and a page that waits for
+   * all of them stands still.
    */
-  async *batches(z, size = 32) {
-    const values = pack(z, this.latentDim);
+  async *batches(rows, size = 32) {
+    const values = this.#pack(rows);
     for (let start = 0; start < values.length; start += size * this.latentDim) {
-      yield await this.decode(values.subarray(start, start + size * this.latentDim));
+      yield await this.run(values.subarray(start, start + size * this.latentDim));
     }
   }
 
+  #pack(rows) {
+    return pack(rows, this.latentDim, this.input === "z" ? "latents" : "noise", this.constructor.kind);
+  }
+
   /**
-   * Draws from the standard normal prior; the same seed gives the same ones, and the first of a larger count too.
+   * Draws rows from the standard normal; the same seed gives the same ones, and the first of a larger count too.
    *
    * @param {number} count whole, from 1 on.
-   * @param {number} seed whole, from 0 to 2**32 - 1. Not numpy's: another generator than the Python runtime's.
+   * @param {number} seed whole, from 0 to 2**32 - 1. Not numpy's: other numbers than the Python runtime's.
    * @returns {Float32Array} count * latentDim numbers.
    * @throws {DecoderError} count or seed is something else.
    */
-  latents(count, seed) {
+  draw(count, seed) {
     if (!Number.isInteger(count) || count < 1) {
       throw new DecoderError(`count is ${describe(count)}: give a whole number from 1 on`);
     }
     return Float32Array.from({ length: count * this.latentDim }, standardNormal(seed));
   }
 
+  /** Frees the memory that onnxruntime holds, after the calls under way. */
+  async release() {
+    await inTurn(() => this.#session.release());
+  }
+}
+
+/** What decoders and generators have in common: `run` gives images, values in [0, 1]. */
+class Images extends Network {
+  static output = "image";
+  static rank = 3;
+
+  /** [height, width, channels] */
+  get imageShape() {
+    return this.outputShape;
+  }
+
   /**
-   * Images of `latents(count, seed)`, all in one batch.
+   * Images of `draw(count, seed)`, all in one batch.
    *
-   * @returns {Promise<{data: Float32Array, dims: number[], z: Float32Array}>} as `decode`, and the latents.
+   * @returns {Promise<{data: Float32Array, dims: number[], drawn: Float32Array}>} as `run`, and what was drawn.
    * @throws {DecoderError} count or seed is none.
    */
   async sample(count, seed) {
-    const z = this.latents(count, seed);
-    return { ...(await this.decode(z)), z };
+    const drawn = this.draw(count, seed);
+    return { ...(await this.run(drawn)), drawn };
   }
+}
 
-  /** Frees the memory that onnxruntime holds, after the calls under way. */
-  async release() {
-    await this.#turn;
-    await this.#session.release();
+/** Prior and decoder in one: standard normal noise to images. Samples are made with it. */
+export class Generator extends Images {
+  static kind = "generator";
+  static input = "noise";
+
+  /** Images of noise: as `run`. */
+  generate(noise) {
+    return this.run(noise);
+  }
+}
+
+/** Latents to images: those of an encoder, or edited ones. Standard normal draws are right where the prior is that. */
+export class Decoder extends Images {
+  static kind = "decoder";
+  static input = "z";
+
+  /** Images of latents: as `run`. */
+  decode(z) {
+    return this.run(z);
+  }
+}
+
+/** Standard normal noise to latents, to be changed and decoded. */
+export class Prior extends Network {
+  static kind = "prior";
+  static input = "noise";
+  static output = "z";
+  static rank = 1;
+
+  /**
+   * Latents of noise.
+   *
+   * @returns {Promise<Float32Array>} n * latentDim numbers.
+   */
+  async latents(noise) {
+    return (await this.run(noise)).data;
+  }
+}
+
+/**
+ * Reads a generator or a decoder, whichever the file is by the name of its input.
+ *
+ * @param ort, source, options as for `Generator.load`.
+ * @returns {Promise<Generator | Decoder>}
+ * @throws {DecoderError} the file is missing, damaged, or neither.
+ */
+export function load(ort, source, options = {}) {
+  return construct(ort, source, options, (session, name) => {
+    const names = [...session.inputNames, ...session.outputNames];
+    const found = [Generator, Decoder].find(({ input, output }) => names.join() === `${input},${output}`);
+    if (found) return found;
+    const wanted = "a decoder has z and image, and a generator noise and image";
+    throw new DecoderError(`${name} is neither generator nor decoder: it has ${names.join(", ")} where ${wanted}`);
+  });
+}
+
+/** A file opened as the class that `classOf` names for it. */
+async function construct(ort, source, options, classOf) {
+  const { name, bytes } = await read(source);
+  await checkSum(name, bytes);
+  let session;
+  try {
+    session = await ort.InferenceSession.create(bytes, options);
+  } catch (error) {
+    // onnxruntime's errors share no class; those of a runtime that does not start name the backend.
+    if (/\bbackend\b/i.test(error.message)) {
+      throw new Error(`onnxruntime did not start: ${error.message}`, { cause: error });
+    }
+    throw new DecoderError(
+      `${name} is no ONNX model that onnxruntime can read: export it again (${error.message ?? error})`,
+      { cause: error },
+    );
+  }
+  try {
+    return new (classOf(session, name))(ort, session, name);
+  } catch (error) {
+    await session.release();
+    throw error;
   }
 }
 
@@ -219,20 +307,22 @@ function describe(value) {
   return typeof value === "object" && value !== null ? "an object" : String(value);
 }
 
-/** Latents in any of the forms that `decode` takes, as one Float32Array. */
-function pack(z, latentDim) {
-  if (!isList(z)) throw new DecoderError(`latents are ${describe(z)}: give rows of ${latentDim} numbers`);
-  if (z.length === 0) throw new DecoderError(`there are no latents: give rows of ${latentDim} numbers`);
-  const inRows = isList(z[0]);
-  if (!inRows && z.length % latentDim !== 0) {
-    throw new DecoderError(`latents are a list of ${z.length}: this decoder takes ${latentDim} numbers an image`);
+/** Latents or noise in any of the forms that `run` takes, as one Float32Array. */
+function pack(rows, latentDim, what, kind) {
+  const verb = what === "latents" ? "are" : "is";
+  if (!isList(rows)) throw new DecoderError(`${what} ${verb} ${describe(rows)}: give rows of ${latentDim} numbers`);
+  if (rows.length === 0) throw new DecoderError(`there ${verb} no ${what}: give rows of ${latentDim} numbers`);
+  const inRows = isList(rows[0]);
+  if (!inRows && rows.length % latentDim !== 0) {
+    const wanted = `this ${kind} takes ${latentDim} numbers an image`;
+    throw new DecoderError(`${what} ${verb} a list of ${rows.length}: ${wanted}`);
   }
-  const values = new Float32Array(inRows ? z.length * latentDim : z.length);
-  (inRows ? z : [z]).forEach((row, index) => {
-    const where = inRows ? `row ${index} of the latents` : "the list of latents";
+  const values = new Float32Array(inRows ? rows.length * latentDim : rows.length);
+  (inRows ? rows : [rows]).forEach((row, index) => {
+    const where = inRows ? `row ${index} of the ${what}` : `the list of ${what}`;
     if (!isList(row)) throw new DecoderError(`${where} is ${describe(row)}: give ${latentDim} numbers`);
     if (inRows && row.length !== latentDim) {
-      throw new DecoderError(`${where} has ${row.length} numbers: this decoder takes ${latentDim}`);
+      throw new DecoderError(`${where} has ${row.length} numbers: this ${kind} takes ${latentDim}`);
     }
     for (let column = 0; column < row.length; column++) {
       const value = row[column];

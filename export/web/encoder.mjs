@@ -1,11 +1,10 @@
 /** An encoder exported as ONNX: pictures to the latents that a decoder makes them of. */
 
-import { checkSum, DecoderError, read } from "./decoder.mjs";
+import { checkSum, DecoderError, inTurn, read } from "./decoder.mjs";
 
 export class Encoder {
   #ort;
   #session;
-  #turn = Promise.resolve();
 
   /**
    * Reads an encoder.
@@ -49,9 +48,7 @@ export class Encoder {
     const size = this.imageShape.reduce((one, other) => one * other);
     if (pixels.length !== size) throw new DecoderError(`the picture has ${pixels.length} values: give ${size}`);
     const image = new this.#ort.Tensor("float32", pixels, [1, ...this.imageShape]);
-    const run = this.#turn.then(() => this.#session.run({ image }));
-    this.#turn = run.catch(() => {});
-    return (await run).mean.data;
+    return (await inTurn(() => this.#session.run({ image }))).mean.data;
   }
 }
 

@@ -1,10 +1,11 @@
 /** The explorer: sliders for latents and attributes, samples to pick from and to morph between, pictures to start from.
  *
  * What is shown is one latent vector: that of the picked sample or picture, or one on the way between two, with the
- * sliders' directions added. All of it is in the address.
+ * sliders' directions added. Samples are noise, of which the prior makes latents: between two of them the way leads
+ * through noise, where each place is as likely a sample as they are. All of it is in the address.
  */
 
-import { Decoder, DecoderError, toRGBA } from "./decoder.mjs";
+import { Decoder, DecoderError, Prior, toRGBA } from "./decoder.mjs";
 import { Encoder, pixelsOf } from "./encoder.mjs";
 
 const RUNTIME = new URL("./ort/", import.meta.url);
@@ -12,17 +13,22 @@ const SAMPLES = 16;
 const LATENT_RANGE = 3;
 const ATTRIBUTE_RANGE = 2;
 
-/** What is on the page; `settings` has the sliders' values, by their names. */
-export const state = { decoder: null, encoder: null, about: null, seed: 0, grid: null, first: null, second: null, settings: {} };
+/**
+ * What is on the page. `first` and `second`, what was picked, are {z, noise}: latents and, of samples, the noise that
+ * they were made of, else null; `grid` is the same of all samples, in one list each. `settings` has the sliders' values,
+ * by their names.
+ */
+export const state = {
+  prior: null, decoder: null, encoder: null, about: null, seed: 0, grid: null, first: null, second: null, settings: {},
+};
 
 const at = (id) => document.getElementById(id);
 
 // ---------------------------------------------------------------- latents
 
 /** The latents of what is shown. */
-export function latents() {
-  const way = Number(at("way").value);
-  const z = state.second ? between(state.first, state.second, way) : Float32Array.from(state.first);
+export async function latents() {
+  const z = Float32Array.from(await picked());
   for (const [name, direction] of directions()) {
     const strength = state.settings[name] ?? 0;
     if (strength) direction.forEach((value, index) => (z[index] += strength * value));
@@ -30,7 +36,17 @@ export function latents() {
   return z;
 }
 
-/** Along the arc between two latents, their lengths in between too. */
+/** The latents of what was picked, or of a place on the way from the first to the second. */
+function picked() {
+  const { prior, first, second } = state;
+  const way = Number(at("way").value);
+  if (!second || way === 0) return first.z;
+  if (way === 1) return second.z;
+  if (first.noise && second.noise) return prior.latents(between(first.noise, second.noise, way));
+  return between(first.z, second.z, way);
+}
+
+/** Along the arc between two vectors, their lengths in between too. */
 export function between(one, other, way) {
   const length = (z) => Math.hypot(...z);
   const [first, second] = [length(one), length(other)];
@@ -43,11 +59,7 @@ export function between(one, other, way) {
 }
 
 function* directions() {
-  for (const { name, index, deviation } of state.about.latents) {
-    const direction = new Float32Array(state.decoder.latentDim);
-    direction[index] = deviation;
-    yield [name, direction];
-  }
+  for (const { name, direction } of state.about.latents) yield [name, direction];
   for (const { name, vector } of state.about.attributes) yield [name, vector];
 }
 
@@ -64,7 +76,7 @@ export function show() {
       while (wanted) {
         wanted = false;
         const begin = performance.now();
-        paint(at("large"), await state.decoder.decode(latents()));
+        paint(at("large"), await state.decoder.decode(await latents()));
         say(`${(performance.now() - begin).toFixed(0)} ms`);
       }
       remember();
@@ -77,23 +89,23 @@ export function show() {
 
 /** Draws samples of a seed to pick from. */
 export async function draw(seed) {
-  state.seed = seed;
-  state.grid = state.decoder.latents(SAMPLES, seed);
-  if (state.about.mixture) state.grid = fromMixture(state.about.mixture, state.grid, seed);
-  const images = await state.decoder.decode(state.grid);
+  const noise = state.prior.draw(SAMPLES, seed);
+  const z = await state.prior.latents(noise);
+  const images = await state.decoder.decode(z);
+  Object.assign(state, { seed, grid: { z, noise } });
   const canvases = at("grid").children.length ? at("grid").querySelectorAll("canvas") : emptyGrid();
   canvases.forEach((canvas, index) => paint(canvas, images, index));
   press(null);
 }
 
-/** Starts from latents: those of a sample, or of a picture. */
-export function start(z, index = null) {
+/** Starts from {z, noise}: a sample, or a picture, whose noise is null. */
+export function start(point, index = null) {
   if (at("morphing").getAttribute("aria-pressed") === "true" && state.first) {
-    state.second = z;
+    state.second = point;
     at("way").value = 1;
     at("morph").hidden = false;
   } else {
-    state.first = z;
+    state.first = point;
     state.second = null;
     at("morph").hidden = true;
   }
@@ -110,52 +122,48 @@ export async function startFrom(file) {
   } catch (error) {
     throw new DecoderError(`${file.name ?? "the file"} is no picture that this browser can read`, { cause: error });
   }
-  return start(await state.encoder.encode(pixelsOf(picture, state.encoder.imageShape)));
+  return start({ z: await state.encoder.encode(pixelsOf(picture, state.encoder.imageShape)), noise: null });
 }
 
-function sample(index) {
-  const { latentDim } = state.decoder;
-  return state.grid.slice(index * latentDim, (index + 1) * latentDim);
-}
-
-/** Standard normal numbers, a row a draw, as draws from a mixture of Gaussians; which one, the row's place tells. */
-function fromMixture({ weights, means, factors }, noise, seed) {
-  const size = means[0].length;
-  const found = new Float32Array(noise.length);
-  for (let row = 0; row * size < noise.length; row++) {
-    let left = ((row + 0.5) / SAMPLES + seed * 0.6180339887) % 1; // spread evenly over the weights
-    let chosen = 0;
-    while (chosen < weights.length - 1 && left >= weights[chosen]) left -= weights[chosen++];
-    for (let index = 0; index < size; index++) {
-      let value = means[chosen][index];
-      for (let column = 0; column <= index; column++) value += factors[chosen][index][column] * noise[row * size + column];
-      found[row * size + index] = value;
-    }
-  }
-  return found;
+/** One of the samples, as {z, noise}. */
+export function sample(index) {
+  const { latentDim } = state.prior;
+  const row = (values) => values.slice(index * latentDim, (index + 1) * latentDim);
+  return { z: row(state.grid.z), noise: row(state.grid.noise) };
 }
 
 // ---------------------------------------------------------------- the address
 
-const pack = (z) => btoa(String.fromCharCode(...new Uint8Array(Float32Array.from(z).buffer)));
+const pack = (values) => btoa(String.fromCharCode(...new Uint8Array(Float32Array.from(values).buffer)));
 
 function unpack(text) {
   try {
-    const z = new Float32Array(Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer);
-    return z.length === state.decoder.latentDim && z.every(Number.isFinite) ? z : null;
+    const values = new Float32Array(Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer);
+    return values.length === state.decoder.latentDim && values.every(Number.isFinite) ? values : null;
   } catch {
     return null; // not what this page wrote
   }
 }
 
+/** Where the address keeps what was picked: its noise, of which latents are made again, or its latents. */
+const KEPT = { first: { noise: "noise", z: "z" }, second: { noise: "to-noise", z: "to" } };
+
 function remember() {
-  const entries = new URLSearchParams({ seed: state.seed, z: pack(state.first) });
-  if (state.second) {
-    entries.set("to", pack(state.second));
-    entries.set("way", at("way").value);
+  const entries = new URLSearchParams({ seed: state.seed });
+  for (const [place, names] of Object.entries(KEPT)) {
+    const point = state[place];
+    if (point?.noise) entries.set(names.noise, pack(point.noise));
+    else if (point) entries.set(names.z, pack(point.z));
   }
+  if (state.second) entries.set("way", at("way").value);
   for (const [name, value] of Object.entries(state.settings)) if (value) entries.set(`s.${name}`, value);
   history.replaceState(null, "", `#${entries}`);
+}
+
+async function recalled(entries, names) {
+  const [noise, z] = [names.noise, names.z].map((name) => entries.has(name) && unpack(entries.get(name)));
+  if (noise) return { z: await state.prior.latents(noise), noise };
+  return z ? { z, noise: null } : null;
 }
 
 async function recall() {
@@ -167,9 +175,9 @@ async function recall() {
     input.value = Number.isFinite(value) ? value : 0;
     set(input);
   }
-  const [first, second] = ["z", "to"].map((name) => entries.has(name) && unpack(entries.get(name)));
-  state.first = first || sample(0);
-  state.second = second || null;
+  const first = await recalled(entries, KEPT.first);
+  state.first = first ?? sample(0);
+  state.second = await recalled(entries, KEPT.second);
   at("way").value = state.second ? entries.get("way") : 0;
   shown(at("way"));
   at("morph").hidden = !state.second;
@@ -190,8 +198,7 @@ async function begin() {
   const ort = await import(new URL("ort.wasm.bundle.min.mjs", RUNTIME));
   ort.env.wasm.wasmPaths = { wasm: new URL("ort-wasm-simd-threaded.wasm", RUNTIME).href };
   ort.env.wasm.numThreads = crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency) : 1;
-  state.decoder = await Decoder.load(ort, "decoder.onnx");
-  for (const each of about.attributes) each.vector = Float32Array.from(each.vector);
+  [state.prior, state.decoder] = [await Prior.load(ort, "prior.onnx"), await Decoder.load(ort, "decoder.onnx")];
   state.about = about;
   document.title = about.name;
   at("name").textContent = about.name;

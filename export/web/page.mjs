@@ -1,43 +1,45 @@
-/** The page: a decoder, a grid of its samples, and one image large. `show` takes any latents. */
+/** The page: a generator, a grid of its samples, and one image large. A decoder does too, whose latents are drawn. */
 
-import { Decoder, DecoderError, toRGBA } from "./decoder.mjs";
+import { DecoderError, load, toRGBA } from "./decoder.mjs";
 
 // Where onnxruntime-web's two files lie: change this line where you serve them from another folder.
 const RUNTIME = new URL("./node_modules/onnxruntime-web/dist/", import.meta.url);
 const START_MS = 60_000; // the runtime is a download of 14 MB
 const BATCH = 8; // images computed between two repaints of the page
 
-/** What is on the page: the decoder and what to call it, the grid's seed and latents, the large image's latents. */
-export const state = { decoder: null, name: "", seed: 0, grid: null, z: null };
+/** What is on the page: the model and what to call it, the grid's seed and drawn rows, the large image's row. */
+export const state = { model: null, name: "", seed: 0, grid: null, row: null };
 
 const at = (id) => document.getElementById(id);
 
 // ---------------------------------------------------------------- what the page does
 
-/** Loads a decoder from an address or a file, and draws samples of it; the one before it stays if that fails. */
+/** Loads a model from an address or a file, and draws samples of it; the one before it stays if that fails. */
 export function open(source) {
   return attempt("model", async (stale) => {
     const name = source.name ?? String(source);
     say(`Loading ${name} …`);
     const begin = performance.now();
-    let ort, decoder;
+    let ort, model;
     try {
       ort = await startRuntime();
-      decoder = await Decoder.load(ort, source);
+      model = await load(ort, source);
     } catch (error) {
-      say(state.decoder ? `Still showing ${state.name}.` : "No model: choose or drop an .onnx file.");
+      say(state.model ? `Still showing ${state.name}.` : "No model: choose or drop an .onnx file.");
       throw error;
     }
-    if (stale()) return decoder.release();
+    if (stale()) return model.release();
     tell({
       Model: name,
-      Latents: decoder.latentDim,
-      Images: decoder.imageShape.join(" × "),
+      Latents: model.latentDim,
+      Images: model.imageShape.join(" × "),
       "Loaded in": `${Math.round(performance.now() - begin)} ms`,
       Threads: ort.env.wasm.numThreads,
     });
-    const former = state.decoder;
-    Object.assign(state, { decoder, name });
+    const former = state.model;
+    Object.assign(state, { model, name });
+    at("copy").textContent = `Copy ${takes()}`;
+    at("row").setAttribute("aria-label", takes());
     return Promise.all([draw(), former?.release()]);
   });
 }
@@ -45,22 +47,22 @@ export function open(source) {
 /** Draws the samples of the seed and count on the page. */
 export function draw() {
   return attempt("grid", async (stale) => {
-    const { decoder } = state;
-    if (!decoder) return;
+    const { model } = state;
+    if (!model) return;
     const problem = at("seed").validationMessage; // in the reader's language
     if (problem) throw new DecoderError(`Seed: ${problem}`);
     const seed = at("seed").valueAsNumber;
     const count = Number(at("count").value);
-    const grid = decoder.latents(count, seed);
+    const grid = model.draw(count, seed);
     Object.assign(state, { seed, grid });
-    const canvases = emptyGrid(count, decoder.imageShape);
+    const canvases = emptyGrid(count, model.imageShape);
     at("view").hidden = false;
     await choose(0);
 
     let done = 0;
     let spent = 0;
     let mark = performance.now();
-    for await (const images of decoder.batches(grid, BATCH)) {
+    for await (const images of model.batches(grid, BATCH)) {
       if (stale()) return;
       spent += performance.now() - mark;
       for (let index = 0; index < images.dims[0]; index++) paint(canvases[done++], images, index);
@@ -72,36 +74,39 @@ export function draw() {
   });
 }
 
-/** Decodes latents and shows the image large and the latents as text; of several calls the last one counts. */
-export function show(z, title) {
+/** Shows the image of a row of the model's input large, and the row as text; of several calls the last one counts. */
+export function show(row, title) {
   return attempt("large", async (stale) => {
-    const images = await state.decoder.decode(z);
+    const images = await state.model.run(row);
     if (stale()) return;
     paint(at("large"), images);
     at("title").textContent = title;
     // Nine digits are what a float32 is restored from.
-    at("latents").value = `[${Array.from(z, (value) => Number(value.toPrecision(9))).join(", ")}]`;
-    state.z = z;
+    at("row").value = `[${Array.from(row, (value) => Number(value.toPrecision(9))).join(", ")}]`;
+    state.row = row;
   });
 }
 
+/** What the model takes, in words. */
+const takes = () => (state.model.input === "z" ? "latents" : "noise");
+
 /** Shows one sample of the grid. */
 function choose(index) {
-  const { decoder, grid, seed } = state;
+  const { model, grid, seed } = state;
   for (const button of at("grid").querySelectorAll("button")) {
     button.setAttribute("aria-pressed", String(Number(button.dataset.index) === index));
   }
-  const z = grid.slice(index * decoder.latentDim, (index + 1) * decoder.latentDim);
-  return show(z, `Sample ${index + 1} of seed ${seed}`);
+  const row = grid.slice(index * model.latentDim, (index + 1) * model.latentDim);
+  return show(row, `Sample ${index + 1} of seed ${seed}`);
 }
 
-async function copyLatents() {
+async function copyRow() {
   try {
-    await navigator.clipboard.writeText(at("latents").value);
-    say("Latents copied.");
+    await navigator.clipboard.writeText(at("row").value);
+    say(`Copied the ${takes()} of this image.`);
   } catch {
-    at("latents").select(); // pages that are neither local nor https may not write the clipboard
-    say("Latents selected: copy them with the keyboard.");
+    at("row").select(); // pages that are neither local nor https may not write the clipboard
+    say(`Selected the ${takes()} of this image: copy with the keyboard.`);
   }
 }
 
@@ -224,7 +229,7 @@ at("grid").addEventListener("click", (event) => {
   choose(Number(button.dataset.index));
   at("large").scrollIntoView({ block: "nearest" });
 });
-at("copy").addEventListener("click", copyLatents);
+at("copy").addEventListener("click", copyRow);
 at("save").addEventListener("click", savePNG);
 
 at("file").addEventListener("change", () => {
@@ -246,4 +251,4 @@ addEventListener("error", (event) => complain(event.error ?? new Error(event.mes
 addEventListener("unhandledrejection", (event) => complain(event.reason));
 
 /** Settles when the model that the page starts with is drawn, or a message says why not. */
-export const ready = open(new URLSearchParams(location.search).get("model") ?? "decoder.onnx");
+export const ready = open(new URLSearchParams(location.search).get("model") ?? "generator.onnx");

@@ -8,11 +8,11 @@ import path from "node:path";
 import { pipeline } from "node:stream";
 import { parseArgs } from "node:util";
 
-const USAGE = `usage: node serve.mjs [DECODER.onnx] [--port N] [--host ADDRESS]
+const USAGE = `usage: node serve.mjs [MODEL.onnx] [--port N] [--host ADDRESS]
 
-DECODER.onnx  served as decoder.onnx, the one the page loads; without it, decoder.onnx of this folder
---port        default 8000; 0 takes a free one
---host        default 127.0.0.1, which no other machine reaches`;
+MODEL.onnx  served as generator.onnx, the one the page loads; without it, generator.onnx of this folder
+--port      default 8000; 0 takes a free one
+--host      default 127.0.0.1, which no other machine reaches`;
 
 const ROOT = import.meta.dirname;
 const TYPES = {
@@ -43,7 +43,7 @@ function parse(argv) {
     console.log(USAGE);
     process.exit(0);
   }
-  if (positionals.length > 1) fail(`${positionals.length} arguments: give one decoder; see --help`);
+  if (positionals.length > 1) fail(`${positionals.length} arguments: give one model; see --help`);
   if (!/^\d{1,5}$/.test(values.port) || Number(values.port) > 65535) fail(`--port ${values.port}: give 0 to 65535`);
   return { model: positionals[0], port: Number(values.port), host: values.host };
 }
@@ -56,7 +56,7 @@ function fileOf(address, model) {
   } catch {
     return undefined; // no address, or no UTF-8
   }
-  if (name === "/decoder.onnx" && model) return model;
+  if (name === "/generator.onnx" && model) return model;
   const file = path.join(ROOT, name === "/" ? "index.html" : name);
   return file.startsWith(ROOT + path.sep) && !file.includes("\0") ? file : undefined;
 }

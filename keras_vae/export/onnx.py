@@ -67,7 +67,7 @@ def converted(decoder: keras.Model, pixels_in_blocks: bool = True) -> onnx.Model
         decoder: Keras model.
         pixels_in_blocks: as `graph.clean`.
     """
-    model = _converted(decoder, LATENTS, "image", decoder.input_shape[1:], decoder.output_shape[1:])
+    model = converted_layer(decoder, LATENTS, "image", decoder.input_shape[1:], decoder.output_shape[1:])
     graph.clean(model, pixels_in_blocks)
     return model
 
@@ -77,13 +77,13 @@ def with_prior(decoder: onnx.ModelProto, prior: keras.layers.Layer | None) -> on
     if prior is None:
         return decoder
     (row,) = [tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]) for value in decoder.graph.input]
-    first = _converted(prior, NOISE, LATENTS, row, row)
+    first = converted_layer(prior, NOISE, LATENTS, row, row)
     first = onnx.compose.add_prefix(first, "prior_", rename_inputs=False, rename_outputs=False)
     first.ir_version = decoder.ir_version
     return onnx.compose.merge_models(first, decoder, io_map=[(LATENTS, LATENTS)])
 
 
-def _converted(
+def converted_layer(
     layer: keras.layers.Layer, given: str, made: str, given_row: tuple[int, ...], made_row: tuple[int, ...]
 ) -> onnx.ModelProto:
     """A Keras layer as an ONNX model with a free batch, its input and output named, with the shapes of their rows."""

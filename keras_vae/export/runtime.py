@@ -48,7 +48,7 @@ class _Images:
     _input: ClassVar[str]
 
     def __init__(self, path: str | os.PathLike[str], providers: Sequence[str] | None = None) -> None:
-        self._session, self.metadata = _session(Path(path), providers, self._kind, [self._input], ["image"])
+        self._session, self.metadata = open_session(Path(path), providers, self._kind, [self._input], ["image"])
         shapes = [value.shape[1:] for value in (*self._session.get_inputs(), *self._session.get_outputs())]
         known = all(isinstance(side, int) for shape in shapes for side in shape)
         if not known or [len(shape) for shape in shapes] != [1, 3]:
@@ -158,7 +158,7 @@ class Encoder:
     """
 
     def __init__(self, path: str | os.PathLike[str], providers: Sequence[str] | None = None) -> None:
-        self._session, self.metadata = _session(Path(path), providers, "encoder", ["image"], ["mean", "log_var"])
+        self._session, self.metadata = open_session(Path(path), providers, "encoder", ["image"], ["mean", "log_var"])
         image, mean = self._session.get_inputs()[0].shape[1:], self._session.get_outputs()[0].shape[1:]
         if not all(isinstance(side, int) for side in (*image, *mean)) or (len(image), len(mean)) != (3, 1):
             raise ExportError(f"{path} is no encoder: image is [batch, {image}], mean [batch, {mean}]")
@@ -189,7 +189,7 @@ class _OtherKindError(ExportError):
         self.inputs = inputs
 
 
-def _session(
+def open_session(
     path: Path, providers: Sequence[str] | None, kind: str, inputs: list[str], outputs: list[str]
 ) -> tuple[Any, dict[str, str]]:
     """An ONNX file of ours, opened, and its metadata.

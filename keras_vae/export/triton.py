@@ -14,6 +14,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from keras_vae.export import seal
 from keras_vae.export.errors import ExportError
 from keras_vae.export.files import aside, replace
+from keras_vae.export.latents import LATENTS, NOISE
 
 CONFIG = "config.pbtxt"
 MODEL = "model.onnx"  # what Triton's onnxruntime backend looks for in a version's folder
@@ -66,36 +67,40 @@ _SCALARS = {
 }
 
 
-class _Decoder(NamedTuple):
+class _Model(NamedTuple):
     """What an ONNX file says of itself."""
 
+    kind: str  # decoder or generator
+    input: str
     latent_dim: int
     image_shape: tuple[int, ...]
     metadata: dict[str, str]
 
 
-def write(onnx_path: str | os.PathLike[str], repository: str | os.PathLike[str], name: str = "decoder") -> Path:
+def write(onnx_path: str | os.PathLike[str], repository: str | os.PathLike[str], name: str | None = None) -> Path:
     """Writes `config.pbtxt` and the folder `1` with the ONNX file, for `tritonserver --model-repository`.
 
-    The model takes `z`, FP32 [batch, latent_dim], and returns `image`, FP32 [batch, height, width, channels]; Triton
-    puts requests together in batches, and decides itself whether it runs on GPUs. Written aside and then put in place:
-    what an earlier call wrote under that name is replaced, anything else is not.
+    The model takes `z`, or `noise` where it is a generator, FP32 [batch, latent_dim], and returns `image`, FP32 [batch,
+    height, width, channels]; Triton puts requests together in batches, and decides itself whether it runs on GPUs.
+    Written aside and then put in place: what an earlier call wrote under that name is replaced, anything else is not.
 
     Args:
-        onnx_path: an exported decoder.
+        onnx_path: an exported decoder or generator.
         repository: the folder of the models; made where there is none.
-        name: of the model, and of its folder.
+        name: of the model, and of its folder; by default "decoder" or "generator", what the file is.
 
     Returns:
         The model's folder.
 
     Raises:
-        ExportError: the file is no decoder or damaged, the name cannot be a folder's, or what is there is not ours.
+        ExportError: the file is neither or damaged, the name cannot be a folder's, or what is there is not ours.
     """
     path, repository = Path(onnx_path), Path(repository)
+    model = _read(path)
+    name = model.kind if name is None else name
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
         raise ExportError(f"name={name!r}: give a name of letters, digits, _, . and -")
-    config = _config(name, _read(path))
+    config = _config(name, model)
     folder = repository / name
     _check_replaceable(folder)
     try:
@@ -134,8 +139,8 @@ def check(folder: str | os.PathLike[str]) -> None:
     versions = [int(each.name) for each in folder.iterdir() if each.name.isdecimal() and each.is_dir()]
     if not versions:
         raise ExportError(f"{folder} has no version: write the model with keras_vae.export.triton.write")
-    decoder = _read(folder / str(max(versions)) / MODEL)
-    wanted = _config(folder.name, decoder)
+    model = _read(folder / str(max(versions)) / MODEL)
+    wanted = _config(folder.name, model)
 
     def compare(field: str, value: Any, expected: Any) -> None:
         if value != expected:
@@ -151,30 +156,30 @@ def check(folder: str | os.PathLike[str]) -> None:
         compare(f"{field}.dims", list(entries[0].dims), list(expected.dims))
     if found.max_batch_size < 1:
         raise ExportError(
-            f"{config_path}: max_batch_size is {found.max_batch_size}, which takes the batch from z and image: give 1 "
-            "or more"
+            f"{config_path}: max_batch_size is {found.max_batch_size}, which takes the batch from {model.input} and "
+            "image: give 1 or more"
         )
     too_large = [size for size in found.dynamic_batching.preferred_batch_size if size > found.max_batch_size]
     compare("dynamic_batching.preferred_batch_size beyond max_batch_size", too_large, [])
     parameters = {entry.key: entry.value.string_value for entry in found.parameters}
-    for key, value in decoder.metadata.items():
+    for key, value in model.metadata.items():
         compare(f"parameters.{key}", parameters.get(key), value)
 
 
-def _config(name: str, decoder: _Decoder) -> Any:
+def _config(name: str, model: _Model) -> Any:
     config = _ModelConfig(name=name, backend="onnxruntime", max_batch_size=MAX_BATCH_SIZE)
     config.version_policy.latest.num_versions = 1
-    config.input.add(name="z", data_type="TYPE_FP32", dims=[decoder.latent_dim])
-    config.output.add(name="image", data_type="TYPE_FP32", dims=decoder.image_shape)
+    config.input.add(name=model.input, data_type="TYPE_FP32", dims=[model.latent_dim])
+    config.output.add(name="image", data_type="TYPE_FP32", dims=model.image_shape)
     config.dynamic_batching.preferred_batch_size.extend(PREFERRED_BATCH_SIZES)
     config.dynamic_batching.max_queue_delay_microseconds = MAX_QUEUE_DELAY
     config.instance_group.add(count=1, kind="KIND_AUTO")  # one on each GPU, or one on the CPU
-    for key, value in sorted(decoder.metadata.items()):
+    for key, value in sorted(model.metadata.items()):
         config.parameters.add(key=key).value.string_value = value
     return config
 
 
-def _read(path: Path) -> _Decoder:
+def _read(path: Path) -> _Model:
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -187,13 +192,17 @@ def _read(path: Path) -> _Decoder:
     weights = {each.name for each in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
     outputs = list(model.graph.output)
-    if [value.name for value in inputs] != ["z"] or [value.name for value in outputs] != ["image"]:
-        names = ", ".join(value.name for value in (*inputs, *outputs)) or "nothing"
-        raise ExportError(f"{path} is no decoder: it has {names} where a decoder has z and image")
+    names = [value.name for value in (*inputs, *outputs)]
+    if names not in ([LATENTS, "image"], [NOISE, "image"]):
+        raise ExportError(
+            f"{path} is neither decoder nor generator: it has {', '.join(names) or 'nothing'} where a decoder has "
+            f"{LATENTS} and image, and a generator {NOISE} and image"
+        )
     seal.check_onnx(content, metadata, path)
     seal.check_version(metadata, path)
     (latent_dim,), image_shape = _shape(inputs[0], 2, path), _shape(outputs[0], 4, path)
-    return _Decoder(latent_dim, image_shape, metadata)
+    kind = "generator" if names[0] == NOISE else "decoder"
+    return _Model(kind, names[0], latent_dim, image_shape, metadata)
 
 
 def _shape(value: Any, rank: int, path: Path) -> tuple[int, ...]:
@@ -203,8 +212,8 @@ def _shape(value: Any, rank: int, path: Path) -> tuple[int, ...]:
     type_name = onnx.TensorProto.DataType.Name(tensor.elem_type)
     if type_name != "FLOAT" or len(dims) != rank or None in dims[1:]:
         raise ExportError(
-            f"{path} is no decoder: its {value.name} is {type_name} {dims} where a decoder has FLOAT of {rank} axes, "
-            "all but the first of known sizes"
+            f"{path} is no model of ours: its {value.name} is {type_name} {dims} where there should be FLOAT of {rank} "
+            "axes, all but the first of known sizes"
         )
     if dims[0] is not None:
         raise ExportError(f"{path}: the batch of {value.name} is fixed at {dims[0]}: export it with a free batch")

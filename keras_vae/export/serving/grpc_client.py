@@ -1,6 +1,7 @@
 """Decoders behind TensorFlow Serving's gRPC port; needs tensorflow-serving-api: pip install 'keras-vae[serving]'.
 
     with GrpcDecoder("localhost:8500") as decoder:
+        samples = decoder.generate(noise)  # standard normal
         images = decoder.decode(z)
 
 As a command:
@@ -168,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Draws a picture of samples: what `python -m keras_vae.export.serving.grpc_client` does."""
     parser = argparse.ArgumentParser(
         prog="python -m keras_vae.export.serving.grpc_client",
-        description="Draw images with a decoder behind TF Serving, by gRPC.",
+        description="Draw samples of a model behind TF Serving, by gRPC.",
     )
     parser.add_argument("--address", default="localhost:8500", help="of the server (%(default)s)")
 

@@ -1,6 +1,7 @@
 """Decoders behind TensorFlow Serving's REST port: the standard library and numpy alone.
 
     decoder = RestDecoder("http://localhost:8501")
+    samples = decoder.generate(noise)  # standard normal
     images = decoder.decode(z)
 
 As a command:
@@ -175,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Draws a picture of samples: what `python -m keras_vae.export.serving.rest_client` does."""
     parser = argparse.ArgumentParser(
         prog="python -m keras_vae.export.serving.rest_client",
-        description="Draw images with a decoder behind TF Serving, by REST.",
+        description="Draw samples of a model behind TF Serving, by REST.",
     )
     parser.add_argument("--url", default="http://localhost:8501", help="of the server (%(default)s)")
     return run(

@@ -21,6 +21,8 @@ MODEL = "decoder"
 BATCH_SIZE = 64  # max_batch_size in batching.config: a server that batches refuses requests of more rows
 MESSAGE_BYTES = 64 << 20  # requests are split so that no message is larger
 LONGEST_TEXT = 500
+PNG_HINT = "PNG files have 1 or 3 channels"
+GENERATE_HINT = "export it again, with its prior, or decode latents of your own"
 
 
 class ServerError(ExportError):
@@ -44,7 +46,7 @@ class Signature:
 
 
 class ServedDecoder(abc.ABC):
-    """A decoder on a server, whatever the protocol.
+    """A decoder on a server, and the generator that is exported with it, whatever the protocol.
 
     Attributes:
         latent_dim: number of latents.
@@ -92,9 +94,7 @@ class ServedDecoder(abc.ABC):
             ExportError: latents of another size, that are no numbers, or not finite: nothing was sent.
             ServerError: no answer, or an error.
         """
-        z = latents.check(z, self.latent_dim)
-        answers = [self._run("serving_default", {"z": part}, len(part))["image"] for part in self._parts(z)]
-        return np.concatenate([np.zeros((0, *self.image_shape), np.float32), *answers])
+        return self._images("serving_default", latents.LATENTS, latents.check(z, self.latent_dim))
 
     def png(self, z: Any) -> list[bytes]:
         """A PNG file of each image.
@@ -106,22 +106,49 @@ class ServedDecoder(abc.ABC):
             ExportError: as `decode`.
             ServerError: as `decode`, and for models of other than 1 or 3 channels.
         """
-        z = latents.check(z, self.latent_dim)
-        (name,) = self._signature("png", {"z"}, None, "PNG files have 1 or 3 channels").outputs
-        return [file for part in self._parts(z) for file in self._run("png", {"z": part}, len(part))[name]]
+        return self._files("png", latents.LATENTS, latents.check(z, self.latent_dim), PNG_HINT)
+
+    def generate(self, noise: Any) -> np.ndarray:
+        """Images of noise, by the prior and the decoder: as `decode`, and as many requests.
+
+        Args:
+            noise: standard normal numbers, (batch, latent_dim), as `keras_vae.export.latents.draw` gives.
+
+        Raises:
+            ExportError: noise of another size, that is no numbers, or not finite: nothing was sent.
+            ServerError: as `decode`, and for a model that was exported without a prior.
+        """
+        noise = self._check_noise(noise)
+        self._signature("generate", {latents.NOISE}, {"image"}, GENERATE_HINT)
+        return self._images("generate", latents.NOISE, noise)
+
+    def generate_png(self, noise: Any) -> list[bytes]:
+        """A PNG file of each image that `generate` makes.
+
+        Args:
+            noise: as `generate`.
+
+        Raises:
+            ExportError: as `generate`.
+            ServerError: as `generate`, and for models of other than 1 or 3 channels.
+        """
+        noise = self._check_noise(noise)
+        hint = PNG_HINT if "generate" in self._signatures else GENERATE_HINT
+        return self._files("generate_png", latents.NOISE, noise, hint)
 
     def sample(self, count: int, seed: int) -> np.ndarray:
         """Images of draws from the prior, made by the server: float32 (count, height, width, channels) in [0, 1].
 
-        The same seed gives the same images, other ones than `keras_vae.export.latents.draw`, and the first ones
-        alike whatever the count. One request: a server that batches refuses it, for there is nothing to batch.
+        The same seed gives the same images, other ones than `generate` makes of `keras_vae.export.latents.draw`, and
+        the first ones alike whatever the count. One request: a server that batches refuses it, for there is nothing
+        to batch.
 
         Raises:
             ExportError: a count below 1 or more than one message holds, or a seed that is no int64.
             ServerError: as `decode`, and from a server that batches.
         """
         most = MESSAGE_BYTES // (self.bytes_a_value * math.prod(self.image_shape))
-        instead = "decode(keras_vae.export.latents.draw(count, latent_dim, seed)) draws here"
+        instead = "generate(keras_vae.export.latents.draw(count, latent_dim, seed)) draws here"
         if not isinstance(count, int) or count < 1:
             raise ExportError(f"count={count!r}: give a whole number from 1 on")
         if count > most:
@@ -153,6 +180,17 @@ class ServedDecoder(abc.ABC):
         none = np.zeros((0, self.latent_dim), np.float32)
         mean, log_var = (np.concatenate([none, *(each[name] for each in answers)]) for name in ("mean", "log_var"))
         return mean, log_var
+
+    def _check_noise(self, noise: Any) -> np.ndarray:
+        return latents.check_batch(noise, (self.latent_dim,), "noise values", "generator")
+
+    def _images(self, signature: str, name: str, rows: np.ndarray) -> np.ndarray:
+        answers = [self._run(signature, {name: part}, len(part))["image"] for part in self._parts(rows)]
+        return np.concatenate([np.zeros((0, *self.image_shape), np.float32), *answers])
+
+    def _files(self, signature: str, name: str, rows: np.ndarray, hint: str) -> list[bytes]:
+        (output,) = self._signature(signature, {name}, None, hint).outputs
+        return [file for part in self._parts(rows) for file in self._run(signature, {name: part}, len(part))[output]]
 
     def _parts(self, rows: np.ndarray) -> Iterator[np.ndarray]:
         most = MESSAGE_BYTES // (self.bytes_a_value * math.prod(self.image_shape))
@@ -265,7 +303,7 @@ def run(
     connect: Callable[[argparse.Namespace], ServedDecoder],
     arguments: Sequence[str] | None,
 ) -> int:
-    """Writes a picture of draws from the prior, decoded by a server; returns the exit status.
+    """Writes a picture of samples, of noise drawn here; returns the exit status.
 
     Args:
         parser: has the option for the server's address.
@@ -283,7 +321,7 @@ def run(
         if options.out.suffix.lower() != ".png" or not options.out.absolute().parent.is_dir():
             raise ExportError(f"--out {options.out}: give a file that ends in .png, in a folder that exists")
         decoder = connect(options)
-        images = decoder.decode(latents.draw(options.count, decoder.latent_dim, options.seed))
+        images = decoder.generate(latents.draw(options.count, decoder.latent_dim, options.seed))
         options.out.write_bytes(to_png(tile(images)))
     except (ExportError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)

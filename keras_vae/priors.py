@@ -188,17 +188,6 @@ class FlowMatchingPrior(keras.layers.Layer):
         return {**super().get_config(), **sizes}
 
 
-def of_arrays(arrays: list[np.ndarray], latent_dim: int) -> Prior:
-    """The prior of which these are the weights, in their order; the standard normal where there are none."""
-    if not arrays:
-        return StandardNormal(latent_dim)
-    beside = 8  # mean, axes, and the first and the last layer's
-    prior = FlowMatchingPrior(latent_dim, arrays[2].shape[1], (len(arrays) - beside) // 4)
-    for weight, array in zip(prior.weights, arrays, strict=True):
-        weight.assign(array)
-    return prior
-
-
 def _standard_normal_log_prob(x: Any) -> Any:
     return -0.5 * ops.sum(ops.square(x) + math.log(2.0 * math.pi), axis=-1)
 

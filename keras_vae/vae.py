@@ -285,24 +285,25 @@ class VAE(keras.Model):
             raise InputError(f"the prior has {prior.latent_dim} latents, and the model {self.latent_dim}")
         self._prior.items = prior
 
-    def fit_prior(self, images: Any, steps: int = priors.STEPS, seed: int = 0, limit: int = priors.MOST_CODES) -> None:
+    def fit_prior(self, images: Any, steps: int | None = None, seed: int = 0, limit: int | None = None) -> None:
         """Fits the prior to the codes of images that the model was trained on: samples are then drawn where these lie.
 
         Args:
             images: as for `fit`: an array, or a dataset or other iterable of batches.
-            steps: of fitting, each of 256 codes; fewer where these would come more than 40 times.
+            steps: of fitting, each of 256 codes, 2,500 by default; fewer where codes would come more than 40 times.
             seed: of the draws.
-            limit: images whose codes are kept; of more, as many are drawn.
+            limit: images whose codes are kept, 100,000 by default; of more, as many are drawn.
 
         Raises:
             InputError: as `encode`, or no images.
         """
         from keras_vae.evaluation.encoding import batches_of, encode
 
+        steps = check_count("steps", priors.STEPS if steps is None else steps)
+        limit = check_count("limit", priors.MOST_CODES if limit is None else limit)
         encoded = encode(self, batches_of(images), limit=limit, seed=seed, description="encoding for the prior")
-        self.set_prior(priors.fit(encoded.mean, encoded.log_var, seed, check_count("steps", steps)))
+        self.set_prior(priors.fit(encoded.mean, encoded.log_var, seed, steps))
 
-    @property
     def generator(self) -> keras.Model:
         """Prior and decoder as one Keras model: noise float32 (batch, latent_dim) to images."""
         noise = keras.Input((self.latent_dim,), name="noise", dtype="float32")
@@ -908,8 +909,8 @@ class VAE(keras.Model):
         store["beta"] = np.array(self._beta)
         for index, average in enumerate(self._statistics_averages.items):
             store[f"statistics_average_{index}"] = average.numpy()
-        for index, weight in enumerate(self.prior.weights):
-            store[f"prior_{index}"] = np.array(weight)
+        if isinstance(self.prior, priors.FlowMatchingPrior):  # its weights Keras saves as those of an attribute
+            store["prior"] = np.array([self.prior.width, self.prior.blocks])
 
     def load_own_variables(self, store: Any) -> None:
         for generator in (self.train_noise, self.test_noise):
@@ -922,8 +923,10 @@ class VAE(keras.Model):
                 average.assign(store[name])
             else:  # saved by a model that does not average: they begin with the statistics, once these are loaded
                 self._averages_to_begin.items.append((variable, average))
-        names = sorted((name for name in store.keys() if name.startswith("prior_")), key=lambda name: int(name[6:]))  # noqa: SIM118
-        self.set_prior(priors.of_arrays([np.array(store[name]) for name in names], self.latent_dim))
+        if "prior" in store.keys():  # noqa: SIM118 - Keras loads its weights next
+            self.set_prior(priors.FlowMatchingPrior(self.latent_dim, *(int(size) for size in np.array(store["prior"]))))
+        else:
+            self.set_prior(priors.StandardNormal(self.latent_dim))
 
     @classmethod
     @keras_defaults()

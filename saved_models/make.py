@@ -31,8 +31,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "title": "avatars, 64x64: cartoon faces",
         "train": [
             *("--data", "avatars", "--image-size", "64", "--perceptual", "hed-vgg16", "--batch-size", "16"),
-            *("--learning-rate", "2e-3", "--learning-rate-decay", "0.85", "--kl-target", "80", "--beta", "30"),
-            *("--ema", "0.999", "--epochs", "10"),
+            *("--learning-rate", "2e-3", "--learning-rate-decay", "0.85", "--ema", "0.999", "--epochs", "10"),
         ],
         "data": "16,000 avatars and 2,000 held out, drawn by python-avatars (MIT); artwork: Avataaars by Pablo "
         "Stanley, free for personal and commercial use.",
@@ -42,8 +41,8 @@ MODELS: dict[str, dict[str, Any]] = {
         "title": "Fashion-MNIST, 32x32: clothes, grey",
         "train": [
             *("--data", "tfds:fashion_mnist", "--image-size", "32", "--latent-dim", "32", "--perceptual", "hed-vgg16"),
-            *("--batch-size", "64", "--learning-rate", "1e-3", "--learning-rate-decay", "0.8", "--kl-target", "25"),
-            *("--beta", "10", "--ema", "0.999", "--epochs", "8"),
+            *("--batch-size", "64", "--learning-rate", "1e-3", "--learning-rate-decay", "0.8", "--ema", "0.999"),
+            *("--epochs", "8"),
         ],
         "data": "60,000 images and 10,000 held out of Fashion-MNIST (Xiao et al. 2017, arXiv 1708.07747), MIT licence, "
         "resized from 28x28.",

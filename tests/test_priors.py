@@ -159,7 +159,7 @@ def test_a_model_fits_saves_and_keeps_its_prior(
     assert (vae.prior.kind, len(vae.weights)) == ("learned", weights)
     drawn = array(vae.sample(4, seed=0))
     assert np.abs(drawn - before).max() > 1e-3
-    np.testing.assert_allclose(array(vae.generator(latents.draw(4, 8, 0))), drawn, atol=1e-5)
+    np.testing.assert_allclose(array(vae.generator()(latents.draw(4, 8, 0))), drawn, atol=1e-5)
     kept = [array(weight) for weight in vae.prior.weights]
     vae.trainable = True
     vae.fit(images, batch_size=32, verbose=0)  # the model's training leaves it alone
@@ -193,7 +193,7 @@ def test_temperature_shrinks_the_noise(run: Path) -> None:
     vae = open_model(run).whole("testing")
     cold, warm = (array(vae.sample(32, seed=0, temperature=each)) for each in (0.0, 1.0))
     assert np.ptp(cold, axis=0).max() < 1e-6  # all the same
-    np.testing.assert_allclose(cold[0], array(vae.generator(np.zeros((1, 8), np.float32)))[0], atol=1e-5)
+    np.testing.assert_allclose(cold[0], array(vae.generator()(np.zeros((1, 8), np.float32)))[0], atol=1e-5)
     assert warm.std(axis=0).mean() > 0.02
 
 
@@ -225,7 +225,7 @@ def test_every_kind_of_model_gives_the_same_images(run: Path, tmp_path: Path, co
         assert np.abs(picture - pictures[0]).max() <= 1
     z = latents.draw(6, 8, 2)
     vae = open_model(run).whole("testing")
-    expected = array(vae.generator(z))
+    expected = array(vae.generator()(z))
     np.testing.assert_allclose(runtime.Generator(tmp_path / "generator.onnx").generate(z), expected, atol=1e-4)
     served = open_artifact(tmp_path / "1")
     assert served.generate is not None
@@ -263,7 +263,7 @@ def test_generators_of_every_format(run: Path, format: tuple[str, str], tmp_path
         found = opened.generate(noise)
         assert found.shape == (batch, 32, 32, 3)
         if batch:
-            np.testing.assert_allclose(found, array(vae.generator(noise)), atol=1e-4)
+            np.testing.assert_allclose(found, array(vae.generator()(noise)), atol=1e-4)
 
 
 def test_a_run_without_a_learned_prior(image_folder: Path, tmp_path: Path, command: Command) -> None:

@@ -61,7 +61,7 @@ SAMPLES_FILE = "samples.png"
 FEW_IMAGES = 2000
 # On two cores, beside the default objective with images of 64x64: so many images are trained on in ten times the time
 # that a step of fitting the prior takes, or the encoding of an image. Without deep features training is faster.
-MEASURED_SHAPE = (64, 64, 3)
+MEASURED_PIXELS = 64 * 64
 IMAGES_PER_PRIOR_STEP = 60
 PLAIN_IMAGES_PER_PRIOR_STEP = 180
 IMAGES_PER_CODE = 8
@@ -710,7 +710,7 @@ def _fit_prior(vae: VAE, images: data.ImageData, config: TrainingConfig, steps: 
     limit = min(images.train_size, max(LEAST_CODES, seen // IMAGES_PER_CODE), priors.MOST_CODES)
     batches = images.train_from(0).unbatch().take(limit).batch(BATCH)
     per_step = IMAGES_PER_PRIOR_STEP if config.perceptual is not None else PLAIN_IMAGES_PER_PRIOR_STEP
-    worth = seen * math.prod(images.image_shape) / math.prod(MEASURED_SHAPE)
+    worth = seen * math.prod(images.image_shape[:2]) / MEASURED_PIXELS
     vae.fit_prior(batches, max(1, min(priors.STEPS, int(worth / per_step))), config.seed)
 
 

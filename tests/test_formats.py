@@ -198,6 +198,8 @@ def test_warmup_requests_are_records_that_the_signatures_take(exported: Path) ->
     assert set(seen) == {
         *(("serving_default", batch) for batch in (1, 8, 64)),
         *(("png", batch) for batch in (1, 8, 64)),
+        *(("generate", batch) for batch in (1, 8, 64)),
+        *(("generate_png", batch) for batch in (1, 8, 64)),
         ("encode", 1),
     }
 

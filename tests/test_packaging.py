@@ -158,8 +158,9 @@ def test_it_works_in_an_empty_environment(environment: Environment) -> None:
     assert run("keras-vae", "--version").stdout == f"keras-vae {keras_vae.__version__}\n"
     run("python", "-c", "import keras_vae; keras_vae.VAE((32, 32, 3), 4, perceptual=None).save('vae.keras')")
     run("keras-vae", "export", "vae.keras", "--out", "exported")
-    assert "pass" in run("keras-vae", "verify", "vae.keras", "exported/1", "exported/decoder.onnx").stdout
-    run("keras-vae", "sample", "exported/decoder.onnx", "--out", "samples.png")
+    exported = ("exported/1", "exported/decoder.onnx", "exported/generator.onnx")
+    assert "pass" in run("keras-vae", "verify", "vae.keras", *exported).stdout
+    run("keras-vae", "sample", "exported/generator.onnx", "--out", "samples.png")
     assert (folder / "samples.png").stat().st_size > 1000
     missing = run("keras-vae", "train", "--data", "avatars", "--out", "run", check=False)
     assert missing.returncode == 2
@@ -173,8 +174,8 @@ import keras_vae
 from keras_vae.export import runtime
 
 vae = keras_vae.VAE((16, 16, 3), 2, perceptual=None)
-vae.export("decoder.onnx", format="onnx")
-print(runtime.Decoder("decoder.onnx").sample(2, seed=0).shape)
+vae.export("generator.onnx", format="onnx", part="generator")
+print(runtime.Generator("generator.onnx").sample(2, seed=0).shape)
 """
 
 
@@ -207,7 +208,7 @@ def test_the_runtime_needs_numpy_and_onnxruntime_alone(tmp_path: Path) -> None:
                 (site / libraries.name).symlink_to(libraries)
     code = (
         f"import sys; sys.path.append({str(site)!r}); from keras_vae.export import runtime; "
-        f"print(runtime.Decoder({str(AVATARS / 'decoder.onnx')!r}).sample(2, seed=0).shape)"
+        f"print(runtime.Generator({str(AVATARS / 'generator.onnx')!r}).sample(2, seed=0).shape)"
     )
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == "(2, 64, 64, 3)\n", done.stderr[-2000:]

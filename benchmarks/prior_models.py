@@ -56,6 +56,17 @@ def dense(sizes: tuple[int, ...], seeds: np.random.Generator, last: str = "gloro
     return network
 
 
+class TrainingCodes:
+    """No prior, but what one can come to: draws from the posteriors of training images."""
+
+    def __init__(self, codes: Encoded, seed: int) -> None:
+        self.codes, self.seed = codes, seed
+
+    def draw(self, noise: np.ndarray) -> np.ndarray:
+        rows = np.random.default_rng(self.seed).permutation(len(self.codes))[: len(noise)]
+        return self.codes.mean[rows] + np.exp(0.5 * self.codes.log_var[rows]) * noise[: len(rows)]
+
+
 class Mixture:
     """Gaussians N(mean, factor factor^T), each with its weight."""
 
@@ -195,6 +206,7 @@ class OfPackage:
 
 # From codes and a seed.
 FITS: dict[str, Callable[[Encoded, int], Any]] = {
+    "training codes": TrainingCodes,
     "standard": lambda codes, seed: OfPackage(priors.StandardNormal(codes.latent_dim)),
     "gaussian": one_gaussian,
     "mixture": mixture,

@@ -5,7 +5,8 @@
 fits each prior to the codes of each run's training images, and holds as many samples against held-out images as there
 are of those, 2,000 at most, from the same noise. A figure is written to benchmarks/results/priors.json as soon as it is
 known, and not measured again for the same weights; priors.md is the table, and priors.png shows twelve samples a prior
-for the first run of each data set. Needs the extra `bench`. The priors themselves are in benchmarks/prior_models.py.
+for the first run of each data set. Needs the extra `bench`. The priors themselves are in benchmarks/prior_models.py;
+`training codes` is none: codes of training images are decoded, as good as a prior that is fitted to them can get.
 """
 
 from __future__ import annotations

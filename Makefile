@@ -8,8 +8,8 @@ BIN := $(VENV)/bin
 GPU_VENV ?= .venv-gpu
 PEER_VENV ?= .venv-gpu-peer
 
-.PHONY: demo test test-python test-slow lint docs figures objectives loading decoding train-step soak scaling latents explorer \
-  saved-models bench-gpu gpu-at-hand clean
+.PHONY: demo test test-python test-slow lint docs figures objectives loading decoding train-step soak scaling latents \
+  priors explorer saved-models bench-gpu gpu-at-hand clean
 
 demo: $(VENV)/.demo  ## draw avatars, train a few minutes, export, verify; everything lands in runs/demo
 	$(BIN)/keras-vae demo
@@ -55,8 +55,11 @@ soak: $(VENV)/.bench  ## 30 minutes of training, its memory, file handles and sp
 scaling: $(VENV)/.bench  ## training by one worker and by several: benchmarks/results/scaling.json
 	$(BIN)/python -m benchmarks.scaling
 
-latents: $(VENV)/.bench  ## what latents of a folder of faces know, and samplers: benchmarks/results/latents.*
+latents: $(VENV)/.bench  ## what latents of a folder of faces know: benchmarks/results/latents.*
 	$(BIN)/python -m benchmarks.latents --steps 3500 --kl-target 150 $(if $(FACES),--faces $(FACES))
+
+priors: $(VENV)/.bench  ## priors of trained runs side by side, RUNS="runs/a runs/b": benchmarks/results/priors.*
+	$(BIN)/python -m benchmarks.priors $(RUNS)
 
 explorer: $(VENV)/.bench  ## how soon the explorer's page shows a picture, in headless Chromium: benchmarks/results/explorer.*
 	$(BIN)/python -m benchmarks.explorer

@@ -1,11 +1,11 @@
-"""What latents of faces know, and where samples are better drawn from than the prior.
+"""What latents of faces know.
 
     python -m benchmarks.latents --faces FOLDER --steps 3500 --kl-target 150
 
 trains `plain`, `vae-123` and `vae-345` on a folder of faces with attributes for as many steps each, and measures on its
-held-out tenth: how well linear classifiers tell ten attributes from the latents, and how far samples are from photos
-with each sampler. Writes benchmarks/results/latents.json, latents.md and pictures in latents/. Runs that are in --runs
-already are not trained again.
+held-out tenth how well linear classifiers tell ten attributes from the latents. Writes benchmarks/results/latents.json
+and latents.md. Runs that are in --runs already are not trained again. Samples, and what they are drawn from, are
+benchmarks.priors' subject.
 """
 
 from __future__ import annotations
@@ -22,17 +22,15 @@ from typing import Any
 import numpy as np
 
 from benchmarks import runners
-from keras_vae import pictures
 from keras_vae.commands import data_of
-from keras_vae.evaluation import attributes, encoding, evaluating
+from keras_vae.evaluation import attributes, encoding
 from keras_vae.evaluation.encoding import Encoded
-from keras_vae.evaluation.fitting import encode_training, sampler_of
+from keras_vae.evaluation.fitting import encode_training
 from keras_vae.models import BATCH, open_model
 
 RESULTS = Path(__file__).parent / "results"
 FACES = Path(__file__).resolve().parents[2] / "shared" / "faces" / "images"
 OBJECTIVES = ("plain", "vae-123", "vae-345")
-SAMPLERS = ("prior", "gmm", "second-stage")
 ATTRIBUTES = 10
 COMMAND = "from keras_vae.cli import main; main()"
 
@@ -46,13 +44,10 @@ def main() -> None:
     parser.add_argument("--kl-target", type=float, help="nats to steer each KL to; beta 1 without")
     parser.add_argument("--perceptual", default="hed-vgg16")
     parser.add_argument("--objectives", nargs="+", default=OBJECTIVES, choices=OBJECTIVES)
-    parser.add_argument(
-        "--attributes-only", action="store_true", help="leave the samplers out, whose figures take minutes"
-    )
     parser.add_argument("--runs", type=Path, default=Path("runs/latents"))
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    (options.out / "latents").mkdir(parents=True, exist_ok=True)
+    options.out.mkdir(parents=True, exist_ok=True)
     steered = "" if options.kl_target is None else f", KL {options.kl_target:g}"
     path = options.out / "latents.json"
     found: dict[str, Any] = json.loads(path.read_text())["models"] if path.exists() else {}
@@ -61,8 +56,7 @@ def main() -> None:
         run = options.runs / name.replace(", KL ", "-")
         if not (run / "model.keras").is_file():
             train(run, objective, options)
-        picture = None if options.attributes_only else options.out / "latents" / f"{run.name}.png"
-        found[name] = measure(run, picture)
+        found[name] = measure(run)
         result = {
             "device": runners.device_name("cpu"),
             "cores": os.cpu_count(),
@@ -85,7 +79,7 @@ def train(run: Path, objective: str, options: argparse.Namespace) -> None:
     subprocess.run([sys.executable, "-c", COMMAND, "train", *arguments], check=True)
 
 
-def measure(run: Path, picture: Path | None) -> dict[str, Any]:
+def measure(run: Path) -> dict[str, Any]:
     model = open_model(run)
     vae = model.whole("measuring")
     seen = encode_training(model, vae, None, with_attributes=True)
@@ -98,15 +92,6 @@ def measure(run: Path, picture: Path | None) -> dict[str, Any]:
         figures[name] = float(np.mean([getattr(each, name) for each in predictions]))
     figures["steps"] = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
     figures["kl"] = float(unseen.kl_per_latent().sum())
-    if picture is None:
-        return figures
-    rows = []
-    for sampler in SAMPLERS:
-        evaluated = evaluating.evaluate(run, evaluating.Options(sampler=sampler, out=run / sampler))
-        figures[sampler] = evaluated["samples"]
-        rows.append(model.sample(12, 0, sampler_of(model, vae, sampler, None)))
-    figures |= {name: evaluated[name] for name in ("images", "reconstructions", "posterior", "training_images")}
-    pictures.save(pictures.labelled_rows(np.stack(rows), list(SAMPLERS)), picture)
     return figures
 
 
@@ -131,15 +116,6 @@ def tables(found: dict[str, Any]) -> str:
         f"| {name} | {each['balanced_accuracy']:.3f} | {each['auc']:.3f} | {each['accuracy']:.3f} "
         f"({each['majority']:.3f}) | {each['kl']:.0f} | {each['steps']:,} |"
         for name, each in found.items()
-    ]
-    lines += ["", "| model | " + " | ".join(f"Fréchet distance, {name}" for name in SAMPLERS) + " | training photos |"]
-    lines += ["|---|" + "---|" * (len(SAMPLERS) + 1)]
-    lines += [
-        f"| {name} | "
-        + " | ".join(f"{each[sampler]['frechet_distance']:.1f}" for sampler in SAMPLERS)
-        + f" | {each['training_images']['frechet_distance']:.1f} |"
-        for name, each in found.items()
-        if "prior" in each
     ]
     return "\n".join(lines) + "\n"
 

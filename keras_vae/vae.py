@@ -1005,7 +1005,7 @@ class VAE(keras.Model):
                 format,
                 metadata,
                 precision=precision,
-                calibration=None if calibration is None else self._latents_of(calibration),
+                calibration=None if calibration is None else self._calibration(calibration),
                 prior=self.prior if part == "generator" or holds_all else None,
                 encoder=self.encoder if encoder else None,
             )
@@ -1041,6 +1041,11 @@ class VAE(keras.Model):
             with tf.init_scope():  # out of the function that is being traced
                 self._fusions.items[id(network)] = (network, fusion.fuse(network))
         return self._fusions.items[id(network)][1]
+
+    def _calibration(self, images: Any) -> np.ndarray:
+        """Latents as decoders meet them, float32 (count, latent_dim): codes of images, and as many of the prior's."""
+        codes = self._latents_of(images)
+        return np.concatenate([codes, ops.convert_to_numpy(self.prior(latents.draw(len(codes), self.latent_dim, 0)))])
 
     def _latents_of(self, images: Any) -> np.ndarray:
         """One draw from the posterior of each image, float32 (count, latent_dim)."""

@@ -47,8 +47,8 @@ def copied(run: Path, tmp_path: Path) -> Path:
 
 def test_all_formats_lie_side_by_side_and_verify(run: Path, command: Command) -> None:
     found = sorted(path.name for path in (run / "export").iterdir())
-    models = ("decoder.float16.onnx", "decoder.int8.onnx", "decoder.onnx", "decoder.tflite", "decoder.xml", "triton")
-    assert found == ["1", "decoder.bin", *models]
+    endings = ("bin", "float16.onnx", "int8.onnx", "onnx", "tflite", "xml")
+    assert found == ["1", *(f"{part}.{ending}" for part in ("decoder", "generator") for ending in endings), "triton"]
     result = command("verify", run, "--json")
     assert result.status == 0, result.err
     report = json.loads(result.out)
@@ -60,6 +60,13 @@ def test_all_formats_lie_side_by_side_and_verify(run: Path, command: Command) ->
         "litert",
         "openvino",
         "onnx",  # Triton's
+        "tf_saved_model",
+        "onnx generator",
+        "onnx generator float16",
+        "onnx generator int8",
+        "litert generator",
+        "openvino generator",
+        "onnx generator",
     ]
     assert all(pair["first"] == "keras" for pair in report["pairs"])
     assert all(artifact["checksum"] and artifact["problem"] is None for artifact in report["artifacts"])
@@ -73,11 +80,13 @@ def test_all_formats_lie_side_by_side_and_verify(run: Path, command: Command) ->
 def test_export_reports_what_it_wrote(run: Path, command: Command, tmp_path: Path) -> None:
     result = command("export", run, "--out", tmp_path, "--precision", "int8", "--json")
     assert result.status == 0, result.err
-    (artifact,) = json.loads(result.out)["artifacts"]
-    path = Path(artifact["path"])
-    assert (path.name, artifact["bytes"]) == ("decoder.int8.onnx", path.stat().st_size)
-    assert artifact["precision"] == "int8"
-    assert LEAST_PSNR["int8"] < artifact["psnr"] < 80
+    artifacts = json.loads(result.out)["artifacts"]
+    assert [artifact["part"] for artifact in artifacts] == ["decoder", "generator"]
+    for artifact in artifacts:
+        path = Path(artifact["path"])
+        assert (path.name, artifact["bytes"]) == (f"{artifact['part']}.int8.onnx", path.stat().st_size)
+        assert artifact["precision"] == "int8"
+        assert LEAST_PSNR["int8"] < artifact["psnr"] < 80
     shown = command("export", run, "--out", tmp_path, "--format", "onnx,tf_saved_model", "--encoder")
     assert shown.status == 0, shown.err
     assert "equal to Keras within" in shown.out

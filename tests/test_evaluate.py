@@ -189,7 +189,7 @@ def test_memory_does_not_grow_with_the_number_of_images(
         kept.append(len(self))
 
     monkeypatch.setattr(evaluating.Reservoir, "update", watched)
-    found = evaluating.evaluate(run, evaluating.Options(out=tmp_path / "e"))
+    found = evaluating.evaluate(run, evaluating.Options(out=tmp_path / "e", prior="standard"))
     assert found["images"] > 40
     assert max(kept) == 16
     assert found["posterior"]["images"] == 12
@@ -317,6 +317,14 @@ def test_interpolations(run: Path, labelled_folder: Path, tmp_path: Path, comman
 
 def test_traversals_and_maps(run: Path, tmp_path: Path, command: Command) -> None:
     outcome = command("traverse", run, "--latents", 3, "--values", "-2..2", "--out", tmp_path / "t.png", "--json")
+    assert outcome.status == 0, outcome.err
+    assert json.loads(outcome.out)["latents"] == [0, 1, 2]  # the widest directions of the learned prior
+    standard = open_model(run).whole("testing")
+    standard.set_prior(priors.StandardNormal(standard.latent_dim))
+    standard.save(tmp_path / "standard.keras")
+    data_options = ("--data", open_model(run).config["data"])
+    options = ("--latents", 3, "--values", "-2..2", "--out", tmp_path / "t.png", "--json", *data_options)
+    outcome = command("traverse", tmp_path / "standard.keras", *options)
     assert outcome.status == 0, outcome.err
     kl = list(json.loads(outcome.out)["kl"].values())
     assert len(kl) == 3

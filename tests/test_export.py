@@ -26,11 +26,11 @@ import tensorflow as tf
 from PIL import Image
 
 from keras_vae import VAE, __version__, export
-from keras_vae.export import artifact
+from keras_vae.export import artifact, latents
 from keras_vae.export.formats import FORMATS
 from keras_vae.export.quiet import quiet_stderr
 from keras_vae.export.rewrite import rewrite
-from keras_vae.export.runtime import Decoder, to_png
+from keras_vae.export.runtime import Decoder, Generator, to_png
 from keras_vae.export.verify import draws, extremes, verify
 
 MakeVAE = Callable[..., VAE]
@@ -51,6 +51,7 @@ def exported(trained: VAE, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
     trained.export(folder / "1")
     trained.export(folder / "decoder.onnx", format="onnx", run_id="abc")
+    trained.export(folder / "generator.onnx", format="onnx", part="generator", run_id="abc")
     return folder
 
 
@@ -104,7 +105,7 @@ def test_the_runtime_refuses_what_is_no_latent(exported: Path) -> None:
         with pytest.raises(ValueError, match=re.escape(message)):
             decoder.decode(wrong)
     with pytest.raises(ValueError, match="count=0"):
-        decoder.sample(0)
+        Generator(exported / "generator.onnx").sample(0)
 
 
 def test_the_runtime_says_what_it_runs_on(
@@ -203,10 +204,11 @@ def test_all_three_agree_for_any_batch(exported: Path, trained: VAE, batch: int)
 
 
 def test_same_seed_same_image_in_keras_and_onnx(exported: Path, trained: VAE) -> None:
-    decoder = Decoder(exported / "decoder.onnx")
-    np.testing.assert_allclose(decoder.sample(3, seed=5), trained.sample(3, seed=5), atol=0.05)
-    assert (decoder.latent_dim, decoder.image_shape) == (8, (32, 32, 3))
-    assert decoder.metadata["run_id"] == "abc"
+    generator = Generator(exported / "generator.onnx")
+    np.testing.assert_allclose(generator.sample(3, seed=5), trained.sample(3, seed=5), atol=0.05)
+    for model in (generator, Decoder(exported / "decoder.onnx")):
+        assert (model.latent_dim, model.image_shape) == (8, (32, 32, 3))
+        assert model.metadata["run_id"] == "abc"
 
 
 def test_any_keras_decoder_will_do(tmp_path: Path) -> None:
@@ -288,12 +290,12 @@ def test_lower_precision_passes_by_its_psnr() -> None:
 def damaged(writer: Callable[..., None]) -> Callable[..., None]:
     """Writes a decoder with one bias changed a little, as a wrong conversion would."""
 
-    def write(decoder: keras.Model, path: Path, metadata: dict[str, str]) -> None:
+    def write(decoder: keras.Model, path: Path, metadata: dict[str, str], prior: keras.layers.Layer | None) -> None:
         wrong = keras.models.clone_model(decoder)
         wrong.set_weights(decoder.get_weights())
         bias = next(weight for weight in reversed(wrong.weights) if weight.path.endswith("bias"))
         bias.assign(bias + 0.01)
-        writer(wrong, path, metadata)
+        writer(wrong, path, metadata, prior=prior)
 
     return write
 
@@ -321,7 +323,8 @@ def test_exporting_again_replaces_the_old_artifact(make_vae: MakeVAE, tmp_path: 
         first.export(tmp_path / name, format=format)
         second.export(tmp_path / name, format=format)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "decoder.onnx"]
-    np.testing.assert_allclose(Decoder(tmp_path / "decoder.onnx").sample(2, 0), second.sample(2, 0), atol=1e-5)
+    z = latents.draw(2, 8, 0)
+    np.testing.assert_allclose(Decoder(tmp_path / "decoder.onnx").decode(z), second.decode(z), atol=1e-5)
 
 
 def test_unusable_targets_are_refused_and_left_alone(make_vae: MakeVAE, tmp_path: Path) -> None:
@@ -373,8 +376,8 @@ def test_the_runtime_needs_neither_tensorflow_nor_keras(exported: Path) -> None:
 import sys
 for name in ("tensorflow", "keras", "onnx", "tf2onnx", "PIL"):
     sys.modules[name] = None  # importing it fails
-from keras_vae.export.runtime import Decoder, to_png
-images = Decoder({str(exported / "decoder.onnx")!r}).sample(2, seed=0)
+from keras_vae.export.runtime import Generator, to_png
+images = Generator({str(exported / "generator.onnx")!r}).sample(2, seed=0)
 print(images.shape, images.dtype)
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -290,7 +290,7 @@ class VAE(keras.Model):
 
         Args:
             images: as for `fit`: an array, or a dataset or other iterable of batches.
-            steps: of fitting, each of 256 codes, 3,500 by default; fewer where codes would come more than 40 times.
+            steps: of fitting, each of 256 codes, 3,500 by default; fewer where codes would come over 100 times.
             seed: of the draws.
             limit: images whose codes are kept, 100,000 by default; of more, as many are drawn.
 

@@ -36,6 +36,7 @@ LEAST_VARIANCE = 1e-6  # of an axis, of the codes' mean variance: latents that a
 Prior: TypeAlias = "StandardNormal | FlowMatchingPrior"
 
 
+@keras.saving.register_keras_serializable("keras_vae")
 class StandardNormal(keras.layers.Layer):
     """The prior that a VAE is trained towards: latents are the noise itself.
 
@@ -66,6 +67,7 @@ class StandardNormal(keras.layers.Layer):
         return {**super().get_config(), "latent_dim": self.latent_dim}
 
 
+@keras.saving.register_keras_serializable("keras_vae")
 class FlowMatchingPrior(keras.layers.Layer):
     """A density of codes: noise that flows to them along a learned velocity field.
 
@@ -133,7 +135,7 @@ class FlowMatchingPrior(keras.layers.Layer):
         """Latents of noise, float32 (batch, latent_dim) both."""
         x, before = noise, None
         for step in range(STEPS_TO_IMAGES):
-            velocity = self.velocity(x, ops.full((1, 1), step / STEPS_TO_IMAGES))
+            velocity = self.velocity(x, ops.full((1, 1), step / STEPS_TO_IMAGES, dtype="float32"))
             ahead = velocity if before is None else 1.5 * velocity - 0.5 * before
             x, before = x + ahead / STEPS_TO_IMAGES, velocity
         return self.mean + ops.matmul(x, ops.transpose(self.axes))

@@ -45,17 +45,17 @@ def test_one_of_each_through_the_command(
 
     result = command("export", run, "--format", "arrays,onnx", "--json")
     assert result.status == 0, result.err
-    assert [each["format"] for each in json.loads(result.out)["artifacts"]] == ["arrays", "onnx"]
+    assert [each["format"] for each in json.loads(result.out)["artifacts"]] == ["arrays", "arrays", "onnx", "onnx"]
     result = command("verify", run, "--json")
     assert result.status == 0, result.err
-    assert [each["format"] for each in json.loads(result.out)["artifacts"]] == ["onnx", "arrays"]
-    result = command("sample", run / "export" / "decoder.arrays", "--count", 4, "--out", tmp_path / "samples.png")
+    assert [each["format"] for each in json.loads(result.out)["artifacts"]] == ["onnx", "onnx", "arrays", "arrays"]
+    result = command("sample", run / "export" / "generator.arrays", "--count", 4, "--out", tmp_path / "samples.png")
     assert result.status == 0, result.err
 
     (run / "export" / "decoder.arrays").write_bytes(b"cut")
     result = command("verify", run, "--json")
     assert result.status == 1
-    assert "is damaged" in json.loads(result.out)["artifacts"][1]["problem"]
+    assert "is damaged" in json.loads(result.out)["artifacts"][2]["problem"]
 
 
 def test_one_of_each_in_python(added: dict[str, Any], images: np.ndarray, tmp_path: Path) -> None:

@@ -116,6 +116,7 @@ def test_a_flow_draws_where_the_codes_are(fitted: priors.FlowMatchingPrior) -> N
     assert (inside > array(fitted.log_prob(np.zeros((2, 2), np.float32))) + 2.0).all()
 
 
+@pytest.mark.slow
 def test_the_density_of_a_flow_adds_up_to_one(fitted: priors.FlowMatchingPrior) -> None:
     ends = np.linspace(-4, 4, 161, dtype=np.float32)
     grid = np.stack(np.meshgrid(ends, ends), axis=-1).reshape(-1, 2)
@@ -250,6 +251,7 @@ def test_a_generator_of_another_prior_is_found_out(run: Path, tmp_path: Path, co
     assert [pair["passed"] for pair in pairs].count(False) == 2  # the generator's file, and the SavedModel's signature
 
 
+@pytest.mark.slow  # the command exports all in test_deployment.py
 @pytest.mark.parametrize("format", [("onnx", "g.onnx"), ("litert", "g.tflite"), ("openvino", "g.xml")])
 def test_generators_of_every_format(run: Path, format: tuple[str, str], tmp_path: Path) -> None:
     vae = open_model(run).whole("testing")

@@ -102,6 +102,7 @@ def test_a_right_encoder_is_written_and_a_wrong_one_is_not(
         encoders.export_encoder(trained.encoder, tmp_path / "wrong.onnx")
 
 
+@pytest.mark.slow
 def test_the_command_passes_right_artifacts_and_finds_a_wrong_one(
     card: None, trained: VAE, tmp_path: Path, command: Callable[..., Any]
 ) -> None:

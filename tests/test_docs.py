@@ -22,7 +22,6 @@ from pages import PAGES, ROOT, blocks, commands, inline, name
 import keras_vae
 from keras_vae import cli
 from keras_vae.data import sources
-from keras_vae.export import samplers
 from keras_vae.latent_space import AttributeVectors
 
 # What the Python of other pages needs is not there: a server, a C program.
@@ -73,8 +72,6 @@ def workplace(image_folder: Path, run: Path, tmp_path: Path, monkeypatch: pytest
 def test_python_of_a_page_runs(page: Path, workplace: Path, deployed: Any) -> None:
     if page.name == "evaluation.md":  # what it says is there already
         shutil.copy(deployed.onnx, workplace / "decoder.onnx")
-        one, factors = np.ones((1,), np.float32), np.eye(8, dtype=np.float32)[None]
-        samplers.save(samplers.GaussianMixture(one, np.zeros((1, 8), np.float32), factors), workplace / "gmm.npz")
         vectors = np.ones((1, 8), np.float32)
         AttributeVectors(("Smiling",), vectors, vectors).save(workplace / "vectors.npz")
     code = "\n".join(blocks(page, "python"))

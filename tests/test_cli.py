@@ -215,7 +215,7 @@ def test_python_reads_what_the_command_wrote(run: Path, image_folder: Path) -> N
 def test_sample_from_every_kind_of_model(run: Path, command: Command, tmp_path: Path) -> None:
     """The same seed gives the same faces, whatever they are decoded with."""
     pictures = []
-    for index, model in enumerate((run, run / "model.keras", run / "export" / "1", run / "export" / "decoder.onnx")):
+    for index, model in enumerate((run, run / "model.keras", run / "export" / "1", run / "export" / "generator.onnx")):
         out = tmp_path / f"{index}.png"
         result = command("sample", model, "--out", out, "--count", 9, "--seed", 3)
         assert result.status == 0, result.err
@@ -274,8 +274,9 @@ def test_verify(run: Path, command: Command) -> None:
     report = json.loads(result.out)
     assert report["passed"]
     pairs = [(pair["first"], pair["second"]) for pair in report["pairs"]]
-    assert pairs == [("keras", "tf_saved_model"), ("keras", "onnx")]
-    assert [artifact["checksum"] for artifact in report["artifacts"]] == [True, True]
+    generators = [("keras", "tf_saved_model"), ("keras", "onnx generator")]
+    assert pairs == [("keras", "tf_saved_model"), ("keras", "onnx"), *generators]
+    assert [artifact["checksum"] for artifact in report["artifacts"]] == [True, True, True]
     assert all(pair["max_difference"] <= 1e-4 for pair in report["pairs"])
     assert report["latents"] >= 1001
     table = command("verify", run / "export" / "1", run / "export" / "decoder.onnx")
@@ -295,15 +296,16 @@ def test_shipped_decoders_are_whole(command: Command, tmp_path: Path) -> None:
     shipped = Path(__file__).parents[1] / "saved_models" / "avatars"
     result = command("verify", shipped / "1", shipped / "decoder.onnx")
     assert result.status == 0, result.err
-    assert command("sample", shipped / "decoder.onnx", "--out", tmp_path / "a.png").status == 0
+    assert command("sample", shipped / "generator.onnx", "--out", tmp_path / "a.png").status == 0
 
 
 def test_export_one_format_elsewhere(run: Path, command: Command, tmp_path: Path) -> None:
     result = command("export", run / "model.keras", "--out", tmp_path / "faces", "--format", "onnx", "--json")
     assert result.status == 0, result.err
-    (artifact,) = json.loads(result.out)["artifacts"]
-    assert Path(artifact["path"]) == tmp_path / "faces" / "decoder.onnx"
-    assert [path.name for path in (tmp_path / "faces").iterdir()] == ["decoder.onnx"]
+    names = ["decoder.onnx", "generator.onnx"]
+    found = [Path(artifact["path"]) for artifact in json.loads(result.out)["artifacts"]]
+    assert found == [tmp_path / "faces" / name for name in names]
+    assert sorted(path.name for path in (tmp_path / "faces").iterdir()) == names
 
 
 def test_json_is_all_there_is_on_standard_output(image_folder: Path, tmp_path: Path) -> None:
@@ -440,7 +442,7 @@ def test_demo(small_avatars: Avatars, command: Command, tmp_path: Path, monkeypa
     assert result.status == 0, result.err
     figures = json.loads(result.out)
     assert figures["model"] == "runs/demo-2/model.keras"
-    for name in ("model", "saved_model", "onnx", "reconstructions", "samples"):
+    for name in ("model", "saved_model", "decoder", "generator", "reconstructions", "samples"):
         assert Path(figures[name]).exists()
     assert figures["largest_difference"] <= 1e-4
     assert figures["peak_memory_gib"] > 0.1

@@ -250,19 +250,19 @@ assert np.array_equal(loaded.predict(held_out, verbose=0), vae.predict(held_out,
 # says how far it is from it.
 
 # %%
-report = vae.export(OUT / "faces.onnx", format="onnx")
+report = vae.export(OUT / "faces.onnx", format="onnx", part="generator")
 print(report.summary())
 vae.export(OUT / "served" / "faces" / "1")  # for TF Serving
 
 # %% [markdown]
-# Any other app needs onnxruntime alone: `z` in, `image` out.
+# Any other app needs onnxruntime alone: standard normal `noise` in, `image` out.
 
 # %%
 import onnxruntime  # noqa: E402
 
 session = onnxruntime.InferenceSession(OUT / "faces.onnx", providers=["CPUExecutionProvider"])
-z = np.random.default_rng(0).standard_normal((12, 32), dtype=np.float32)
-(images,) = session.run(["image"], {"z": z})
+noise = np.random.default_rng(0).standard_normal((12, 32), dtype=np.float32)
+(images,) = session.run(["image"], {"noise": noise})
 assert np.allclose(images, vae.sample(12, seed=0), atol=1e-4)  # the same draws, the same faces
 show("onnxruntime", images)
 

@@ -17,7 +17,7 @@ import tensorflow as tf
 from keras_vae import OBJECTIVES, VAE, InputError, PerceptualLoss, replicas
 from keras_vae.data import pipelines
 from keras_vae.distributions import Bernoulli, Gaussian
-from keras_vae.export.runtime import Decoder
+from keras_vae.export.runtime import Generator
 from keras_vae.schedules import LinearWarmup, TargetKL
 
 MakeVAE = Callable[..., VAE]
@@ -143,8 +143,8 @@ def test_averaged_weights_are_evaluated_and_exported(make_vae: MakeVAE, images: 
     assert any((one != other).any() for one, other in zip(own, averaged, strict=True))
     found = vae.evaluate(images[:16], verbose=0, return_dict=True)
     assert found == pytest.approx(twin.evaluate(images[:16], verbose=0, return_dict=True), rel=1e-5)
-    vae.export(tmp_path / "decoder.onnx", format="onnx")
-    np.testing.assert_allclose(Decoder(tmp_path / "decoder.onnx").sample(2, seed=0), expected, atol=1e-4)
+    vae.export(tmp_path / "generator.onnx", format="onnx", part="generator")
+    np.testing.assert_allclose(Generator(tmp_path / "generator.onnx").sample(2, seed=0), expected, atol=1e-4)
     for before, after in zip(own, weights_of(vae), strict=True):
         np.testing.assert_array_equal(before, after)  # to the last bit
 

@@ -23,7 +23,7 @@ from keras_vae import checkpoints, heap, pictures, priors, progress, strategies
 from keras_vae.errors import StoppedError
 from keras_vae.files import write_aside
 from keras_vae.limits import Limits
-from keras_vae.models import BATCH, METRICS_FILE
+from keras_vae.models import METRICS_FILE, in_batches
 
 if TYPE_CHECKING:
     from keras_vae.training import TrainingConfig
@@ -260,11 +260,11 @@ class EpochPictures(keras.callbacks.Callback):
         self.writer.flush()
 
     def _gaussian(self, images: np.ndarray) -> priors.Prior:
-        parts = [self.model.encode(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
-        mean, log_var = (
-            np.concatenate([keras.ops.convert_to_numpy(getattr(each, name)) for each in parts])
-            for name in ("mean", "log_var")
-        )
+        def posterior(part: np.ndarray) -> np.ndarray:
+            found = self.model.encode(part)
+            return np.stack([keras.ops.convert_to_numpy(each) for each in (found.mean, found.log_var)], axis=1)
+
+        mean, log_var = np.moveaxis(in_batches(posterior, images), 1, 0)
         return priors.gaussian(mean, log_var)
 
 

@@ -15,7 +15,7 @@ from keras_vae.errors import InputError
 from keras_vae.export import triton
 from keras_vae.export.artifact import check_target, float32_copy, keras_runner
 from keras_vae.export.errors import ExportError, MissingRuntimeError
-from keras_vae.export.formats import FORMATS
+from keras_vae.export.formats import FORMATS, PARTS
 from keras_vae.export.generator import compose
 from keras_vae.export.verify import TOLERANCE, Report, joined
 from keras_vae.export.verify import verify as compare
@@ -27,7 +27,6 @@ EXPORT_FOLDER = "export"
 TRITON = "triton"
 ENCODER_FILE = "encoder.onnx"
 CALIBRATION_IMAGES = 512
-PARTS = ("decoder", "generator")
 
 
 def export(
@@ -136,7 +135,7 @@ def place(format: str, precision: str = "float32", version: int = 1, part: str =
     """Where `export` keeps a format below its folder."""
     if not FORMATS[format].ending:
         return str(version)
-    found = Path(FORMATS[format].place if part == "decoder" else FORMATS[format].generator_place)
+    found = Path(FORMATS[format].place_of(part))
     return str(found) if precision == "float32" else f"{found.stem}.{precision}{found.suffix}"
 
 

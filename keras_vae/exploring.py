@@ -15,7 +15,7 @@ from keras_vae.errors import InputError
 from keras_vae.export import latents as draws
 from keras_vae.files import check_output_file
 from keras_vae.latent_space import AttributeVectors
-from keras_vae.models import BATCH, VECTORS_FILE, Model, open_model
+from keras_vae.models import BATCH, VECTORS_FILE, Model, in_batches, open_model
 
 STEPS_AT_MOST = 100
 ROWS_AT_MOST = 200
@@ -43,10 +43,10 @@ class Walk:
     def images(self, points: np.ndarray, missed: np.ndarray) -> np.ndarray:
         """Images of points on the way, float32 (count, height, width, channels)."""
         if not self.along_prior:
-            return _decode(self.model, points)
+            return in_batches(self.model.decode, points)
         if self.model.vae is None:
-            return np.concatenate([self.model.generate(points[at : at + BATCH]) for at in range(0, len(points), BATCH)])
-        return _decode(self.model, np.asarray(self.model.vae.prior(points)) + missed)
+            return in_batches(self.model.generate, points)
+        return in_batches(self.model.decode, np.asarray(self.model.vae.prior(points)) + missed)
 
     def between(self, one: int, other: int, steps: int, method: str) -> np.ndarray:
         """Images on the way from one start to another, both included."""
@@ -169,7 +169,7 @@ def edit(
     rows, labels = [], []
     for index, code in enumerate(z):
         for name, change in changes.items():
-            decoded = _decode(model, code + factors * change)
+            decoded = in_batches(model.decode, code + factors * change)
             rows.append(decoded if images is None else np.concatenate([images[index][None], decoded]))
             labels.append(name)
     heads = [*(["image"] if images is not None else []), *(_signed_text(each) for each in strengths)]
@@ -289,8 +289,7 @@ def _starts(model: Model, start: Start) -> tuple[np.ndarray, np.ndarray | None]:
 
 def _encoded(model: Model, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     vae = model.whole("encoding images")
-    parts = (images[start : start + BATCH] for start in range(0, len(images), BATCH))
-    return np.concatenate([np.asarray(vae.encode(part).mode()) for part in parts]), images
+    return in_batches(lambda part: np.asarray(vae.encode(part).mode()), images), images
 
 
 def read_images(model: Model, paths: Sequence[Path]) -> np.ndarray:
@@ -333,10 +332,6 @@ def read_codes(path: Path, latent_dim: int) -> np.ndarray:
     if not isinstance(codes, np.ndarray):
         raise InputError(f"{path} holds several arrays: give an .npy file of latents, (count, {latent_dim})")
     return draws.check(codes, latent_dim)
-
-
-def _decode(model: Model, z: np.ndarray) -> np.ndarray:
-    return np.concatenate([model.decode(z[start : start + BATCH]) for start in range(0, len(z), BATCH)])
 
 
 def _kl(model: Model, source: str | None) -> np.ndarray:

@@ -198,14 +198,15 @@ def checked_dataset(dataset: tf.data.Dataset, image_shape: ImageShape, steps: in
         dataset: of images, (images, labels), or dicts with the key "image".
         image_shape: (height, width, channels) of the model.
         steps: batches that are asked for, or None for all.
-        option: the argument that says so.
+        option: the argument that says so; empty where there is none.
 
     Raises:
         InputError: it is empty, never ends, or holds something else.
     """
     cardinality = int(dataset.cardinality())
     if cardinality == tf.data.INFINITE_CARDINALITY and steps is None:
-        raise InputError(f"the dataset never ends: give {option}=..., or leave out .repeat()")
+        limited = f"give {option}=..., or " if option else ""
+        raise InputError(f"the dataset never ends: {limited}leave out .repeat()")
     if cardinality == 0:
         raise empty_dataset()
     spec = unpack(dataset.element_spec)

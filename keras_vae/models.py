@@ -65,7 +65,7 @@ class Model:
             InputError: this is a generator alone.
         """
         if self.decoder is None:
-            raise InputError(f"{self.path} is a generator alone, from noise to images: {self._beside(False)}")
+            raise InputError(f"{self.path} is a generator alone, from noise to images: {self._instead('decoder')}")
         return self.decoder(z)
 
     def generate(self, noise: np.ndarray) -> np.ndarray:
@@ -75,12 +75,12 @@ class Model:
             InputError: this is a decoder alone.
         """
         if self.generator is None:
-            raise InputError(f"{self.path} is a decoder alone, and knows no prior: {self._beside(True)}")
+            raise InputError(f"{self.path} is a decoder alone, and knows no prior: {self._instead('generator')}")
         return self.generator(noise)
 
-    def _beside(self, generator: bool) -> str:
+    def _instead(self, part: str) -> str:
         format = FORMATS[self.kind]
-        place = self.path.with_name(Path(format.generator_place if generator else format.place).name)
+        place = self.path.with_name(Path(format.place_of(part)).name)
         if format.ending and place.is_file() and place != self.path:
             return f"give {place}"
         return "give its run or .keras file, or export that again"
@@ -97,8 +97,7 @@ class Model:
             standard: whether the noise itself is decoded, a standard normal's draws, and the learned prior left out.
         """
         noise = temperature * latents.draw(count, self.latent_dim, seed)
-        images = self.decode if standard else self.generate
-        return np.concatenate([images(noise[start : start + BATCH]) for start in range(0, count, BATCH)])
+        return in_batches(self.decode if standard else self.generate, noise)
 
     def whole(self, purpose: str) -> VAE:
         """The VAE, encoder and all.
@@ -111,6 +110,11 @@ class Model:
                 f"{self.path} is a decoder alone: {purpose} needs the encoder too, of a run or .keras file"
             )
         return self.vae
+
+
+def in_batches(run: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """What a model makes of any number of rows, 64 at a time."""
+    return np.concatenate([run(rows[start : start + BATCH]) for start in range(0, len(rows), BATCH)])
 
 
 def check_exists(path: Path, whole: bool) -> None:

@@ -16,6 +16,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_vae import progress
+from keras_vae.distributions import DiagonalGaussian
 from keras_vae.errors import InputError, check_count
 from keras_vae.export.keras_defaults import keras_defaults
 
@@ -61,7 +62,7 @@ class StandardNormal(keras.layers.Layer):
 
     def log_prob(self, z: Any) -> Any:
         """Log density in nats, float32 (batch,)."""
-        return _standard_normal_log_prob(ops.convert_to_tensor(z, "float32"))
+        return _standard_normal(ops.convert_to_tensor(z, "float32"))
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "latent_dim": self.latent_dim}
@@ -151,7 +152,7 @@ class FlowMatchingPrior(keras.layers.Layer):
         """
         noise, log_volume = self._reverse(ops.convert_to_tensor(z, "float32"), with_density=True)
         _, log_scale = np.linalg.slogdet(np.asarray(self.axes, np.float64))
-        return _standard_normal_log_prob(noise) - log_volume - float(log_scale)
+        return _standard_normal(noise) - log_volume - float(log_scale)
 
     def _reverse(self, z: Any, with_density: bool) -> tuple[Any, Any]:
         """The noise of latents, and the integral of the field's divergence on the way."""
@@ -190,8 +191,8 @@ class FlowMatchingPrior(keras.layers.Layer):
         return {**super().get_config(), **sizes}
 
 
-def _standard_normal_log_prob(x: Any) -> Any:
-    return -0.5 * ops.sum(ops.square(x) + math.log(2.0 * math.pi), axis=-1)
+def _standard_normal(x: Any) -> Any:
+    return DiagonalGaussian(ops.zeros_like(x), ops.zeros_like(x)).log_prob(x)
 
 
 @keras_defaults()

@@ -34,6 +34,7 @@ from keras_vae import perceptual as features
 from keras_vae.data import pipelines
 from keras_vae.errors import InputError, check_count, check_weight
 from keras_vae.export import latents
+from keras_vae.export.generator import compose
 from keras_vae.export.keras_defaults import keras_defaults
 from keras_vae.objectives import DEFAULT_LAYERS, DEFAULT_PERCEPTUAL_WEIGHT
 
@@ -297,18 +298,21 @@ class VAE(keras.Model):
         Raises:
             InputError: as `encode`, or no images.
         """
-        from keras_vae.evaluation.encoding import batches_of, encode
+        from keras_vae.evaluation.encoding import encode
 
         steps = check_count("steps", priors.STEPS if steps is None else steps)
         limit = check_count("limit", priors.MOST_CODES if limit is None else limit)
-        encoded = encode(self, batches_of(images), limit=limit, seed=seed, description="encoding for the prior")
+        images = image_batches.unpack(images) if isinstance(images, dict) else images
+        if images is None or isinstance(images, tf.data.Dataset):
+            images = self._checked("fit_prior", images, option="")
+        elif hasattr(images, "shape"):
+            images = pipelines.of_array(images, KERAS_BATCH)
+        encoded = encode(self, images, limit=limit, seed=seed, description="encoding for the prior")
         self.set_prior(priors.fit(encoded.mean, encoded.log_var, seed, steps))
 
     def generator(self) -> keras.Model:
         """Prior and decoder as one Keras model: noise float32 (batch, latent_dim) to images."""
-        noise = keras.Input((self.latent_dim,), name="noise", dtype="float32")
-        with keras_defaults():
-            return keras.Model(noise, self.decoder(self.prior(noise)), name="generator")
+        return compose(self.decoder, self.prior)
 
     def call(self, inputs: Any, training: bool = False) -> Any:
         """Reconstructions, from the posterior's mode: what `predict` returns, without chance in it."""
@@ -981,7 +985,7 @@ class VAE(keras.Model):
         """
         from keras_vae._version import __version__
         from keras_vae.export.artifact import check_target, export_decoder
-        from keras_vae.export.formats import FORMATS
+        from keras_vae.export.formats import FORMATS, PARTS
 
         path = Path(filepath)
         check_target(path, format, precision)
@@ -992,9 +996,8 @@ class VAE(keras.Model):
                 f"export takes no {', '.join(kwargs)}: it takes filepath, format, verbose, precision, calibration, "
                 "part, encoder and run_id"
             )
-        if part not in ("decoder", "generator"):
-            raise InputError(f"part={part!r}: give 'decoder' or 'generator'")
-        holds_all = FORMATS[format].holds_all
+        if part not in PARTS:
+            raise InputError(f"part={part!r}: give {' or '.join(map(repr, PARTS))}")
         if precision == "int8" and calibration is None:
             raise InputError("int8 is calibrated on images: give calibration=, some hundreds the model was trained on")
         with self.averaged_weights():
@@ -1006,7 +1009,7 @@ class VAE(keras.Model):
                 metadata,
                 precision=precision,
                 calibration=None if calibration is None else self._calibration(calibration),
-                prior=self.prior if part == "generator" or holds_all else None,
+                prior=self.prior if part == "generator" or FORMATS[format].holds_all else None,
                 encoder=self.encoder if encoder else None,
             )
         if verbose:

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 from scipy import stats
 
@@ -188,6 +189,28 @@ def test_what_is_no_prior_is_refused(make_vae: Callable[..., VAE]) -> None:
         vae.sample(1, temperature=-1.0)
     with pytest.raises(InputError, match=r"^no images to encode"):
         vae.fit_prior(np.zeros((0, 32, 32, 3), np.float32))
+    with pytest.raises(InputError, match=r"^fit_prior needs images: "):
+        vae.fit_prior(None)
+    endless = tf.data.Dataset.from_tensors(np.zeros((2, 32, 32, 3), np.float32)).repeat()
+    with pytest.raises(InputError, match=r"^the dataset never ends: leave out \.repeat\(\)$"):
+        vae.fit_prior(endless)
+
+
+def test_a_prior_is_fitted_to_whatever_fit_takes(make_vae: Callable[..., VAE], images: np.ndarray) -> None:
+    labels = np.zeros(len(images))
+    drawn = []
+    for given in (
+        images,
+        {"image": images},
+        tf.data.Dataset.from_tensor_slices((images, labels)).batch(32),
+        tf.data.Dataset.from_tensor_slices({"image": images, "label": labels}).batch(7),
+        [images[:50], images[50:]],
+    ):
+        vae = make_vae()
+        vae.fit_prior(given, steps=2)
+        drawn.append(array(vae.sample(4, seed=0)))
+    for each in drawn[1:]:
+        np.testing.assert_allclose(each, drawn[0], atol=1e-4)
 
 
 def test_temperature_shrinks_the_noise(run: Path) -> None:

@@ -204,7 +204,7 @@ export function load(ort, source, options = {}) {
 }
 
 /** A file opened as the class that `classOf` names for it. */
-async function construct(ort, source, options, classOf) {
+export async function construct(ort, source, options, classOf) {
   const { name, bytes } = await read(source);
   await checkSum(name, bytes);
   let session;

@@ -1,6 +1,6 @@
 /** An encoder exported as ONNX: pictures to the latents that a decoder makes them of. */
 
-import { checkSum, DecoderError, inTurn, read } from "./decoder.mjs";
+import { construct, DecoderError, inTurn } from "./decoder.mjs";
 
 export class Encoder {
   #ort;
@@ -14,16 +14,8 @@ export class Encoder {
    * @returns {Promise<Encoder>}
    * @throws {DecoderError} the file is missing, damaged, or no encoder.
    */
-  static async load(ort, source, options = {}) {
-    const { name, bytes } = await read(source);
-    await checkSum(name, bytes);
-    let session;
-    try {
-      session = await ort.InferenceSession.create(bytes, options);
-    } catch (error) {
-      throw new DecoderError(`${name} is no ONNX model that onnxruntime can read: export it again`, { cause: error });
-    }
-    return new Encoder(ort, session, name);
+  static load(ort, source, options = {}) {
+    return construct(ort, source, options, () => Encoder);
   }
 
   /** Use `Encoder.load`. */

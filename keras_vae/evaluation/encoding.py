@@ -14,7 +14,6 @@ from keras_vae.errors import InputError
 from keras_vae.latent_space import position
 from keras_vae.vae import VAE
 
-BATCH = 64
 LIMIT = 20_000  # images kept of any number
 
 
@@ -93,15 +92,6 @@ class Encoded:
         return self.attributes[:, position(name, self.attribute_names)]
 
 
-def batches_of(images: Any) -> Iterable[Any]:
-    """Images in batches: an array's, or what a dataset or another iterable gives."""
-    if isinstance(images, tf.data.Dataset):
-        return images.as_numpy_iterator()
-    if hasattr(images, "shape"):
-        return (images[start : start + BATCH] for start in range(0, len(images), BATCH))
-    return images
-
-
 def encode(
     vae: VAE,
     batches: Iterable[Any],
@@ -134,7 +124,7 @@ def encode(
 
     with vae.averaged_weights(), progress.bar(total, description, "images") as bar:
         for batch in batches:
-            images = batch["image"] if isinstance(batch, dict) else batch
+            images = image_batches.unpack(batch)
             image_batches.check(images, vae.image_shape)
             labels = batch["attributes"] if attribute_names else np.empty((len(images), 0), np.uint8)
             kept.update(*(np.asarray(each) for each in (*posterior(vae._images(images)), labels)))

@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_vae.export import saved_model, seal
 from keras_vae.export.errors import ExportError, VerificationError
-from keras_vae.export.files import aside, is_writable, replace
+from keras_vae.export.files import aside, check_parent, replace
 from keras_vae.export.formats import FORMATS, PRECISIONS, Runner, format_of, open_artifact
 from keras_vae.export.generator import compose
 from keras_vae.export.keras_defaults import keras_defaults
@@ -142,9 +142,7 @@ def check_target(path: Path, format: str, precision: str = "float32") -> None:
             raise ExportError(f"{path} names a file, and the format is {format}, a folder: give format={named!r}")
     elif path.exists() and (path.is_file() or any(path.iterdir())):
         raise ExportError(f"{path} exists and is no SavedModel: name a new folder, or remove it first")
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir() or not is_writable(parent):
-        raise ExportError(f"cannot write {path}: {parent} is not a folder that can be written to")
+    check_parent(path)
 
 
 @keras_defaults()

@@ -14,14 +14,12 @@ import onnx
 import tensorflow as tf
 import tf2onnx
 
-from keras_vae.export import graph, seal
+from keras_vae.export import graph
 from keras_vae.export.artifact import float32_copy
-from keras_vae.export.errors import ExportError, VerificationError
-from keras_vae.export.files import aside, is_writable, replace
 from keras_vae.export.keras_defaults import keras_defaults
-from keras_vae.export.onnx import OPSET
+from keras_vae.export.onnx import OPSET, check_file, put, save
 from keras_vae.export.reference import true_float32
-from keras_vae.export.runtime import Encoder
+from keras_vae.export.runtime import CPU, Encoder
 from keras_vae.export.saved_model import mean_and_log_var
 
 OUTPUTS = ("mean", "log_var")
@@ -48,21 +46,14 @@ def export_encoder(encoder: keras.Model, path: Path, metadata: Mapping[str, str]
         ExportError: an encoder that cannot be exported, or a path that cannot be written.
         VerificationError: the file differs from Keras by more than 1e-4; what was there stays.
     """
-    if path.suffix != ".onnx" or path.is_dir():
-        raise ExportError(f"{path}: name a file that ends in .onnx")
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir() or not is_writable(parent):
-        raise ExportError(f"cannot write {path}: {parent} is not a folder that can be written to")
+    check_file(path)
     reference = float32_copy(encoder)
-    with aside(path) as new:
-        _write(reference, new, {"format_version": str(seal.FORMAT_VERSION), **(metadata or {})})
-        opened = Encoder(new, providers=["CPUExecutionProvider"])
-        difference = max(_difference(reference, opened, batch) for batch in BATCH_SIZES)
-        if not difference <= TOLERANCE:
-            raise VerificationError(f"{path} was not written: the encoder differs from Keras by {difference:.2g}")
-        del opened
-        replace(new, path)
-    return difference
+
+    def difference(new: Path) -> float:
+        opened = Encoder(new, providers=[CPU])
+        return max(_difference(reference, opened, batch) for batch in BATCH_SIZES)
+
+    return put(path, "encoder", lambda new, entries: _write(reference, new, entries), difference, TOLERANCE, metadata)
 
 
 def _write(encoder: keras.Model, path: Path, metadata: Mapping[str, str]) -> None:
@@ -85,11 +76,7 @@ def _write(encoder: keras.Model, path: Path, metadata: Mapping[str, str]) -> Non
         dims = [graph.BATCH, *shape]
         value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, dims))
     graph.tidy(model.graph, "encoder")
-    onnx.helper.set_model_props(
-        model, {"latent_dim": str(latent_dim), "image_shape": json.dumps(image_shape), **metadata}
-    )
-    onnx.checker.check_model(model, full_check=True)
-    path.write_bytes(seal.seal_onnx(model.SerializeToString(deterministic=True)))
+    save(model, path, {"latent_dim": str(latent_dim), "image_shape": json.dumps(image_shape), **metadata})
 
 
 def _log1p(context: Any, node: Any, name: str, _: Any) -> None:

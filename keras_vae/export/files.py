@@ -30,6 +30,17 @@ def is_writable(folder: Path) -> bool:
         return False
 
 
+def check_parent(path: Path) -> None:
+    """Refuses a path that cannot be made.
+
+    Raises:
+        ExportError: the nearest folder that there is cannot be written to.
+    """
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not is_writable(parent):
+        raise ExportError(f"cannot write {path}: {parent} is not a folder that can be written to")
+
+
 @contextmanager
 def aside(path: Path, beside: Path | None = None) -> Iterator[Path]:
     """A place for a new artifact on the disk of its target, gone afterwards if it was not moved.

@@ -56,10 +56,9 @@ class Format:
     def ending(self) -> str:
         return Path(self.place).suffix
 
-    @property
-    def generator_place(self) -> str:
-        """Where an export folder keeps the generator: the decoder's place where one artifact is both."""
-        return self.place if self.holds_all else str(Path(self.place).with_stem("generator"))
+    def place_of(self, part: str) -> str:
+        """Where an export folder keeps a part, one of `PARTS`: all in one place where one artifact is both."""
+        return self.place if self.holds_all else str(Path(self.place).with_stem(part))
 
     def write(self, *arguments: Any, **options: Any) -> None:
         """Calls the writer."""
@@ -79,6 +78,8 @@ def _resolved(function: Function) -> Callable[..., Any]:
     return pkgutil.resolve_name(function) if isinstance(function, str) else function
 
 
+PARTS = ("decoder", "generator")
+LATENTS, NOISE = "z", "noise"  # what the one takes, and what the other
 PRECISIONS = ("float32", "float16", "int8")
 FORMATS = {
     each.name: each
@@ -139,6 +140,25 @@ class Opened:
     generate: Runner | None = None
     encode: Runner | None = None
     metadata: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        format: str,
+        given: str,
+        run: Runner,
+        latent_dim: int,
+        image_shape: tuple[int, ...],
+        metadata: dict[str, str],
+    ) -> Opened:
+        """What takes one input: a generator where that is the noise, else a decoder.
+
+        Args:
+            given: the input's name.
+            run: the decoder or generator; the rest as the attributes.
+        """
+        role = "generate" if given == NOISE else "decode"
+        return cls(format, latent_dim, image_shape, metadata=metadata, **{role: run})
 
     @property
     def precision(self) -> str:

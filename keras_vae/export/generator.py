@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import keras
 
+from keras_vae.export.formats import LATENTS, NOISE
 from keras_vae.export.keras_defaults import keras_defaults
-from keras_vae.export.latents import LATENTS, NOISE
 
 
 @keras_defaults()

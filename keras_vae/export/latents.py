@@ -8,8 +8,6 @@ import numpy as np
 
 from keras_vae.export.errors import ExportError
 
-LATENTS, NOISE = "z", "noise"  # what a decoder takes, and what a generator takes
-
 
 def check(z: Any, latent_dim: int) -> np.ndarray:
     """Latents as float32 (batch, latent_dim).

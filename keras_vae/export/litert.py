@@ -13,9 +13,8 @@ import numpy as np
 
 from keras_vae.export import seal
 from keras_vae.export.errors import ExportError, MissingRuntimeError
-from keras_vae.export.formats import Opened
+from keras_vae.export.formats import LATENTS, NOISE, Opened
 from keras_vae.export.generator import compose
-from keras_vae.export.latents import LATENTS, NOISE
 from keras_vae.export.quiet import quiet_stderr
 
 # As TensorFlow Lite's metadata does it: further files lie in a ZIP archive behind the model, which readers of either
@@ -67,8 +66,7 @@ def open_decoder(path: Path) -> Opened:
             return run(**{given: z})["image"]
 
     latent_dim = int(details[0][given]["shape_signature"][1])
-    role = "decode" if given == LATENTS else "generate"
-    return Opened("litert", latent_dim, image_shape, **{role: decode}, metadata=metadata)
+    return Opened.of("litert", given, decode, latent_dim, image_shape, metadata)
 
 
 def _metadata(content: bytes, path: Path) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import keras
@@ -15,7 +15,9 @@ import tensorflow as tf
 import tf2onnx
 
 from keras_vae.export import graph, quantization, seal
-from keras_vae.export.latents import LATENTS, NOISE
+from keras_vae.export.errors import ExportError, VerificationError
+from keras_vae.export.files import aside, check_parent, replace
+from keras_vae.export.formats import LATENTS, NOISE
 
 OPSET = 18
 
@@ -48,16 +50,59 @@ def write(
     if prior is not None:
         model = with_prior(model, prior)
         graph.tidy(model.graph, "generator")
-    onnx.helper.set_model_props(
-        model,
-        {
-            "latent_dim": str(decoder.input_shape[1]),
-            "image_shape": json.dumps(list(decoder.output_shape[1:])),
-            **metadata,
-        },
-    )
+    shapes = {"latent_dim": str(decoder.input_shape[1]), "image_shape": json.dumps(list(decoder.output_shape[1:]))}
+    save(model, path, {**shapes, **metadata})
+
+
+def save(model: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> None:
+    """Writes a model with metadata and its checksum in the file."""
+    onnx.helper.set_model_props(model, dict(metadata))
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(seal.seal_onnx(model.SerializeToString(deterministic=True)))
+
+
+def check_file(path: Path) -> None:
+    """Refuses, before any work, a path that no ONNX file can be put at.
+
+    Raises:
+        ExportError: it is refused.
+    """
+    if path.suffix != ".onnx" or path.is_dir():
+        raise ExportError(f"{path}: name a file that ends in .onnx")
+    check_parent(path)
+
+
+def put(
+    path: Path,
+    name: str,
+    write: Callable[[Path, dict[str, str]], None],
+    difference: Callable[[Path], float],
+    tolerance: float,
+    metadata: Mapping[str, str] | None,
+) -> float:
+    """Writes a network aside, compares it with Keras's, and puts it in place.
+
+    Args:
+        path: that passed `check_file`.
+        name: of the network, in messages.
+        write: writes it to a path, with metadata.
+        difference: the largest from Keras, of the file at a path, relative to values above 1.
+        tolerance: the largest that passes.
+        metadata: entries for the file.
+
+    Returns:
+        The difference that was found.
+
+    Raises:
+        VerificationError: the file differs from Keras by more; what was there stays.
+    """
+    with aside(path) as new:
+        write(new, {"format_version": str(seal.FORMAT_VERSION), **(metadata or {})})
+        found = difference(new)
+        if not found <= tolerance:
+            raise VerificationError(f"{path} was not written: the {name} differs from Keras by {found:.2g}")
+        replace(new, path)
+    return found
 
 
 def converted(decoder: keras.Model, pixels_in_blocks: bool = True) -> onnx.ModelProto:

@@ -12,8 +12,7 @@ import numpy as np
 
 from keras_vae.export import seal
 from keras_vae.export.errors import ExportError, MissingRuntimeError
-from keras_vae.export.formats import Opened
-from keras_vae.export.latents import LATENTS, NOISE
+from keras_vae.export.formats import LATENTS, NOISE, Opened
 from keras_vae.export.quiet import quiet_stderr
 
 if TYPE_CHECKING:
@@ -78,8 +77,7 @@ def open_decoder(path: Path, precision: str = "f32") -> Opened:
     def decode(z: np.ndarray) -> np.ndarray:
         return compiled({given: z})["image"].copy()
 
-    role = "decode" if given == LATENTS else "generate"
-    return Opened("openvino", latent_dim, image_shape, **{role: decode}, metadata=metadata)
+    return Opened.of("openvino", given, decode, latent_dim, image_shape, metadata)
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -7,17 +7,15 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import onnx
 
-from keras_vae.export import graph, latents, seal
-from keras_vae.export.errors import ExportError, VerificationError
-from keras_vae.export.files import aside, is_writable, replace
+from keras_vae.export import graph, latents
+from keras_vae.export.formats import LATENTS, NOISE
 from keras_vae.export.keras_defaults import keras_defaults
-from keras_vae.export.latents import LATENTS, NOISE
-from keras_vae.export.onnx import converted_layer
+from keras_vae.export.onnx import check_file, converted_layer, put, save
 from keras_vae.export.reference import true_float32
-from keras_vae.export.runtime import CPU, open_session
+from keras_vae.export.runtime import CPU, Kind, open_session
 
+PRIOR = Kind("prior", [NOISE], [LATENTS])
 TOLERANCE = 1e-4
 BATCH_SIZES = (1, 64)
 
@@ -40,33 +38,24 @@ def export_prior(prior: keras.layers.Layer, path: Path, metadata: Mapping[str, s
         ExportError: a path that cannot be written.
         VerificationError: the file differs from Keras by more than 1e-4; what was there stays.
     """
-    if path.suffix != ".onnx" or path.is_dir():
-        raise ExportError(f"{path}: name a file that ends in .onnx")
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir() or not is_writable(parent):
-        raise ExportError(f"cannot write {path}: {parent} is not a folder that can be written to")
-    with aside(path) as new:
-        _write(prior, new, {"format_version": str(seal.FORMAT_VERSION), **(metadata or {})})
-        difference = max(_difference(prior, new, batch) for batch in BATCH_SIZES)
-        if not difference <= TOLERANCE:
-            raise VerificationError(f"{path} was not written: the prior differs from Keras by {difference:.2g}")
-        replace(new, path)
-    return difference
+    check_file(path)
 
+    def write(new: Path, entries: dict[str, str]) -> None:
+        row = (prior.latent_dim,)
+        model = converted_layer(prior, NOISE, LATENTS, row, row)
+        graph.tidy(model.graph, "prior")
+        save(model, new, {"latent_dim": str(prior.latent_dim), **entries})
 
-def _write(prior: keras.layers.Layer, path: Path, metadata: Mapping[str, str]) -> None:
-    row = (prior.latent_dim,)
-    model = converted_layer(prior, NOISE, LATENTS, row, row)
-    graph.tidy(model.graph, "prior")
-    onnx.helper.set_model_props(model, {"latent_dim": str(prior.latent_dim), **metadata})
-    onnx.checker.check_model(model, full_check=True)
-    path.write_bytes(seal.seal_onnx(model.SerializeToString(deterministic=True)))
+    return put(path, "prior", write, lambda new: _difference(prior, new), TOLERANCE, metadata)
 
 
 @true_float32()
-def _difference(prior: keras.layers.Layer, path: Path, batch: int) -> float:
-    noise = latents.draw(batch, prior.latent_dim, seed=0)
-    session, _ = open_session(path, [CPU], "prior", [NOISE], [LATENTS])
-    (found,) = session.run([LATENTS], {NOISE: noise})
-    wanted = keras.ops.convert_to_numpy(prior(noise))
-    return float((np.abs(found - wanted) / np.maximum(1.0, np.abs(wanted))).max())
+def _difference(prior: keras.layers.Layer, path: Path) -> float:
+    session, _, _ = open_session(path, [CPU], PRIOR)
+    differences = []
+    for batch in BATCH_SIZES:
+        noise = latents.draw(batch, prior.latent_dim, seed=0)
+        (found,) = session.run([LATENTS], {NOISE: noise})
+        wanted = keras.ops.convert_to_numpy(prior(noise))
+        differences.append(float((np.abs(found - wanted) / np.maximum(1.0, np.abs(wanted))).max()))
+    return max(differences)

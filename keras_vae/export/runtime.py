@@ -8,13 +8,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from keras_vae.export import latents, seal
 from keras_vae.export.errors import ExportError
-from keras_vae.export.formats import Opened
+from keras_vae.export.formats import LATENTS, NOISE, Opened
 from keras_vae.export.png import to_png
 from keras_vae.export.quiet import quiet_stderr
 
@@ -26,41 +26,40 @@ __all__ = ["Decoder", "Encoder", "Generator", "open_decoder", "to_png"]
 CPU = "CPUExecutionProvider"
 
 
+class Kind(NamedTuple):
+    """What a file of ours takes and returns."""
+
+    name: str
+    inputs: list[str]
+    outputs: list[str]
+
+
+DECODER = Kind("decoder", [LATENTS], ["image"])
+GENERATOR = Kind("generator", [NOISE], ["image"])
+ENCODER = Kind("encoder", ["image"], ["mean", "log_var"])
+
+
 class _Images:
-    """What decoders and generators have in common.
+    """A decoder or a generator; arguments, attributes and errors are `Decoder`'s."""
 
-    Args:
-        path: the .onnx file.
-        providers: onnxruntime execution providers; by default CUDA where it loads, else the CPU.
-
-    Attributes:
-        latent_dim: number of latents.
-        image_shape: (height, width, channels).
-        metadata: what the exporter wrote into the file.
-        precision: what the file computes in: "float32", "float16" or "int8".
-        provider: the execution provider in use.
-
-    Raises:
-        ExportError: the file is missing, damaged, changed since it was exported, or something else.
-    """
-
-    _kind: ClassVar[str]
-    _input: ClassVar[str]
+    _kinds: ClassVar[tuple[Kind, ...]] = (DECODER, GENERATOR)
 
     def __init__(self, path: str | os.PathLike[str], providers: Sequence[str] | None = None) -> None:
-        self._session, self.metadata = open_session(Path(path), providers, self._kind, [self._input], ["image"])
+        self._session, self.metadata, self.kind = open_session(Path(path), providers, *self._kinds)
         shapes = [value.shape[1:] for value in (*self._session.get_inputs(), *self._session.get_outputs())]
         known = all(isinstance(side, int) for shape in shapes for side in shape)
         if not known or [len(shape) for shape in shapes] != [1, 3]:
-            wrong = f"{self._input} is [batch, {shapes[0]}], image [batch, {shapes[1]}]"
-            raise ExportError(f"{path} is no {self._kind}: {wrong}")
+            wrong = f"{self.kind.inputs[0]} is [batch, {shapes[0]}], image [batch, {shapes[1]}]"
+            raise ExportError(f"{path} is no {self.kind.name}: {wrong}")
         self.precision = self.metadata.get("precision", "float32")
         self.latent_dim: int = shapes[0][0]
         self.image_shape: tuple[int, int, int] = tuple(shapes[1])
         self.provider: str = self._session.get_providers()[0]
 
-    def _run(self, rows: np.ndarray) -> np.ndarray:
-        return self._session.run(["image"], {self._input: rows})[0]
+    def _run(self, rows: Any) -> np.ndarray:
+        words = "latents" if self.kind == DECODER else "noise values"
+        rows = latents.check_batch(rows, (self.latent_dim,), words, self.kind.name)
+        return self._session.run(["image"], {self.kind.inputs[0]: rows})[0]
 
 
 class Decoder(_Images):
@@ -81,7 +80,7 @@ class Decoder(_Images):
         ExportError: the file is missing, damaged, changed since it was exported, or no decoder.
     """
 
-    _kind, _input = "decoder", latents.LATENTS
+    _kinds = (DECODER,)
 
     def decode(self, z: Any) -> np.ndarray:
         """Images of latents: float32 (batch, height, width, channels) in [0, 1].
@@ -94,7 +93,7 @@ class Decoder(_Images):
         Raises:
             ExportError: (a ValueError) latents of another size, that are no numbers, or not finite.
         """
-        return self._run(latents.check(z, self.latent_dim))
+        return self._run(z)
 
 
 class Generator(_Images):
@@ -114,7 +113,7 @@ class Generator(_Images):
         >>> images = Generator("generator.onnx").sample(64, seed=0)
     """
 
-    _kind, _input = "generator", latents.NOISE
+    _kinds = (GENERATOR,)
 
     def generate(self, noise: Any) -> np.ndarray:
         """Images of noise: float32 (batch, height, width, channels) in [0, 1].
@@ -127,7 +126,7 @@ class Generator(_Images):
         Raises:
             ExportError: (a ValueError) noise of another size, that is no numbers, or not finite.
         """
-        return self._run(latents.check_batch(noise, (self.latent_dim,), "noise values", "generator"))
+        return self._run(noise)
 
     def sample(self, count: int, seed: int | None = None, temperature: float = 1.0) -> np.ndarray:
         """Images of `count` draws from the prior; the same seed gives the same images.
@@ -158,7 +157,7 @@ class Encoder:
     """
 
     def __init__(self, path: str | os.PathLike[str], providers: Sequence[str] | None = None) -> None:
-        self._session, self.metadata = open_session(Path(path), providers, "encoder", ["image"], ["mean", "log_var"])
+        self._session, self.metadata, _ = open_session(Path(path), providers, ENCODER)
         image, mean = self._session.get_inputs()[0].shape[1:], self._session.get_outputs()[0].shape[1:]
         if not all(isinstance(side, int) for side in (*image, *mean)) or (len(image), len(mean)) != (3, 1):
             raise ExportError(f"{path} is no encoder: image is [batch, {image}], mean [batch, {mean}]")
@@ -181,18 +180,8 @@ class Encoder:
         return found[0], found[1]
 
 
-class _OtherKindError(ExportError):
-    """A file of other inputs and outputs than were looked for."""
-
-    def __init__(self, message: str, inputs: list[str]) -> None:
-        super().__init__(message)
-        self.inputs = inputs
-
-
-def open_session(
-    path: Path, providers: Sequence[str] | None, kind: str, inputs: list[str], outputs: list[str]
-) -> tuple[Any, dict[str, str]]:
-    """An ONNX file of ours, opened, and its metadata.
+def open_session(path: Path, providers: Sequence[str] | None, *kinds: Kind) -> tuple[Any, dict[str, str], Kind]:
+    """An ONNX file of ours, opened, its metadata, and which of the kinds it is.
 
     Raises:
         ExportError: it is missing, damaged, changed since it was exported, or something else.
@@ -216,17 +205,16 @@ def open_session(
             ) from error
         raise ExportError(f"{path} is no ONNX model that onnxruntime can read: export it again") from error
     found = [value.name for value in session.get_inputs()], [value.name for value in session.get_outputs()]
-    if (found[0], sorted(found[1])) != (inputs, sorted(outputs)):
-        names = ", ".join((*found[0], *found[1]))
-        article = "an" if kind == "encoder" else "a"
-        raise _OtherKindError(
-            f"{path} is no {kind}: it has {names} where {article} {kind} has {' and '.join((*inputs, *outputs))}",
-            found[0],
-        )
+    kind = next((each for each in kinds if (found[0], sorted(found[1])) == (each.inputs, sorted(each.outputs))), None)
+    if kind is None:
+        wanted, names = kinds[0], ", ".join((*found[0], *found[1]))
+        article = "an" if wanted == ENCODER else "a"
+        needed = " and ".join((*wanted.inputs, *wanted.outputs))
+        raise ExportError(f"{path} is no {wanted.name}: it has {names} where {article} {wanted.name} has {needed}")
     metadata = dict(session.get_modelmeta().custom_metadata_map)
     seal.check_onnx(content, metadata, path)
     seal.check_version(metadata, path)
-    return session, metadata
+    return session, metadata, kind
 
 
 def open_decoder(path: Path) -> Opened:
@@ -235,14 +223,8 @@ def open_decoder(path: Path) -> Opened:
     Raises:
         ExportError: as `Decoder`.
     """
-    try:
-        decoder = Decoder(path, providers=[CPU])
-        return Opened("onnx", decoder.latent_dim, decoder.image_shape, decode=decoder.decode, metadata=decoder.metadata)
-    except _OtherKindError as error:
-        if error.inputs != [latents.NOISE]:
-            raise
-    found = Generator(path, providers=[CPU])
-    return Opened("onnx", found.latent_dim, found.image_shape, generate=found.generate, metadata=found.metadata)
+    found = _Images(path, providers=[CPU])
+    return Opened.of("onnx", found.kind.inputs[0], found._run, found.latent_dim, found.image_shape, found.metadata)
 
 
 def _providers() -> list[str]:

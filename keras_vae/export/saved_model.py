@@ -12,8 +12,7 @@ import tensorflow as tf
 
 from keras_vae.export import seal, warmup
 from keras_vae.export.errors import ExportError
-from keras_vae.export.formats import Opened
-from keras_vae.export.latents import LATENTS, NOISE
+from keras_vae.export.formats import LATENTS, NOISE, Opened
 from keras_vae.export.reference import CPU, true_float32
 
 SIGNATURE = "serving_default"

@@ -14,7 +14,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from keras_vae.export import seal
 from keras_vae.export.errors import ExportError
 from keras_vae.export.files import aside, replace
-from keras_vae.export.latents import LATENTS, NOISE
+from keras_vae.export.formats import LATENTS, NOISE
 
 CONFIG = "config.pbtxt"
 MODEL = "model.onnx"  # what Triton's onnxruntime backend looks for in a version's folder

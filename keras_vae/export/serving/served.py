@@ -15,6 +15,7 @@ import numpy as np
 
 from keras_vae.export import latents
 from keras_vae.export.errors import ExportError
+from keras_vae.export.formats import LATENTS, NOISE
 from keras_vae.export.png import to_png
 
 MODEL = "decoder"
@@ -94,7 +95,7 @@ class ServedDecoder(abc.ABC):
             ExportError: latents of another size, that are no numbers, or not finite: nothing was sent.
             ServerError: no answer, or an error.
         """
-        return self._images("serving_default", latents.LATENTS, latents.check(z, self.latent_dim))
+        return self._images("serving_default", LATENTS, latents.check(z, self.latent_dim))
 
     def png(self, z: Any) -> list[bytes]:
         """A PNG file of each image.
@@ -106,7 +107,7 @@ class ServedDecoder(abc.ABC):
             ExportError: as `decode`.
             ServerError: as `decode`, and for models of other than 1 or 3 channels.
         """
-        return self._files("png", latents.LATENTS, latents.check(z, self.latent_dim), PNG_HINT)
+        return self._files("png", LATENTS, latents.check(z, self.latent_dim), PNG_HINT)
 
     def generate(self, noise: Any) -> np.ndarray:
         """Images of noise, by the prior and the decoder: as `decode`, and as many requests.
@@ -119,8 +120,8 @@ class ServedDecoder(abc.ABC):
             ServerError: as `decode`, and for a model that was exported without a prior.
         """
         noise = self._check_noise(noise)
-        self._signature("generate", {latents.NOISE}, {"image"}, GENERATE_HINT)
-        return self._images("generate", latents.NOISE, noise)
+        self._signature("generate", {NOISE}, {"image"}, GENERATE_HINT)
+        return self._images("generate", NOISE, noise)
 
     def generate_png(self, noise: Any) -> list[bytes]:
         """A PNG file of each image that `generate` makes.
@@ -134,7 +135,7 @@ class ServedDecoder(abc.ABC):
         """
         noise = self._check_noise(noise)
         hint = PNG_HINT if "generate" in self._signatures else GENERATE_HINT
-        return self._files("generate_png", latents.NOISE, noise, hint)
+        return self._files("generate_png", NOISE, noise, hint)
 
     def sample(self, count: int, seed: int) -> np.ndarray:
         """Images of draws from the prior, made by the server: float32 (count, height, width, channels) in [0, 1].

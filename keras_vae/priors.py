@@ -34,8 +34,6 @@ LEARNING_RATE = 2e-3
 WARMUP_STEPS = 50
 LEAST_VARIANCE = 1e-6  # of an axis, of the codes' mean variance: latents that all images share
 
-Prior: TypeAlias = "StandardNormal | FlowMatchingPrior"
-
 
 @keras.saving.register_keras_serializable("keras_vae")
 class StandardNormal(keras.layers.Layer):
@@ -193,6 +191,9 @@ class FlowMatchingPrior(keras.layers.Layer):
 
 def _standard_normal(x: Any) -> Any:
     return DiagonalGaussian(ops.zeros_like(x), ops.zeros_like(x)).log_prob(x)
+
+
+Prior: TypeAlias = StandardNormal | FlowMatchingPrior
 
 
 @keras_defaults()

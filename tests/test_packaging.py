@@ -89,7 +89,7 @@ def test_wheel_holds_the_packages_and_the_models(wheel: Path) -> None:
         for below in path.rglob("*"):
             assert below.is_dir() or f"keras_vae/{below.relative_to(ROOT).as_posix()}" in names, below
     assert not [name for name in names if name.endswith(("make.py", ".DS_Store")) or "/__pycache__/" in name]
-    assert wheel.stat().st_size < 40 * 2**20
+    assert wheel.stat().st_size < 70 * 2**20  # PyPI takes 100
 
 
 def test_sdist_makes_the_same_wheel(sdist: Path, wheel: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ test: $(VENV)/.dev  ## the tests, under 25 minutes on two cores
 
 # What depends on the version of Python; PYTHON=python3.13 VENV=.venv-3.13 tries it on another.
 test-python: $(VENV)/.dev  ## a part of the tests, a minute: every format of export, pretrained models
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/test_formats.py tests/test_pretrained.py
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/export/test_formats.py tests/cli/test_pretrained.py
 
 test-slow: $(VENV)/.dev  ## the rest: 500 steps in each precision, the wheel in an empty environment, the dearer of variants
 	$(BIN)/python -m pytest -m slow
@@ -68,7 +68,7 @@ bench-gpu: $(GPU_VENV)/.gpu $(PEER_VENV)/.peer  ## all on an NVIDIA GPU, under a
 	$(GPU_VENV)/bin/python -m benchmarks.bench_gpu --peer-python $(PEER_VENV)/bin/python $(if $(FACES),--faces "$(FACES)") $(if $(FULL),--full)
 
 gpu-at-hand:
-	@$(PYTHON) -I keras_vae/cards.py
+	@$(PYTHON) -I keras_vae/cli/cards.py
 
 saved-models: $(VENV)/.demo  ## train the models that come with the package again, half an hour: saved_models/
 	$(BIN)/python saved_models/make.py

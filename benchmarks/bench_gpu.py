@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import gpu, gpu_table
-from keras_vae import cards, doctor
+from keras_vae.cli import cards, doctor
 
 # The arguments of a rehearsal on a CPU.
 SMALL = {

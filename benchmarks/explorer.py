@@ -25,7 +25,8 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
 from benchmarks import runners
-from keras_vae import cli, explorer
+from keras_vae import cli
+from keras_vae.cli import explorer
 
 RESULTS = Path(__file__).parent / "results"
 WEB = Path(__file__).resolve().parents[1] / "export" / "web"

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import runners
-from keras_vae import cards
-from keras_vae.files import write_aside
+from keras_vae.cli import cards
+from keras_vae.support.files import write_aside
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("keras-vae", "keras", "tensorflow", "onnxruntime-gpu", "nvidia-cudnn-cu12", "nvidia-cuda-runtime-cu12")

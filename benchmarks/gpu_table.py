@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import gpu, numerics, sweep
-from keras_vae.files import write_aside
+from keras_vae.support.files import write_aside
 
 NOTHING = """# On a GPU
 

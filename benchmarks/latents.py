@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks import runners
-from keras_vae.commands import data_of
-from keras_vae.evaluation import attributes, encoding
-from keras_vae.evaluation.encoding import Encoded
-from keras_vae.evaluation.fitting import encode_training
-from keras_vae.models import BATCH, open_model
+from keras_vae.latents import attributes
+from keras_vae.latents.fitting import encode_training
+from keras_vae.model import encoding
+from keras_vae.model.encoding import Encoded
+from keras_vae.runs.images import data_of
+from keras_vae.runs.opening import BATCH, open_model
 
 RESULTS = Path(__file__).parent / "results"
 FACES = Path(__file__).resolve().parents[2] / "shared" / "faces" / "images"

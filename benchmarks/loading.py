@@ -29,7 +29,8 @@ import torch
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
-from keras_vae import OBJECTIVES, VAE, __version__, data, precision
+from keras_vae import OBJECTIVES, VAE, __version__, data
+from keras_vae.support import precision
 
 RESULTS = Path(__file__).parent / "results"
 SIZE, BATCH = 64, 64

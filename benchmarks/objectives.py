@@ -26,9 +26,11 @@ import tensorflow as tf
 from PIL import Image
 from tqdm.auto import tqdm
 
-from keras_vae import OBJECTIVES, VAE, __version__, pictures, precision, schedules
-from keras_vae.files import write_aside
-from keras_vae.perceptual import BALANCE
+from keras_vae import OBJECTIVES, VAE, __version__
+from keras_vae.features.perceptual import BALANCE
+from keras_vae.model import schedules
+from keras_vae.support import pictures, precision
+from keras_vae.support.files import write_aside
 
 RESULTS = Path(__file__).parent / "results"
 FACES = Path(__file__).resolve().parents[2] / "shared" / "faces" / "images"

@@ -17,8 +17,8 @@ import tensorflow as tf
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-from keras_vae import priors
-from keras_vae.evaluation.encoding import Encoded
+from keras_vae.model import priors
+from keras_vae.model.encoding import Encoded
 
 COMPONENTS = 10
 BATCH = 256

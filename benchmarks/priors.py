@@ -24,17 +24,18 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from benchmarks import prior_models, runners
-from keras_vae import pictures
-from keras_vae.commands import data_of
-from keras_vae.evaluation import distances, feature_networks, learned_prior
-from keras_vae.evaluation.encoding import Encoded, encode
-from keras_vae.evaluation.feature_networks import FeatureNetwork
-from keras_vae.evaluation.fitting import encode_training
+from keras_vae.evaluation import distances, learned_prior
 from keras_vae.export import latents
-from keras_vae.export.reference import true_float32
-from keras_vae.files import write_aside
-from keras_vae.models import BATCH, Model, open_model
-from keras_vae.vae import VAE
+from keras_vae.features import judges
+from keras_vae.features.judges import FeatureNetwork
+from keras_vae.latents.fitting import encode_training
+from keras_vae.model.encoding import Encoded, encode
+from keras_vae.model.vae import VAE
+from keras_vae.runs.images import data_of
+from keras_vae.runs.opening import BATCH, Model, open_model
+from keras_vae.support import pictures
+from keras_vae.support.files import write_aside
+from keras_vae.support.true_float32 import true_float32
 
 RESULTS = Path(__file__).parent / "results"
 HELD_OUT = 2000  # at most
@@ -84,7 +85,7 @@ def measured(run: Path, wanted: list[str], known: dict[str, Any]) -> Iterator[tu
     missing = [each for each in wanted if each not in figures["priors"]]
     if not missing:
         return
-    network = feature_networks.load()
+    network = judges.load()
     held_out, unseen, figures = references(model, vae, network, figures)
     seen = encode_training(model, vae, None)
     (run / "priors").mkdir(exist_ok=True)

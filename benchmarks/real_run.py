@@ -103,7 +103,8 @@ def pipeline(case: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]
     import tensorflow as tf
 
     from keras_vae import OBJECTIVES as KNOWN
-    from keras_vae import VAE, data, precision
+    from keras_vae import VAE, data
+    from keras_vae.support import precision
 
     if case["device"] == "cuda" and not tf.config.list_physical_devices("GPU"):
         raise SystemExit("TensorFlow sees no GPU: keras-vae doctor says why")

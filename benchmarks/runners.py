@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
-from keras_vae import cards
+from keras_vae.cli import cards
 
 
 class RunnerError(SystemExit):

@@ -18,8 +18,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_vae import OBJECTIVES, VAE, __version__, data, pictures, precision
+from keras_vae import OBJECTIVES, VAE, __version__, data
 from keras_vae.evaluation.fidelity import psnr, sharpness_ratio
+from keras_vae.support import pictures, precision
 
 RESULTS = Path(__file__).parent / "results"
 COMPARED: dict[str, dict[str, Any]] = {

@@ -337,7 +337,8 @@ def _without(change: str) -> None:
     """Has ours compute one thing, or all, the straightforward way."""
     from keras import ops
 
-    from keras_vae import PerceptualLoss, fusion
+    from keras_vae import PerceptualLoss
+    from keras_vae.model import fusion
 
     def distances(self: Any, targets: list[Any], decoded: Any) -> Any:
         pairs = zip(targets, self.features(decoded), strict=True)

@@ -19,8 +19,8 @@ import numpy as np
 from keras import layers, ops
 
 import keras_vae
-from keras_vae import schedules
 from keras_vae.data import Avatars, AvatarsConfig
+from keras_vae.model import schedules
 
 # The tests run this file with few images and one epoch; what the text says of pictures is of the full length.
 QUICK = "KERAS_VAE_TUTORIAL_QUICK" in os.environ

@@ -9,26 +9,40 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from keras_vae._backend import load_tensorflow
 from keras_vae._version import __version__
-from keras_vae.errors import InputError
-from keras_vae.objectives import OBJECTIVES, PRESETS
+from keras_vae.model.presets import OBJECTIVES, PRESETS
+from keras_vae.support.backend import load_tensorflow
+from keras_vae.support.errors import InputError
 
 if TYPE_CHECKING:
-    from keras_vae import data, distributions, networks, perceptual, pictures, precision, schedules
-    from keras_vae.distributions import DiagonalGaussian
-    from keras_vae.perceptual import PerceptualLoss
-    from keras_vae.pretrained import from_pretrained
-    from keras_vae.vae import VAE
+    from keras_vae import data
+    from keras_vae.features import perceptual
+    from keras_vae.features.perceptual import PerceptualLoss
+    from keras_vae.model import distributions, networks, priors, schedules
+    from keras_vae.model.distributions import DiagonalGaussian
+    from keras_vae.model.vae import VAE
+    from keras_vae.runs.pretrained import from_pretrained
+    from keras_vae.support import errors, pictures, precision
 
 _HOMES = {
-    "VAE": "keras_vae.vae",
-    "PerceptualLoss": "keras_vae.perceptual",
-    "DiagonalGaussian": "keras_vae.distributions",
-    "from_pretrained": "keras_vae.pretrained",
+    "VAE": "keras_vae.model.vae",
+    "PerceptualLoss": "keras_vae.features.perceptual",
+    "DiagonalGaussian": "keras_vae.model.distributions",
+    "from_pretrained": "keras_vae.runs.pretrained",
 }
-_MODULES = ("data", "distributions", "networks", "perceptual", "schedules")
-_LIGHT_MODULES = ("pictures", "precision")  # these take no TensorFlow
+_MODULES = {
+    "data": "keras_vae.data",
+    "distributions": "keras_vae.model.distributions",
+    "networks": "keras_vae.model.networks",
+    "perceptual": "keras_vae.features.perceptual",
+    "priors": "keras_vae.model.priors",
+    "schedules": "keras_vae.model.schedules",
+}
+_LIGHT_MODULES = {  # these take no TensorFlow
+    "errors": "keras_vae.support.errors",
+    "pictures": "keras_vae.support.pictures",
+    "precision": "keras_vae.support.precision",
+}
 
 __all__ = [
     "OBJECTIVES",
@@ -40,11 +54,13 @@ __all__ = [
     "__version__",
     "data",
     "distributions",
+    "errors",
     "from_pretrained",
     "networks",
     "perceptual",
     "pictures",
     "precision",
+    "priors",
     "schedules",
 ]
 
@@ -54,8 +70,8 @@ def __getattr__(name: str) -> Any:
         load_tensorflow()
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
-    if name in (*_MODULES, *_LIGHT_MODULES):
-        return importlib.import_module(f"keras_vae.{name}")
+    if name in {**_MODULES, **_LIGHT_MODULES}:
+        return importlib.import_module({**_MODULES, **_LIGHT_MODULES}[name])
     raise AttributeError(f"module 'keras_vae' has no attribute {name!r}")
 
 
@@ -70,7 +86,7 @@ def _register_with_keras(keras: Any) -> None:
     Keras, and with it TensorFlow, to write to.
     """
     if keras.backend.backend() == "tensorflow":  # else the user's other work goes on undisturbed
-        importlib.import_module("keras_vae.vae")
+        importlib.import_module("keras_vae.model.vae")
 
 
 if importlib.util.find_spec("keras"):  # else a decoder is run, which takes numpy and onnxruntime alone

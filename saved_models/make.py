@@ -21,11 +21,11 @@ from typing import Any
 
 import keras
 
-from keras_vae import explorer
-from keras_vae.models import open_model
+from keras_vae.cli import explorer
+from keras_vae.runs.opening import open_model
 
 HERE = Path(__file__).parent
-COMMAND = "from keras_vae.cli import main; main()"
+COMMAND = "from keras_vae import cli; main()"
 MODELS: dict[str, dict[str, Any]] = {
     "avatars": {
         "title": "avatars, 64x64: cartoon faces",

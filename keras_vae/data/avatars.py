@@ -11,8 +11,8 @@ import joblib
 import numpy as np
 import tensorflow_datasets as tfds
 
-from keras_vae import progress
-from keras_vae.errors import InputError
+from keras_vae.support import progress
+from keras_vae.support.errors import InputError
 
 TRAIN_EXAMPLES = 16_000
 TEST_EXAMPLES = 2_000

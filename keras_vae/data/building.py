@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from keras_vae import progress
 from keras_vae.data import tables, tfds_sets
 from keras_vae.data.sources import DEFAULT_SIZE, RandomAccess, open_folder
-from keras_vae.errors import InputError, check_count
+from keras_vae.support import progress
+from keras_vae.support.errors import InputError, check_count
 
 VERSION = "1.0.0"
 SHARDS_AT_LEAST = 8  # so that as many workers can share a set

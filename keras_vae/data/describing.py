@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from keras_vae import pictures, progress
 from keras_vae.data import tfds_sets
 from keras_vae.data.listing import scan
 from keras_vae.data.sources import check_outside, folder_of, is_prepared_set, load
-from keras_vae.files import check_output_file
+from keras_vae.support import pictures, progress
+from keras_vae.support.files import check_output_file
 
 PICTURED = 64
 MEASURED = 1000  # files whose sizes are looked up

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_vae.data.decoding import EXTENSIONS
-from keras_vae.errors import InputError
+from keras_vae.support.errors import InputError
 
 HELD_OUT_PERCENT = 10
 

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from keras_vae.errors import InputError
+from keras_vae.support.errors import InputError
 
 LIMIT = 0.1  # share of a source's images that may be unreadable before it is refused
 NAMED = 1000  # of each reason, so that memory stays flat

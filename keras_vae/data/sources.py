@@ -14,13 +14,13 @@ import numpy as np
 import psutil
 import tensorflow as tf
 
-from keras_vae import image_batches, progress
-from keras_vae.data import decoding, pipelines, tables, tfds_sets
+from keras_vae.data import decoding, image_batches, pipelines, tables, tfds_sets
 from keras_vae.data.decoding import UnreadableError
 from keras_vae.data.images import Images, fits_in_memory, fits_on_disk
 from keras_vae.data.listing import HELD_OUT_PERCENT, Listing, held_out_of, scan, shown
 from keras_vae.data.skips import Skips
-from keras_vae.errors import InputError, check_count
+from keras_vae.support import progress
+from keras_vae.support.errors import InputError, check_count
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_vae.data.decoding import EXTENSIONS
 from keras_vae.data.listing import Listing
-from keras_vae.errors import InputError
+from keras_vae.support.errors import InputError
 
 NAMES = ("attributes.csv", "list_attr_celeba.txt", "list_attr_celeba.csv", "attributes.tsv", "attributes.txt")
 DELIMITERS = (",", ";", "\t", "|")

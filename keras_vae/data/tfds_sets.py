@@ -18,9 +18,9 @@ import absl.logging
 import numpy as np
 import tensorflow as tf
 
-from keras_vae import hosts
 from keras_vae.data.listing import held_out_of
-from keras_vae.errors import InputError
+from keras_vae.support import hosts
+from keras_vae.support.errors import InputError
 
 CLASSES_AT_MOST = 1000  # labels or subfolders of more classes are names, not attributes
 # Debian's package dataset-fashion-mnist holds the files that TFDS downloads, without the name and time in their heads.

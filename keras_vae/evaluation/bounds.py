@@ -11,11 +11,11 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from keras_vae import progress
-from keras_vae.distributions import DiagonalGaussian
-from keras_vae.errors import InputError
-from keras_vae.export.keras_defaults import keras_defaults
-from keras_vae.vae import VAE
+from keras_vae.model.distributions import DiagonalGaussian
+from keras_vae.model.vae import VAE
+from keras_vae.support import progress
+from keras_vae.support.errors import InputError
+from keras_vae.support.keras_defaults import keras_defaults
 
 # Pixel values decoded at a time: at 64x64x3, 341 images. A decoder's activations take some fifty times this.
 DECODED_VALUES = 2**22

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from keras_vae.errors import InputError
+from keras_vae.support.errors import InputError
 
 NEIGHBOURS = 3  # Kynkaanniemi et al. 2019
 ROWS = 1024  # of a table of pairs, at a time

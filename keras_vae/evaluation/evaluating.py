@@ -13,22 +13,25 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_vae import data, exploring, progress
-from keras_vae.commands import data_of
+from keras_vae import data
 from keras_vae.data.sources import check_outside
-from keras_vae.errors import InputError
-from keras_vae.evaluation import distances, feature_networks, fidelity, learned_prior, posterior, report
+from keras_vae.evaluation import distances, fidelity, learned_prior, posterior, report
 from keras_vae.evaluation.bounds import importance_weighted_bound
-from keras_vae.evaluation.encoding import Encoded, Reservoir, encode
-from keras_vae.evaluation.feature_networks import FeatureNetwork
-from keras_vae.evaluation.fitting import encode_training
 from keras_vae.export import latents
-from keras_vae.export.reference import true_float32
-from keras_vae.files import check_output_folder, write_aside
-from keras_vae.models import BATCH, Model, open_model
-from keras_vae.priors import StandardNormal
-from keras_vae.sampling import check_prior
-from keras_vae.vae import VAE
+from keras_vae.features import judges
+from keras_vae.features.judges import FeatureNetwork
+from keras_vae.latents import walks
+from keras_vae.latents.fitting import encode_training
+from keras_vae.model.encoding import Encoded, Reservoir, encode
+from keras_vae.model.presets import check_prior
+from keras_vae.model.priors import StandardNormal
+from keras_vae.model.vae import VAE
+from keras_vae.runs.images import data_of
+from keras_vae.runs.opening import BATCH, Model, open_model
+from keras_vae.support import progress
+from keras_vae.support.errors import InputError
+from keras_vae.support.files import check_output_folder, write_aside
+from keras_vae.support.true_float32 import true_float32
 
 FOLDER = "evaluation"
 FIGURES = "evaluation.json"
@@ -51,7 +54,7 @@ class Options:
         importance_samples: draws an image for the importance-weighted bound; None for none.
         limit: held-out images at most; None for all.
         batch_size: images at a time; the run's own, or 64.
-        features: feature network, a name of `feature_networks.names`, or "none".
+        features: feature network, a name of `judges.names`, or "none".
         feature_weights: its file, to use instead of a download.
         prior: what samples are drawn from: "learned", the model's own prior, or "standard", the standard normal.
         samples: how many; None for as many as there are held-out images.
@@ -63,7 +66,7 @@ class Options:
     importance_samples: int | None = None
     limit: int | None = None
     batch_size: int | None = None
-    features: str = feature_networks.DEFAULT
+    features: str = judges.DEFAULT
     feature_weights: str | None = None
     prior: str = "learned"
     samples: int | None = None
@@ -103,9 +106,7 @@ def evaluate(path: Path, options: Options) -> dict[str, Any]:
         if source is not None:
             check_outside(out, source)
     # The feature network before the data: what cannot be had is said at once.
-    network = (
-        None if options.features == NO_FEATURES else feature_networks.load(options.features, options.feature_weights)
-    )
+    network = None if options.features == NO_FEATURES else judges.load(options.features, options.feature_weights)
     images = data_of(model, vae, options.source, batch_size=1)
     evaluation = _Evaluation(model, vae, images, network, options)
     figures = evaluation.figures()
@@ -331,7 +332,7 @@ class _Evaluation:
         assert self._samples_shown is not None
         kl = self._encoded.kl_per_latent()
         strongest = [int(each) for each in np.argsort(-kl)[:TRAVERSED]]
-        walk = exploring.walk_from(self.model, self._encoded.mean[:1])
+        walk = walks.walk_from(self.model, self._encoded.mean[:1])
         labels = [f"latent {each}, {kl[each]:.2f} nats" for each in strongest]
         if walk.along_prior:
             strongest = list(range(len(strongest)))

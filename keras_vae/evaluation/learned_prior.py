@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from keras import ops
 
-from keras_vae.evaluation.encoding import Encoded
-from keras_vae.priors import Prior, StandardNormal
+from keras_vae.model.encoding import Encoded
+from keras_vae.model.priors import Prior, StandardNormal
 
 DENSITY_IMAGES = 500  # whose codes' density is taken: half a minute on two cores for 100 latents
 ROWS = 100  # of a batch, for each of which the field's whole Jacobian is held

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from keras_vae.errors import InputError
-from keras_vae.evaluation.encoding import Encoded
-from keras_vae.metrics import ACTIVE_VARIANCE
+from keras_vae.model.encoding import Encoded
+from keras_vae.model.metrics import ACTIVE_VARIANCE
+from keras_vae.support.errors import InputError
 
 LOG_TWO_PI = math.log(2.0 * math.pi)
 ROWS = 512  # draws at a time

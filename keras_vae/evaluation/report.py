@@ -14,8 +14,9 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from keras_vae import charts, pictures
 from keras_vae._version import __version__
+from keras_vae.evaluation import charts
+from keras_vae.support import pictures
 
 # What figures are called, and what is to be known about them.
 NAMES = {

@@ -16,11 +16,11 @@ import tf2onnx
 
 from keras_vae.export import graph
 from keras_vae.export.artifact import float32_copy
-from keras_vae.export.keras_defaults import keras_defaults
 from keras_vae.export.onnx import OPSET, check_file, put, save
-from keras_vae.export.reference import true_float32
 from keras_vae.export.runtime import CPU, Encoder
 from keras_vae.export.saved_model import mean_and_log_var
+from keras_vae.support.keras_defaults import keras_defaults
+from keras_vae.support.true_float32 import true_float32
 
 OUTPUTS = ("mean", "log_var")
 TOLERANCE = 1e-4

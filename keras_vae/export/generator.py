@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 
 from keras_vae.export.formats import LATENTS, NOISE
-from keras_vae.export.keras_defaults import keras_defaults
+from keras_vae.support.keras_defaults import keras_defaults
 
 
 @keras_defaults()

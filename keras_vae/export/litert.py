@@ -15,7 +15,7 @@ from keras_vae.export import seal
 from keras_vae.export.errors import ExportError, MissingRuntimeError
 from keras_vae.export.formats import LATENTS, NOISE, Opened
 from keras_vae.export.generator import compose
-from keras_vae.export.quiet import quiet_stderr
+from keras_vae.support.quiet import quiet_stderr
 
 # As TensorFlow Lite's metadata does it: further files lie in a ZIP archive behind the model, which readers of either
 # one do not mind.

@@ -13,7 +13,7 @@ import numpy as np
 from keras_vae.export import seal
 from keras_vae.export.errors import ExportError, MissingRuntimeError
 from keras_vae.export.formats import LATENTS, NOISE, Opened
-from keras_vae.export.quiet import quiet_stderr
+from keras_vae.support.quiet import quiet_stderr
 
 if TYPE_CHECKING:
     import keras

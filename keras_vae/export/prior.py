@@ -10,10 +10,10 @@ import numpy as np
 
 from keras_vae.export import graph, latents
 from keras_vae.export.formats import LATENTS, NOISE
-from keras_vae.export.keras_defaults import keras_defaults
 from keras_vae.export.onnx import check_file, converted_layer, put, save
-from keras_vae.export.reference import true_float32
 from keras_vae.export.runtime import CPU, Kind, open_session
+from keras_vae.support.keras_defaults import keras_defaults
+from keras_vae.support.true_float32 import true_float32
 
 PRIOR = Kind("prior", [NOISE], [LATENTS])
 TOLERANCE = 1e-4

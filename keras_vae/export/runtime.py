@@ -16,7 +16,7 @@ from keras_vae.export import latents, seal
 from keras_vae.export.errors import ExportError
 from keras_vae.export.formats import LATENTS, NOISE, Opened
 from keras_vae.export.png import to_png
-from keras_vae.export.quiet import quiet_stderr
+from keras_vae.support.quiet import quiet_stderr
 
 with quiet_stderr():
     import onnxruntime

@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras_vae.export import seal, warmup
 from keras_vae.export.errors import ExportError
 from keras_vae.export.formats import LATENTS, NOISE, Opened
-from keras_vae.export.reference import CPU, true_float32
+from keras_vae.support.true_float32 import CPU, true_float32
 
 SIGNATURE = "serving_default"
 GENERATE = "generate"

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from keras_vae.export.errors import ExportError
-from keras_vae.export.quiet import quiet_stderr
 from keras_vae.export.serving.served import BATCH_SIZE, MESSAGE_BYTES, MODEL, ServedDecoder, ServerError, one_line, run
+from keras_vae.support.quiet import quiet_stderr
 
 try:
     with quiet_stderr():

@@ -1,0 +1,1 @@
+"""Deep features: the perceptual loss, networks that judge, and where their weights are."""

@@ -1,0 +1,1 @@
+"""Working with latents: attributes, directions, walks, measures."""

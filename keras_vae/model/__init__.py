@@ -1,0 +1,1 @@
+"""The variational autoencoder: networks, distributions, objective, prior."""

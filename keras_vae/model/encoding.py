@@ -1,0 +1,151 @@
+"""Latents of many images: one pass through the encoder, in memory that is bounded."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_vae.data import image_batches
+from keras_vae.support import progress
+from keras_vae.support.errors import InputError
+
+LIMIT = 20_000  # images kept of any number
+
+
+class Reservoir:
+    """Keeps some of many rows, each with the same chance (Vitter 1985, algorithm R); the same seed keeps the same.
+
+    Args:
+        limit: rows to keep at most.
+        seed: of the choice.
+    """
+
+    def __init__(self, limit: int, seed: int = 0) -> None:
+        self.limit = limit
+        self.seen = 0
+        self._rng = np.random.default_rng(seed)
+        self._rows: list[Any] = []
+
+    def update(self, *columns: np.ndarray) -> None:
+        """Takes in rows that belong together, one of each column; views of them are copied."""
+        for row in zip(*columns, strict=True):
+            kept = tuple(np.array(each) for each in row)
+            if self.seen < self.limit:
+                self._rows.append(kept)
+            elif (place := int(self._rng.integers(self.seen + 1))) < self.limit:
+                self._rows[place] = kept
+            self.seen += 1
+
+    def columns(self) -> tuple[np.ndarray, ...]:
+        """What was kept: an array a column."""
+        return tuple(np.stack(column) for column in zip(*self._rows, strict=True))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Posteriors of some images.
+
+    Attributes:
+        mean, log_var: float32 (images, latent_dim).
+        attributes: uint8 (images, attributes) of 0 and 1; none where they were not asked for.
+        attribute_names: of the attributes.
+        seen: how many images there were; what is kept is drawn from them.
+    """
+
+    mean: np.ndarray
+    log_var: np.ndarray
+    attributes: np.ndarray
+    attribute_names: tuple[str, ...]
+    seen: int
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    @property
+    def latent_dim(self) -> int:
+        return self.mean.shape[1]
+
+    def kl_per_latent(self) -> np.ndarray:
+        """Mean Kullback-Leibler divergence of each latent from the prior, nats: float64 (latent_dim,)."""
+        variance = np.exp(self.log_var, dtype=np.float64)
+        return 0.5 * (variance + np.square(self.mean, dtype=np.float64) - 1.0 - self.log_var).mean(axis=0)
+
+    def draws(self, seed: int = 0) -> np.ndarray:
+        """One draw from each posterior: float32 (images, latent_dim)."""
+        noise = np.random.default_rng(seed).standard_normal(self.mean.shape, np.float32)
+        return self.mean + np.exp(0.5 * self.log_var) * noise
+
+    def column(self, name: str) -> np.ndarray:
+        """An attribute of each image, uint8 (images,).
+
+        Raises:
+            InputError: there is no such attribute.
+        """
+        return self.attributes[:, position(name, self.attribute_names)]
+
+
+def encode(
+    vae: keras.Model,
+    batches: Iterable[Any],
+    attribute_names: tuple[str, ...] = (),
+    limit: int = LIMIT,
+    seed: int = 0,
+    total: int | None = None,
+    description: str = "encoding",
+) -> Encoded:
+    """Encodes images.
+
+    Args:
+        vae: a `keras_vae.VAE`.
+        batches: of images, or of dicts with `image` and `attributes`, such as `keras_vae.data.load` gives.
+        attribute_names: of the attributes; none are kept without.
+        limit: images whose posteriors are kept; of more, as many are drawn.
+        seed: of that draw.
+        total: number of images, for the progress bar.
+        description: what the bar says.
+
+    Raises:
+        InputError: no images, or images of another shape than the model's.
+    """
+    kept = Reservoir(limit, seed)
+
+    @tf.function(jit_compile=vae._needs_xla(), reduce_retracing=True, autograph=False)
+    def posterior(images: Any) -> tuple[Any, Any]:
+        found = vae.encode(images)
+        return found.mean, found.log_var
+
+    with vae.averaged_weights(), progress.bar(total, description, "images") as bar:
+        for batch in batches:
+            images = image_batches.unpack(batch)
+            image_batches.check(images, vae.image_shape)
+            labels = batch["attributes"] if attribute_names else np.empty((len(images), 0), np.uint8)
+            kept.update(*(np.asarray(each) for each in (*posterior(vae._images(images)), labels)))
+            bar.update(len(images))
+    if not len(kept):
+        raise InputError("no images to encode")
+    mean, log_var, attributes = kept.columns()
+    return Encoded(mean, log_var, attributes, attribute_names, kept.seen)
+
+
+def position(name: str, names: Sequence[str]) -> int:
+    """Where an attribute stands among names.
+
+    Raises:
+        InputError: nowhere; the message names some that are near.
+    """
+    if name in names:
+        return list(names).index(name)
+    folded = {each.lower(): each for each in names}
+    near = [folded[each] for each in difflib.get_close_matches(name.lower(), folded, 3, 0.5)]
+    if near:
+        raise InputError(f"no attribute {name!r}: did you mean {' or '.join(near)}?")
+    raise InputError(f"no attribute {name!r}: there are {', '.join(names) or 'none'}")

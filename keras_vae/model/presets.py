@@ -1,0 +1,81 @@
+"""Objectives and training recipes by name.
+
+What two of them make of the same images, in the same time and at the same KL, is measured by `benchmarks.objectives`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras_vae.support.errors import InputError
+
+PRIORS = ("learned", "standard")
+DEFAULT_LAYERS = "vae-123"
+DEFAULT_PERCEPTUAL_WEIGHT = "balanced"
+
+# Arguments of `VAE`, and fields of `TrainingConfig`.
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    # Pixels and features, each a Gaussian with its own optimal variance, each layer counting more than the image.
+    "default": {
+        "perceptual_layers": DEFAULT_LAYERS,
+        "perceptual_weight": DEFAULT_PERCEPTUAL_WEIGHT,
+        "pixel_weight": 1.0,
+        "likelihood": "gaussian-calibrated",
+    },
+    # Squared error over twice a variance of 0.05.
+    "plain": {"perceptual": None, "likelihood": "gaussian"},
+    # The ELBO with the one variance that fits: sigma-VAE, Rybkin et al. 2021.
+    "gaussian-calibrated": {"perceptual": None, "likelihood": "gaussian-calibrated"},
+    # Hou et al. 2017, section 4.2: features alone.
+    "vae-123": {
+        "perceptual_layers": "vae-123",
+        "perceptual_weight": 0.5,
+        "pixel_weight": 0.0,
+        "likelihood": "gaussian",
+    },
+    "vae-345": {
+        "perceptual_layers": "vae-345",
+        "perceptual_weight": 0.5,
+        "pixel_weight": 0.0,
+        "likelihood": "gaussian",
+    },
+    "vae-123-calibrated": {
+        "perceptual_layers": "vae-123",
+        "perceptual_weight": "calibrated",
+        "pixel_weight": 0.0,
+        "likelihood": "gaussian",
+    },
+}
+
+# Fields of `TrainingConfig`.
+PRESETS: dict[str, dict[str, Any]] = {
+    **OBJECTIVES,
+    # Hou et al. 2017, section 4.1: CelebA cropped and scaled to 64x64, latent 100, batches of 64, five epochs of Adam
+    # beginning at 0.0005 and halved after each, KL weight 1, perceptual weight 0.5, VGG19's layers 1, 2 and 3.
+    # Our choices where it is silent: the crop is the 150 pixels about the centre; Adam's other numbers are Keras's
+    # (0.9, 0.999); initial weights are Keras's (Glorot); the slope of LeakyReLU and the momentum of batch
+    # normalization are in `keras_vae.networks`. The KL weighs what the formulas say (see README, Limits).
+    "dfc-paper": {
+        **OBJECTIVES["vae-123"],
+        "network": "dfc",
+        "latent_dim": 100,
+        "perceptual": "vgg19",
+        "beta": 1.0,
+        "image_size": 64,
+        "crop": 150,
+        "batch_size": 64,
+        "epochs": 5,
+        "learning_rate": 5e-4,
+        "learning_rate_decay": 0.5,
+    },
+}
+
+
+def check_prior(name: str) -> None:
+    """Refuses what is no prior's name.
+
+    Raises:
+        InputError: it is refused.
+    """
+    if name not in PRIORS:
+        raise InputError(f"unknown prior {name!r}: choose {' or '.join(PRIORS)}")

@@ -1,0 +1,281 @@
+"""Priors: maps from standard normal noise to latents.
+
+A VAE is trained towards a standard normal, but the codes of its images, q(z) = E[q(z | x)], come to lie elsewhere, the
+more so the closer it reconstructs. A decoder has learned to draw codes and nothing else: samples are drawn from a prior
+that was fitted to them afterwards.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, TypeAlias
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from keras_vae.model.distributions import DiagonalGaussian
+from keras_vae.support import progress
+from keras_vae.support.errors import InputError, check_count
+from keras_vae.support.keras_defaults import keras_defaults
+
+WIDTH = 384
+BLOCKS = 3
+FREQUENCIES = 8
+HIGHEST_FREQUENCY = 20.0  # radians over the way from noise to codes; the lowest is 1
+STEPS_TO_IMAGES = 6
+RUNGE_KUTTA_STEPS = 8
+MOST_CODES = 100_000  # images whose codes a prior is fitted to
+STEPS = 3500  # of fitting; with the encoding of 10,000 images of 64x64 within a minute on two cores
+BATCH = 256
+EPOCHS = 100  # of fitting at most: few codes would be learned by heart
+LEARNING_RATE = 2e-3
+WARMUP_STEPS = 50
+LEAST_VARIANCE = 1e-6  # of an axis, of the codes' mean variance: latents that all images share
+
+
+@keras.saving.register_keras_serializable("keras_vae")
+class StandardNormal(keras.layers.Layer):
+    """The prior that a VAE is trained towards: latents are the noise itself.
+
+    Args:
+        latent_dim: number of latents.
+    """
+
+    kind: ClassVar[str] = "standard"
+
+    def __init__(self, latent_dim: int, **kwargs: Any) -> None:
+        super().__init__(**{"dtype": "float32", "name": "prior", **kwargs})
+        self.latent_dim = check_count("latent_dim", latent_dim)
+        self.built = True
+
+    def call(self, noise: Any) -> Any:
+        """Latents of noise, float32 (batch, latent_dim) both."""
+        return noise
+
+    def inverse(self, z: Any) -> Any:
+        """The noise of latents."""
+        return ops.convert_to_tensor(z, "float32")
+
+    def log_prob(self, z: Any) -> Any:
+        """Log density in nats, float32 (batch,)."""
+        return _standard_normal(ops.convert_to_tensor(z, "float32"))
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "latent_dim": self.latent_dim}
+
+
+@keras.saving.register_keras_serializable("keras_vae")
+class FlowMatchingPrior(keras.layers.Layer):
+    """A density of codes: noise that flows to them along a learned velocity field.
+
+        dx/dt = v(x, t),   x(0) = noise ~ N(0, I),   z = mean + axes x(1)
+
+    The field is fitted by flow matching (Lipman et al. 2023, arXiv 2210.02747, with the straight paths of its section
+    4.1): v(x, t) is the mean of (code - noise) where t code + (1 - t) noise = x. `mean` and `axes`, the codes'
+    principal axes with the widest first, are those of the Gaussian with the codes' moments, which the prior is as long
+    as the field is zero. Latents of noise are found in `STEPS_TO_IMAGES` steps of the method of Adams and Bashforth, of
+    second order; the density and the inverse are of the flow itself, by the method of Runge and Kutta.
+
+    Args:
+        latent_dim: number of latents.
+        width: of the field's hidden layers.
+        blocks: residual blocks between the first and the last layer.
+    """
+
+    kind: ClassVar[str] = "learned"
+
+    def __init__(self, latent_dim: int, width: int = WIDTH, blocks: int = BLOCKS, **kwargs: Any) -> None:
+        super().__init__(**{"dtype": "float32", "name": "prior", **kwargs})
+        self.latent_dim = check_count("latent_dim", latent_dim)
+        self.width = check_count("width", width)
+        self.blocks = check_count("blocks", blocks)
+        self.mean = self._array("mean", (latent_dim,), "zeros")
+        self.axes = self._array("axes", (latent_dim, latent_dim), keras.initializers.Identity())
+        glorot = "glorot_uniform"
+        self.first = self._array("first", (latent_dim, width), glorot)
+        self.time = self._array("time", (2 * FREQUENCIES, width), glorot)
+        self.first_bias = self._array("first_bias", (width,), "zeros")
+        self.between = [
+            (
+                self._array(f"up_{block}", (width, width), glorot),
+                self._array(f"up_bias_{block}", (width,), "zeros"),
+                self._array(f"down_{block}", (width, width), glorot),
+                self._array(f"down_bias_{block}", (width,), "zeros"),
+            )
+            for block in range(blocks)
+        ]
+        # The last layer begins at zero: no flow at all.
+        self.last = self._array("last", (width, latent_dim), "zeros")
+        self.skip = self._array("skip", (latent_dim, latent_dim), "zeros")
+        self.last_bias = self._array("last_bias", (latent_dim,), "zeros")
+        self.built = True
+
+    def _array(self, name: str, shape: tuple[int, ...], initializer: Any) -> Any:
+        # Never trainable for Keras: the model's own training leaves its prior alone.
+        return self.add_weight(shape=shape, initializer=initializer, name=name, dtype="float32", trainable=False)
+
+    @property
+    def field_weights(self) -> list[Any]:
+        """The weights of the velocity field."""
+        return self.weights[2:]
+
+    def velocity(self, x: Any, t: Any) -> Any:
+        """The field v(x, t): float32 (batch, latent_dim), as x is; t is (batch or 1, 1), from 0 to 1."""
+        angles = t * np.geomspace(1.0, HIGHEST_FREQUENCY, FREQUENCIES, dtype=np.float32)
+        waves = ops.concatenate([ops.sin(angles), ops.cos(angles)], axis=-1)
+        hidden = ops.matmul(x, self.first) + ops.matmul(waves, self.time) + self.first_bias
+        for up, up_bias, down, down_bias in self.between:
+            hidden = hidden + ops.matmul(ops.silu(ops.matmul(hidden, up) + up_bias), down) + down_bias
+        return ops.matmul(hidden, self.last) + ops.matmul(x, self.skip) + self.last_bias
+
+    def call(self, noise: Any) -> Any:
+        """Latents of noise, float32 (batch, latent_dim) both."""
+        x, before = noise, None
+        for step in range(STEPS_TO_IMAGES):
+            velocity = self.velocity(x, ops.full((1, 1), step / STEPS_TO_IMAGES, dtype="float32"))
+            ahead = velocity if before is None else 1.5 * velocity - 0.5 * before
+            x, before = x + ahead / STEPS_TO_IMAGES, velocity
+        return self.mean + ops.matmul(x, ops.transpose(self.axes))
+
+    def inverse(self, z: Any) -> Any:
+        """The noise that flows to latents, float32 (batch, latent_dim) both."""
+        return self._reverse(ops.convert_to_tensor(z, "float32"), with_density=False)[0]
+
+    def log_prob(self, z: Any) -> Any:
+        """Log density of the flow in nats, float32 (batch,).
+
+        By the instantaneous change of variables (Chen et al. 2018, arXiv 1806.07366, theorem 1) with the exact trace.
+        """
+        noise, log_volume = self._reverse(ops.convert_to_tensor(z, "float32"), with_density=True)
+        _, log_scale = np.linalg.slogdet(np.asarray(self.axes, np.float64))
+        return _standard_normal(noise) - log_volume - float(log_scale)
+
+    def _reverse(self, z: Any, with_density: bool) -> tuple[Any, Any]:
+        """The noise of latents, and the integral of the field's divergence on the way."""
+        axes = np.asarray(self.axes, np.float64)
+        x = ops.matmul(z - self.mean, np.linalg.inv(axes).T.astype(np.float32))
+        return self._integrated(x, with_density)
+
+    @tf.function(reduce_retracing=True, autograph=False)
+    def _integrated(self, x: tf.Tensor, with_density: bool) -> tuple[tf.Tensor, tf.Tensor]:
+        def change(x: tf.Tensor, t: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            times = tf.reshape(t, (1, 1))
+            if not with_density:
+                return self.velocity(x, times), tf.zeros(tf.shape(x)[:1])
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                velocity = self.velocity(x, times)
+            return velocity, tf.linalg.trace(tape.batch_jacobian(velocity, x))
+
+        length = -1.0 / RUNGE_KUTTA_STEPS
+
+        def advance(step: tf.Tensor, state: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+            x, log_volume = state
+            t = 1.0 + tf.cast(step, tf.float32) * length
+            slope_1, spread_1 = change(x, t)
+            slope_2, spread_2 = change(x + 0.5 * length * slope_1, t + 0.5 * length)
+            slope_3, spread_3 = change(x + 0.5 * length * slope_2, t + 0.5 * length)
+            slope_4, spread_4 = change(x + length * slope_3, t + length)
+            slope = (slope_1 + 2.0 * slope_2 + 2.0 * slope_3 + slope_4) / 6.0
+            spread = (spread_1 + 2.0 * spread_2 + 2.0 * spread_3 + spread_4) / 6.0
+            return x + length * slope, log_volume - length * spread
+
+        return ops.fori_loop(0, RUNGE_KUTTA_STEPS, advance, (x, tf.zeros(tf.shape(x)[:1])))
+
+    def get_config(self) -> dict[str, Any]:
+        sizes = {"latent_dim": self.latent_dim, "width": self.width, "blocks": self.blocks}
+        return {**super().get_config(), **sizes}
+
+
+def _standard_normal(x: Any) -> Any:
+    return DiagonalGaussian(ops.zeros_like(x), ops.zeros_like(x)).log_prob(x)
+
+
+Prior: TypeAlias = StandardNormal | FlowMatchingPrior
+
+
+@keras_defaults()
+def gaussian(mean: np.ndarray, log_var: np.ndarray) -> FlowMatchingPrior:
+    """The Gaussian with the codes' mean and covariance: a flow that has not been fitted yet.
+
+    Args:
+        mean, log_var: posteriors of training images, float32 (images, latent_dim).
+
+    Raises:
+        InputError: codes that are not finite.
+    """
+    if not (np.isfinite(mean).all() and np.isfinite(log_var).all()):
+        raise InputError("the codes of the images are not finite: the model's training diverged; train again")
+    prior = FlowMatchingPrior(mean.shape[1])
+    centre = mean.mean(axis=0, dtype=np.float64)
+    deviations = mean - centre
+    # Of draws from the posteriors: their means' covariance and their own variances.
+    covariance = deviations.T @ deviations / len(mean) + np.diag(np.exp(log_var, dtype=np.float64).mean(axis=0))
+    variances, axes = np.linalg.eigh(covariance)
+    variances = np.maximum(variances, LEAST_VARIANCE * variances.mean())[::-1]
+    prior.mean.assign(centre)
+    prior.axes.assign(axes[:, ::-1] * np.sqrt(variances))
+    return prior
+
+
+@keras_defaults()
+def fit(mean: np.ndarray, log_var: np.ndarray, seed: int = 0, steps: int = STEPS) -> FlowMatchingPrior:
+    """A prior fitted to codes: draws from the posteriors of training images.
+
+    Args:
+        mean, log_var: of their posteriors, float32 (images, latent_dim).
+        seed: of the field's first weights and of all that is drawn.
+        steps: of fitting, each of 256 codes; fewer where these would come more than `EPOCHS` times.
+
+    Raises:
+        InputError: codes that are not finite.
+    """
+    prior = gaussian(mean, log_var)
+    count, latent_dim = mean.shape
+    steps = min(steps, EPOCHS * count // BATCH)
+    first = np.random.default_rng(seed)
+    for kernel in (prior.first, prior.time, *(each for block in prior.between for each in block[::2])):
+        limit = math.sqrt(6.0 / sum(kernel.shape))  # Glorot's
+        kernel.assign(first.uniform(-limit, limit, kernel.shape))
+    # Codes and posteriors in the axes in which they are white.
+    to_axes = np.linalg.inv(np.asarray(prior.axes, np.float64)).T.astype(np.float32)
+    means = tf.constant((mean - np.asarray(prior.mean)) @ to_axes)
+    deviations = tf.constant(np.exp(0.5 * log_var))
+    draws = tf.random.Generator.from_seed(seed, alg="philox")
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, max(steps, 1), warmup_target=LEARNING_RATE, warmup_steps=min(WARMUP_STEPS, steps)
+    )
+    # Between the codes' own metric, in which what is wide counts most, and the white one: images are nearest with that.
+    widths = np.linalg.norm(np.asarray(prior.axes), axis=0)
+    axis_weights = (widths / widths.mean()).astype(np.float32)
+    places = np.arange(BATCH, dtype=np.float32)[:, np.newaxis]
+    weights = prior.field_weights
+    optimizer = keras.optimizers.Adam(rate)
+    optimizer.build(weights)
+
+    @tf.function(autograph=False, jit_compile=True)
+    def step() -> tf.Tensor:
+        rows = draws.uniform((BATCH,), maxval=count, dtype=tf.int64)
+        spread = tf.gather(deviations, rows) * draws.normal((BATCH, latent_dim))
+        codes = tf.gather(means, rows) + tf.matmul(spread, to_axes)
+        noise = draws.normal((BATCH, latent_dim))
+        # Spread evenly, and more of them late, where the field tells one code from another.
+        t = tf.sqrt((places + draws.uniform((BATCH, 1))) / BATCH)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch([weight.value for weight in weights])
+            error = prior.velocity(t * codes + (1.0 - t) * noise, t) - (codes - noise)
+            loss = tf.reduce_mean(axis_weights * tf.square(error))
+        optimizer.apply(tape.gradient(loss, [weight.value for weight in weights]), weights)
+        return loss
+
+    with progress.bar(steps, "fitting the prior", "steps") as bar:
+        for _ in range(steps):
+            step()
+            bar.update(1)
+    if not all(np.isfinite(np.asarray(weight)).all() for weight in weights):
+        raise InputError(
+            "the prior could not be fitted: its weights are not finite; leave it out with --prior standard"
+        )
+    return prior

@@ -1,0 +1,156 @@
+"""Schedules of the KL's weight, as Keras callbacks: give one to `fit(callbacks=[...])`.
+
+Each sets `vae.beta` before every step, counted by the optimizer, so that a run that is taken up again goes on where
+it was. The weight is shown in the logs as `beta`. With `steps_per_execution` above 1 it changes once in so many steps.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+import keras
+
+from keras_vae.support.errors import InputError, check_count, check_weight
+
+LEAST_WEIGHT = 1e-6  # of `TargetKL`; its inverse is the largest
+
+
+class KLSchedule(keras.callbacks.Callback):
+    """A weight of the KL for every training step; subclasses implement `weight`.
+
+    Args:
+        end: the weight to arrive at; by default the `beta` that the model was made with.
+    """
+
+    def __init__(self, end: float | None = None) -> None:
+        super().__init__()
+        self.end = None if end is None else check_weight("end", end)
+
+    def weight(self, step: int, end: float) -> float:
+        """The weight at a step, 0 being the first."""
+        raise NotImplementedError
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        if not hasattr(self.model, "beta"):
+            raise InputError(f"{type(self).__name__} schedules the beta of a keras_vae.VAE: this model has none")
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        end = self.model.initial_beta if self.end is None else self.end
+        self.model.beta = self.weight(int(keras.ops.convert_to_numpy(self.model.optimizer.iterations)), end)
+
+
+class LinearWarmup(KLSchedule):
+    """From `start` to `end` along a straight line, then constant (Bowman et al. 2016, arXiv 1511.06349).
+
+    Args:
+        steps: training steps until `end`.
+        start: weight at the first step.
+        end: weight at the end; the model's own by default.
+
+    Raises:
+        InputError: steps below 1, or a weight that is not a number of at least 0.
+
+    Example:
+        >>> vae.fit(images, epochs=20, callbacks=[LinearWarmup(steps=2000)])
+    """
+
+    def __init__(self, steps: int, start: float = 0.0, end: float | None = None) -> None:
+        super().__init__(end)
+        self.steps = check_count("steps", steps)
+        self.start = check_weight("start", start)
+
+    def weight(self, step: int, end: float) -> float:
+        return self.start + (end - self.start) * self._progress(min(step / self.steps, 1.0))
+
+    def _progress(self, share: float) -> float:
+        return share
+
+
+class CosineWarmup(LinearWarmup):
+    """From `start` to `end` along half a cosine, slow at both ends, then constant. Arguments as `LinearWarmup`."""
+
+    def _progress(self, share: float) -> float:
+        return 0.5 - 0.5 * math.cos(math.pi * share)
+
+
+class CyclicalAnnealing(KLSchedule):
+    """Warm-ups one after the other: each cycle rises from 0 along a line, then stays at `end`.
+
+    Fu et al. 2019, arXiv 1903.10145, whose settings are four cycles, rising for half of each.
+
+    Args:
+        steps: training steps of all the cycles together; afterwards the weight stays at `end`.
+        cycles: number of cycles.
+        rising: share of each cycle in which the weight rises.
+        end: the weight at the top; the model's own by default.
+
+    Raises:
+        InputError: steps or cycles below 1, or a share outside of 0 to 1.
+    """
+
+    def __init__(self, steps: int, cycles: int = 4, rising: float = 0.5, end: float | None = None) -> None:
+        super().__init__(end)
+        self.steps = check_count("steps", steps)
+        self.cycles = check_count("cycles", cycles)
+        if not 0.0 < rising <= 1.0:
+            raise InputError(f"rising={rising}: give the share of a cycle that rises, above 0 and at most 1")
+        self.rising = rising
+
+    def weight(self, step: int, end: float) -> float:
+        if step >= self.steps:
+            return end
+        share = step * self.cycles / self.steps % 1.0
+        return end * min(share / self.rising, 1.0)
+
+
+class TargetKL(keras.callbacks.Callback):
+    """Steers the KL to a number of nats, raising its weight where it is above and lowering it where it is below.
+
+    Two objectives compare only at the same rate, and no two reach it with the same weight. A controller with an
+    integral term alone, on the logarithm of the weight (after ControlVAE, Shao et al. 2020, arXiv 2004.05988).
+
+    Args:
+        nats: the KL to steer to, in nats per image.
+        gain: change of the weight's logarithm per step and relative error, which counts as 1 at most.
+
+    Raises:
+        InputError: nats or gain not above 0.
+    """
+
+    def __init__(self, nats: float, gain: float = 0.01) -> None:
+        super().__init__()
+        for name, value in (("nats", nats), ("gain", gain)):
+            if not (isinstance(value, numbers.Real) and math.isfinite(value) and value > 0):
+                raise InputError(f"{name}={value!r}: give a number above 0")
+        self.nats = nats
+        self.gain = gain
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        if not hasattr(self.model, "beta"):
+            raise InputError("TargetKL steers the beta of a keras_vae.VAE: this model has none")
+        if not self.model.beta > 0:
+            raise InputError("TargetKL multiplies the model's beta, which is 0: begin with a positive one, such as 1")
+        check_target(self.nats, self.model.free_bits, self.model.latent_dim)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        kl = self.model.last_kl
+        if not math.isfinite(kl):  # a step that float16's loss scaling leaves out
+            return
+        error = min(max(kl / self.nats - 1.0, -1.0), 1.0)
+        # A KL that the data cannot have, however it is weighed, would drive the weight out of float32.
+        self.model.beta = min(max(self.model.beta * math.exp(self.gain * error), LEAST_WEIGHT), 1.0 / LEAST_WEIGHT)
+
+
+def check_target(nats: float, free_bits: float, latent_dim: int) -> None:
+    """Refuses a target for the KL below what free bits leave uncharged.
+
+    Raises:
+        InputError: it is refused.
+    """
+    if free_bits * latent_dim >= nats:
+        raise InputError(
+            f"kl_target={nats:g}: free_bits={free_bits:g} of {latent_dim} latents leave {free_bits * latent_dim:g} "
+            "uncharged, and the KL stays above: give more nats or fewer free bits"
+        )

@@ -1,0 +1,228 @@
+"""What goes wrong in a step, noted on the device: steps do not fail, for XLA drops assertions.
+
+A step whose images, loss or gradient are not to be used leaves the model as it was, and is noted in two small
+variables. `fit`, `evaluate` and `predict` read them now and then, and raise what they say.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from keras_vae.data import image_batches
+from keras_vae.support import replicas
+from keras_vae.support.errors import InputError, NotFiniteError
+
+# Steps in a row that float16's loss scaling may leave out, halving the scale each time, before no scale will help.
+OVERFLOWS_AT_MOST = 25
+
+
+class Watch:
+    """The record of what steps found.
+
+    Args:
+        terms: names of the loss's terms.
+
+    Attributes:
+        images: float32 (5,): batches seen since `begin`, number of the first bad one, 0 for none, and the
+            `image_batches.summary` of its images.
+        numbers: float32 (2 + terms,): number of the first bad step, 0 for none; the squared norm of its gradient; its
+            terms' means.
+        overflows: float32 (): gradients in a row, over whatever calls, that float16 could not hold.
+    """
+
+    def __init__(self, terms: Sequence[str]) -> None:
+        self.terms = tuple(terms)
+        self.images = tf.Variable(tf.zeros(5), trainable=False, name="bad_images")
+        self.numbers = tf.Variable(tf.zeros(2 + len(self.terms)), trainable=False, name="bad_step")
+        self.overflows = tf.Variable(0.0, trainable=False, name="overflows")
+
+    def begin(self) -> None:
+        """Forgets what was noted of images and steps."""
+        for record in (self.images, self.numbers):
+            record.assign(tf.zeros_like(record))
+
+    @contextmanager
+    def anew(self) -> Iterator[None]:
+        """Within it, a record of its own; afterwards the one before: of the `fit` in which `predict` was called."""
+        before = [np.array(record) for record in (self.images, self.numbers)]
+        self.begin()
+        try:
+            yield
+        finally:
+            for record, value in zip((self.images, self.numbers), before, strict=True):
+                record.assign(value)
+
+    def note_images(self, images: Any) -> Any:
+        """Whether the whole batch's images may be used; notes the first that may not.
+
+        Args:
+            images: float32, those of this replica.
+        """
+        if replicas.count() > 1:
+            images = replicas.at_least_one(images)  # others may have some
+        total, low, high = tf.unstack(replicas.gathered(image_batches.summary(images)), axis=1)
+        found = tf.stack([tf.reduce_sum(total), tf.reduce_min(low), tf.reduce_max(high)])
+        fine = image_batches.in_range(*tf.unstack(found))
+        seen, first = self.images[0] + 1.0, self.images[1]
+        news = tf.logical_and(first == 0.0, tf.logical_not(fine))
+        noted = tf.concat([[tf.where(news, seen, first)], tf.where(news, found, self.images[2:])], 0)
+        self.images.assign(tf.concat([[seen], noted], 0))
+        return fine
+
+    def note_numbers(
+        self,
+        step: Any,
+        images_fine: Any,
+        terms: Mapping[str, Any],
+        loss: Any,
+        gradients: Sequence[Any],
+        scaled: bool,
+    ) -> tuple[Any, Any, dict[str, Any]]:
+        """Whether a step is one to follow: its terms, loss and gradients are finite. Notes the first that is not.
+
+        Args:
+            step: number of this step.
+            images_fine: whether its images may be used; where not, `note_images` has noted that.
+            terms: float32 (batch,) by name.
+            loss: float32 (), this replica's share, with what layers added.
+            gradients: of the loss, or None.
+            scaled: whether an overflow of the gradients is float16's loss scaling's to deal with.
+
+        Returns:
+            two booleans, whether the step is one to follow, and whether the optimizer is to see it, which scaling
+            alone tells apart; and the terms' means over the whole batch, float32 () by name.
+        """
+        norm = replicas.total(
+            tf.add_n([ops.cast(tf.nn.l2_loss(each), "float32") for each in gradients if each is not None])
+        )
+        means = replicas.mean(ops.stack([terms[name] for name in self.terms], axis=1))
+        loss_fine = tf.reduce_all(tf.math.is_finite(tf.concat([[replicas.total(loss)], means], 0)))
+        norm_fine = tf.math.is_finite(norm)
+        fine = usable = tf.logical_and(loss_fine, norm_fine)
+        if scaled:
+            overflows = tf.where(norm_fine, 0.0, self.overflows + 1.0)
+            self.overflows.assign(tf.where(images_fine, overflows, self.overflows))
+            usable = tf.logical_and(loss_fine, overflows <= OVERFLOWS_AT_MOST)
+        news = tf.logical_and(self.numbers[0] == 0.0, tf.logical_and(images_fine, tf.logical_not(usable)))
+        found = tf.concat([[tf.cast(step, tf.float32), norm], means], 0)
+        self.numbers.assign(tf.where(news, found, self.numbers))
+        fine, usable = tf.logical_and(images_fine, fine), tf.logical_and(images_fine, usable)
+        return fine, usable, dict(zip(self.terms, tf.unstack(means), strict=True))
+
+    def look(self, model: Any) -> None:
+        """Raises what was noted.
+
+        Raises:
+            InputError: images cannot be used.
+            NotFiniteError: the loss or its gradient was not finite.
+        """
+        _, batch, total, low, high = map(float, np.array(self.images))
+        if batch:
+            image_batches.check_summary(total, low, high, where=f" in batch {batch:.0f}")
+        step, norm, *means = np.array(self.numbers)
+        if step:
+            raise self._not_finite(model, int(step), float(norm), [float(mean) for mean in means])
+
+    def _not_finite(self, model: Any, step: int, norm: float, means: Sequence[float]) -> NotFiniteError:
+        found = dict(zip(self.terms, means, strict=True))
+        wrong = [f"{name} is {value}" for name, value in found.items() if not math.isfinite(value)]
+        if not wrong and math.isfinite(norm):
+            wrong = ["a loss that a layer added is not finite"]
+        elif not wrong:
+            wrong = ["the gradient is NaN" if math.isnan(norm) else "the gradient is infinite"]
+        policy = model.dtype_policy.name
+        other = "" if policy == "float32" else ", or float32"
+        rate = float(ops.convert_to_numpy(model.optimizer.learning_rate))
+        return NotFiniteError(
+            f"step {step}: {', '.join(wrong)} in {policy}; the step was left out: give a lower learning rate "
+            f"than {rate:g}{other}"
+        )
+
+
+def steps_between_looks() -> int:
+    """Every step is looked at, but on a GPU, where a look waits for all that was asked of it."""
+    return 50 if tf.config.list_physical_devices("GPU") else 1
+
+
+@contextmanager
+def named(argument: str) -> Iterator[None]:
+    """Within it, what is refused is said to be of an argument."""
+    try:
+        yield
+    except InputError as error:
+        raise type(error)(f"{argument}: {error}") from None
+
+
+class Looks(keras.callbacks.Callback):
+    """Looks at the record while `fit`, `evaluate` or `predict` go on, and whether there is a batch at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._every = steps_between_looks()
+        self._last = -1  # batch that was looked at
+        self._fits = self._validates = False
+        self._trained = self._tested = self._predicted = False
+
+    def _begin(self) -> None:
+        self.model.watch.begin()
+        self._last = -1
+
+    def _look(self) -> None:
+        with named("validation_data") if self._validates else nullcontext():
+            self.model.watch.look(self.model)
+
+    def _batch_end(self, batch: int) -> None:
+        # The first one is looked at: it shows most faults.
+        if self._last < 0 or batch - self._last >= self._every:
+            self._look()
+            self._last = batch
+
+    def _end(self, any_batch: bool) -> None:
+        self._look()
+        if not any_batch:
+            with named("validation_data") if self._validates else nullcontext():
+                raise image_batches.empty_dataset()
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._fits = True
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._begin()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._trained = True
+        self._batch_end(batch)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._end(self._trained)
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        self._look()  # at the epoch that is validated
+        self._begin()
+        self._validates, self._tested = self._fits, False
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._tested = True
+        self._batch_end(batch)
+
+    def on_test_end(self, logs: Any = None) -> None:
+        self._end(self._tested)
+        self._validates = False
+
+    def on_predict_begin(self, logs: Any = None) -> None:
+        self._begin()
+
+    def on_predict_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._predicted = True
+        self._batch_end(batch)
+
+    def on_predict_end(self, logs: Any = None) -> None:
+        self._end(self._predicted)

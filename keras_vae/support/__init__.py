@@ -1,0 +1,1 @@
+"""What every other part leans on: errors, files, pictures, progress, and the machine."""

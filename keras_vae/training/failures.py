@@ -1,0 +1,107 @@
+"""What ends training, in words: what happened, where, and what of the run is kept."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import tensorflow as tf
+
+from keras_vae import data
+from keras_vae.model.vae import VAE
+from keras_vae.runs.folder import checkpoints
+from keras_vae.runs.keras_file import save_vae
+from keras_vae.support.errors import InputError, NotFiniteError, RunError
+from keras_vae.training import callbacks
+from keras_vae.training.config import TrainingConfig
+
+LAST_FINITE_FILE = "last-finite.keras"
+
+
+# What TensorFlow's collectives raise where a worker is gone.
+LOST = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.InternalError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.FailedPreconditionError,
+)
+
+
+@contextmanager
+def worded(
+    vae: VAE,
+    images: data.ImageData,
+    config: TrainingConfig,
+    strategy: tf.distribute.Strategy,
+    progress: callbacks.Progress,
+    chief: bool,
+) -> Iterator[None]:
+    """Words what ends training, and says what is kept."""
+    out = Path(config.out)
+    at = f"at step {progress.steps + 1}"
+    try:
+        yield
+    except NotFiniteError as error:
+        if not chief or strategy.num_replicas_in_sync > 1:
+            raise NotFiniteError(f"{error}; {_kept(out)}") from None
+        path = out / LAST_FINITE_FILE
+        with _writing(out):
+            save_vae(vae, path)
+        raise NotFiniteError(f"{error}; {path} holds the last good weights, and {_kept(out)}") from None
+    except tf.errors.OpError as error:
+        at = f"at step {progress.steps + 1}"
+        text = _reason(error)
+        if images.skips.error is not None:  # raised within the pipeline, which words it anew
+            raise InputError(f"{images.skips.error}; {_kept(out)}") from None
+        if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) and isinstance(error, LOST):
+            raise RunError(f"another worker was lost {at}: start all of them again; {_kept(out)}") from error
+        if str(out) in text:
+            reason = "No space left on device" if "no space left on device" in text.lower() else text
+            raise RunError(f"cannot write to {out} {at}: {reason}; mend that; {_kept(out)}") from error
+        # oneDNN and CUDA have their own words for it.
+        words = ("could not create a memory object", "out of memory", "OUT_OF_MEMORY")
+        if isinstance(error, tf.errors.ResourceExhaustedError) or any(each in str(error) for each in words):
+            height, width, _ = images.image_shape
+            raise InputError(
+                f"out of memory {at}: batch size {config.batch_size} of {height}x{width} in {vae.dtype_policy.name}: "
+                f"give a smaller --batch-size or --image-size, or another --precision ({text})"
+            ) from error
+        if isinstance(error, tf.errors.DataLossError | tf.errors.NotFoundError | tf.errors.PermissionDeniedError):
+            raise RunError(f"cannot read {images.name} {at}: {text}; mend it; {_kept(out)}") from error
+        raise
+    except OSError as error:
+        where = error.filename or out
+        raise RunError(
+            f"cannot write {where} at step {progress.steps}: {error.strerror or error}; mend that; {_kept(out)}"
+        ) from error
+    except KeyboardInterrupt:
+        print(f"stopped at step {progress.steps}: {_kept(out)}", file=sys.stderr)
+        raise
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot write {error.filename or out}: {error.strerror or error}; {_kept(out)}") from error
+
+
+def _reason(error: tf.errors.OpError) -> str:
+    """What went wrong, of an error of TensorFlow's, whose messages hold the places in the code too."""
+    noise = ("File ", "[[", "Detected at node", "Graph execution error", "<stack traces", "0 successful", "0 derived")
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [line for line in lines if line and not line.startswith(noise)]
+    return (said or [type(error).__name__])[-1].partition(" [Op:")[0][:200]
+
+
+def _kept(out: Path) -> str:
+    """What of a run can be gone on from, and how."""
+    kept = checkpoints(out)
+    if not kept:
+        return f"no checkpoint was made yet; remove {out} to begin again" if out.exists() else f"{out} is gone"
+    return f"{kept[-1]} is kept; go on with: {callbacks.resuming(out)}"

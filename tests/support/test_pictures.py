@@ -1,0 +1,39 @@
+"""Picture grids, as scripts and notebooks make them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_vae
+from keras_vae import InputError
+from keras_vae.support import pictures
+
+
+def test_a_grid_shows_each_image_at_its_place() -> None:
+    images = np.linspace(0, 1, 6, dtype=np.float32)[:, None, None, None] * np.ones((6, 400, 400, 3), np.float32)
+    found = np.asarray(keras_vae.pictures.grid(images, columns=3))
+    assert found.shape == (2 * 402 + 2, 3 * 402 + 2, 3)
+    centres = found[202::402, 202::402][:2, :3, 0]
+    np.testing.assert_array_equal(centres.ravel(), np.round(np.linspace(0, 255, 6)))
+    assert (found[0] == 255).all()
+
+
+def test_arrays_tensors_and_bytes_give_the_same_picture() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), np.uint8)
+    floats = pixels.astype(np.float32) / 255
+    expected = np.asarray(pictures.grid(floats))
+    for images in (pixels, tf.constant(floats), list(floats)):
+        np.testing.assert_array_equal(np.asarray(pictures.grid(images)), expected)
+    above, below = np.split(np.asarray(pictures.side_by_side(pixels, 1 - tf.constant(floats))), 2)
+    assert above.shape == below.shape
+    assert (above != below).any()
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 3), (0, 8, 8, 3), (2, 8, 8, 2)])
+def test_other_shapes_are_refused_by_name(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"give \(count, height, width, 1 or 3 channels\)"):
+        pictures.grid(np.zeros(shape))
+    with pytest.raises(InputError, match="give sets of one shape"):
+        pictures.side_by_side(np.zeros((2, 8, 8, 3)), np.zeros((3, 8, 8, 3)))

@@ -1,0 +1,395 @@
+"""Training on several devices and workers: the same curve, no image twice, and one worker's death ends them all."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as some
+
+from keras_vae import data
+from keras_vae.data.pipelines import Share
+from keras_vae.runs import checkpoints
+from keras_vae.training import strategies
+
+Command = Callable[..., Any]
+OPTIONS = ("--image-size", 16, "--latent-dim", 4, "--batch-size", 16, "--perceptual", "none", "--width", 4)
+# Logical devices have to be made before TensorFlow is used.
+SCRIPT = """
+import json, sys
+import numpy as np, tensorflow as tf, keras
+replicas, settings = int(sys.argv[1]), json.loads(sys.argv[2])
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 4)
+from keras_vae import VAE, data, strategies
+x = np.load(sys.argv[3])
+strategy = tf.distribute.get_strategy()
+if replicas > 1:
+    strategy = tf.distribute.MirroredStrategy([f"CPU:{number}" for number in range(replicas)])
+found = []
+for case in settings:
+    rate, optimizer = case.pop("rate"), case.pop("optimizer")
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        vae = VAE((16, 16, 3), 4, network_options={"width": 4}, seed=1, **{"perceptual": None, **case})
+        vae.compile(getattr(keras.optimizers, optimizer)(rate))
+    images = data.load(x, batch_size=64, flip=True, random_crop=2, share=strategies.share(strategy))
+    steps = images.train_size // 64
+    vae.fit(
+        strategies.distributed(strategy, images.train_from(0)), steps_per_epoch=steps, epochs=3, verbose=0,
+        validation_data=strategies.distributed(strategy, images.test), validation_steps=-(-images.test_size // 64),
+    )
+    moments = [np.array(each).ravel().tolist() for each in vae.non_trainable_weights if "moving" in each.path]
+    weights = [np.array(each).ravel().tolist() for each in vae.trainable_weights]
+    found.append({"history": {name: [float(v) for v in values] for name, values in vae.history.history.items()},
+                  "weights": sum(weights, []), "moments": sum(moments, [])})
+# Arrays, which Keras hands out itself, the last batch smaller than the rest.
+keras.utils.set_random_seed(0)
+with strategy.scope():
+    vae = VAE((16, 16, 3), 4, network_options={"width": 4}, seed=1, perceptual=None)
+    vae.compile(keras.optimizers.SGD(1e-6))
+history = vae.fit(x[:72], batch_size=32, epochs=2, shuffle=False, verbose=0).history
+found.append({"history": {name: [float(v) for v in values] for name, values in history.items()},
+              "predicted": vae.predict(x[:10], batch_size=4, verbose=0).ravel().tolist()})
+try:
+    vae.fit(x[:65], batch_size=32, shuffle=False, verbose=0)
+except Exception as error:
+    found[-1]["refused"] = f"{type(error).__name__}: {error}"
+for options in ({"dtype": "float32"}, True), ({"dtype": "mixed_float16"}, "auto"):
+    try:
+        with strategy.scope():
+            VAE((16, 16, 3), 4, network_options={"width": 4}, perceptual=None, **options[0]).compile(
+                "adam", jit_compile=options[1]
+            )
+    except Exception as error:
+        found[-1][options[0]["dtype"]] = f"{type(error).__name__}: {error}"
+# A dataset, which Keras shares out itself.
+whole = tf.data.Dataset.from_tensor_slices(x[:64]).batch(32)
+keras.utils.set_random_seed(0)
+with strategy.scope():
+    vae = VAE((16, 16, 3), 4, network_options={"width": 4}, seed=1, perceptual=None)
+    vae.compile(keras.optimizers.SGD(1e-6))
+found[-1]["history"] |= {
+    f"dataset_{name}": [float(v) for v in values]
+    for name, values in vae.fit(whole, epochs=2, validation_data=whole, verbose=0).history.items()
+}
+# A step that is not to be followed moves nothing, on no replica; here one replica alone has the bad image.
+with strategy.scope():
+    vae.compile(keras.optimizers.Adam(1e-3, use_ema=True))
+vae.fit(whole, verbose=0)
+def state():
+    variables = [each._value for each in (*vae.weights, *vae.likelihood.weights, *vae.optimizer.variables)]
+    variables += vae._statistics_averages.items
+    return [np.array(one) for each in variables for one in strategy.experimental_local_results(each)]
+before, said = state(), []
+for spoiled in (np.nan, 255.0):
+    bad = x[:32] / np.float32(255)
+    bad[3] *= spoiled
+    for method in (vae.fit, vae.evaluate, vae.predict):
+        try:
+            method(tf.data.Dataset.from_tensors(bad), verbose=0)
+        except Exception as error:
+            said.append(f"{type(error).__name__}: {error}")
+vae._beta.assign(np.nan)
+try:
+    vae.fit(whole, verbose=0)
+except Exception as error:
+    said.append(f"{type(error).__name__}: {error}")
+found[-1]["said"] = said
+vae._beta.assign(1.0)
+found[-1]["elbo"] = [vae.evaluate(x[:10], batch_size=size, verbose=0, return_dict=True)["elbo"] for size in (1, 4, 10)]
+found[-1]["one"] = list(vae.predict(x[:1], verbose=0).shape)
+found[-1]["moved"] = sum(not np.array_equal(one, now) for one, now in zip(before, state(), strict=True))
+found[-1]["variables"] = len(before)
+print("RESULT" + json.dumps(found))
+"""
+CASES: list[dict[str, Any]] = [
+    {"optimizer": "SGD", "rate": 1e-6},
+    {"optimizer": "Adam", "rate": 1e-3, "free_bits": 0.1},
+    {"optimizer": "SGD", "rate": 1e-6, "perceptual": "hed-vgg16", "perceptual_weight": "calibrated"},
+    {"optimizer": "Adam", "rate": 1e-3, "dtype": "mixed_bfloat16"},
+]
+
+
+def in_subprocess(replicas: int, cases: list[dict[str, Any]], images: Path) -> list[dict[str, Any]]:
+    arguments = [sys.executable, "-c", SCRIPT, str(replicas), json.dumps(cases), str(images)]
+    result = subprocess.run(arguments, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return json.loads(result.stdout.partition("RESULT")[2])
+
+
+@pytest.fixture(scope="module")
+def array(images: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """166 images of 16x16, of which 16 are held out and 150 trained on: two batches an epoch."""
+    x = np.round(np.concatenate([images, images[:70, :, ::-1]])[:, ::2, ::2] * 255).astype(np.uint8)
+    path = tmp_path_factory.mktemp("array") / "images.npy"
+    np.save(path, x)
+    return path
+
+
+@pytest.mark.parametrize("replicas", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_replicas_share_the_batch_and_take_the_same_steps(replicas: int, array: Path) -> None:
+    """Batch statistics, noise, augmentation, calibrated variances, free bits and figures are the whole batch's."""
+    cases = CASES if replicas == 4 else CASES[:2]
+    found = in_subprocess(replicas, cases, array)
+    alone = in_subprocess(1, cases, array)
+    for case, expected, got in zip([*cases, {"optimizer": "SGD"}], alone, found, strict=True):
+        # Adam's first steps hang on gradients' signs, and bfloat16 rounds: these follow each other, but for that.
+        rough = case["optimizer"] == "Adam"
+        for name, values in expected["history"].items():
+            tolerance = 0.05 if case.get("dtype") else 0.01 if rough else 1e-3 if case.get("perceptual") else 2e-5
+            np.testing.assert_allclose(
+                got["history"][name], values, rtol=tolerance, atol=1e-4, err_msg=f"{case} {name}"
+            )
+        if not rough and "weights" in expected:
+            least = 1e-4 if case.get("perceptual") else 1e-6
+            np.testing.assert_allclose(got["weights"], expected["weights"], rtol=1e-3, atol=least)
+            np.testing.assert_allclose(got["moments"], expected["moments"], rtol=1e-3, atol=least)
+        if "predicted" in expected:
+            assert not {"refused", "float32", "mixed_float16"} & set(expected)
+            for policy in ("float32", "mixed_float16"):
+                assert got[policy].startswith(f"InputError: XLA compiles a step for one device, not for {replicas} rep")
+            assert got["refused"].startswith(f"InputError: a batch has fewer images than the {replicas} replicas")
+            np.testing.assert_allclose(got["predicted"], expected["predicted"], atol=1e-4)
+            assert got["moved"] == 0
+            assert got["variables"] > 100
+            assert got["one"] == [1, 16, 16, 3]
+            np.testing.assert_allclose(got["elbo"], got["elbo"][0], rtol=1e-5)
+            for said, kind in zip(got["said"], ["NaN"] * 3 + ["255"] * 3 + ["step 3: loss is nan"], strict=True):
+                assert said.startswith(("InputError: images", "NotFiniteError"))
+                assert kind in said
+
+
+# Data -----------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=8)
+@given(
+    count=some.integers(20, 60),
+    rows=some.integers(1, 3),
+    replicas=some.sampled_from([1, 2, 4]),
+    workers=some.sampled_from([1, 2]),
+    step=some.integers(0, 30),
+)
+def test_shares_of_a_batch_are_the_batch_whatever_the_step(
+    count: int, rows: int, replicas: int, workers: int, step: int
+) -> None:
+    x = np.arange(count, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 1), np.uint8)
+    replicas = max(replicas, workers)
+    batch = rows * replicas
+
+    def load(share: Share) -> data.ImageData:
+        return data.load(x, batch_size=batch, seed=1, flip=True, share=share)
+
+    whole = [each.numpy() for each in load(Share()).train_from(0).take(step + 3)][step:]
+    here = replicas // workers
+    parts = []
+    for worker in range(workers):
+        loaded = load(Share(worker * here, here, replicas))
+        parts.append([each.numpy() for each in loaded.train_from(step).take(3 * here)])
+    for number, expected in enumerate(whole):
+        got = [part for worker in parts for part in worker[number * here : (number + 1) * here]]
+        np.testing.assert_array_equal(np.concatenate(got), expected)
+    # An epoch goes once through the images.
+    first = load(Share())
+    steps = first.train_size // batch
+    seen = np.concatenate([each.numpy()[:, 0, 0, 0] for each in first.train_from(0).take(steps)])
+    assert len(np.unique(seen)) == len(seen) == steps * batch
+    # The held-out images are all there, once.
+    held_out = [each.numpy() for w in range(workers) for each in load(Share(w * here, here, replicas)).test]
+    assert sum(map(len, held_out)) == first.test_size
+
+
+def test_a_batch_that_cannot_be_shared_is_refused() -> None:
+    x = np.zeros((40, 8, 8, 3), np.uint8)
+    with pytest.raises(ValueError, match="batch size 9 cannot be shared among 2 replicas: give a multiple"):
+        data.load(x, batch_size=9, share=Share(0, 2, 2))
+
+
+# TF_CONFIG ------------------------------------------------------------------------------------
+
+
+def cluster(index: int, ports: list[int], kind: str = "worker", **others: list[str]) -> str:
+    workers = [f"localhost:{port}" for port in ports]
+    return json.dumps({"cluster": {"worker": workers, **others}, "task": {"type": kind, "index": index}})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "which is not set"),
+        ("{", "TF_CONFIG cannot be read"),
+        ('{"cluster": {"worker": 3}, "task": {}}', "TF_CONFIG cannot be read"),
+        ('{"cluster": {"worker": "localhost:1"}}', "TF_CONFIG cannot be read (it is no cluster and task)"),
+        ("[]", "TF_CONFIG cannot be read (it is no cluster and task)"),
+        (cluster(2, [1, 2]), "task 'worker' 2 is none of its cluster's"),
+        (cluster(0, [1, 2], ps=["a:1"]), "has ps in its cluster"),
+        (cluster(0, [1, 2], kind="chief"), "task 'chief' 0 is none"),
+    ],
+)
+def test_a_cluster_that_cannot_be_is_refused_at_once(
+    text: str, said: str, command: Command, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TF_CONFIG", text)
+    out = tmp_path / "run"
+    result = command("train", "--data", image_folder, "--out", out, *OPTIONS, "--strategy", "multi-worker")
+    assert result.status == 2
+    assert said in result.err
+    assert not out.exists()
+
+
+def test_a_cluster_of_one_is_a_machine_like_any_other(
+    command: Command, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TF_CONFIG", cluster(0, [1]))
+    result = command("train", "--data", image_folder, "--out", tmp_path / "run", *OPTIONS, "--strategy", "multi-worker")
+    assert result.status == 0, result.err
+    assert (tmp_path / "run" / "model.keras").is_file()
+
+
+def test_who_is_chief_and_what_auto_comes_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert strategies.is_chief()
+    assert not strategies.is_multi_worker("auto")
+    for text, chief, several in (
+        (cluster(0, [1, 2]), True, True),
+        (cluster(1, [1, 2]), False, True),
+        (cluster(0, [1, 2], chief=["localhost:3"]), False, True),
+        (cluster(0, [1, 2], kind="chief", chief=["localhost:3"]), True, True),
+        (cluster(0, [1]), True, False),
+    ):
+        monkeypatch.setenv("TF_CONFIG", text)
+        assert strategies.is_chief() is chief
+        assert strategies.is_multi_worker("auto") is several
+    assert strategies.choose("none")[1] == "one device"
+
+
+# Workers --------------------------------------------------------------------------------------
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("localhost", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def workers(*arguments: object) -> list[subprocess.Popen[str]]:
+    ports = free_ports(2)
+    command = [str(Path(sys.executable).with_name("keras-vae")), *map(str, arguments)]
+    return [
+        subprocess.Popen(
+            command,
+            env={**os.environ, "TF_CONFIG": cluster(index, ports)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+
+
+def figures(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_workers_train_die_and_go_on(image_folder: Path, tmp_path: Path, command: Command) -> None:
+    """The curve of one process; the chief alone writes; when one is killed the other ends, and both go on."""
+    common = ("train", "--data", image_folder, *OPTIONS, "--precision", "float32", "--flip")
+    assert command(*common, "--epochs", 4, "--out", tmp_path / "alone").status == 0
+
+    run = tmp_path / "run"
+    both = workers(*common, "--epochs", 4, "--out", run, "--resume", "--checkpoint-minutes", 1e-6)
+    said = [each.communicate(timeout=300) for each in both]
+    assert [each.returncode for each in both] == [0, 0], said
+    assert "worker 0 of 2 workers with 2 replicas altogether" in said[0][0]
+    assert "Epoch" not in said[1][0]
+    expected, got = figures(tmp_path / "alone"), figures(run)
+    for name in ("loss", "kl", "val_loss", "val_kl", "active_units"):
+        np.testing.assert_allclose([each[name] for each in got], [each[name] for each in expected], rtol=0.01)
+    assert (run / "model.keras").is_file()
+    assert len(list((run / "samples").glob("*.png"))) == 10  # two an epoch, two in the end
+
+    lost = tmp_path / "lost"
+    both = workers(*common, "--epochs", 10_000, "--out", lost, "--resume", "--checkpoint-minutes", 1e-6)
+    try:
+        end = time.monotonic() + 120
+        while not list(lost.glob("checkpoints/step-*1.keras")) and time.monotonic() < end:
+            time.sleep(0.1)
+        both[1].send_signal(signal.SIGKILL)
+        killed = time.monotonic()
+        _, err = both[0].communicate(timeout=60)
+        assert time.monotonic() - killed < 60
+    finally:
+        for each in both:
+            each.kill()
+    assert both[0].returncode == 1
+    last = err.splitlines()[-1]
+    assert "keras-vae: another worker was lost at step" in err, err[-1500:]
+    assert f"go on with: keras-vae train --resume --out {lost}" in last
+    found = checkpoints.latest(lost)
+    assert found is not None
+    steps = found[1].step
+    both = workers("train", "--out", lost, "--resume", "--steps", steps + 3)
+    said = [each.communicate(timeout=300) for each in both]
+    assert [each.returncode for each in both] == [0, 0], said
+    assert f"going on from step {steps}" in said[0][0]
+    assert figures(lost)[-1]["step"] == steps + 3
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_worker_stops_all(image_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    common = ("train", "--data", image_folder, *OPTIONS, "--epochs", 10_000, "--out", run)
+    both = workers(*common)
+    try:
+        end = time.monotonic() + 120
+        while not list(run.glob("checkpoints/step-*.keras")) and time.monotonic() < end:
+            time.sleep(0.1)
+        both[1].send_signal(signal.SIGTERM)
+        said = [each.communicate(timeout=60) for each in both]
+    finally:
+        for each in both:
+            each.kill()
+    assert [each.returncode for each in both] == [143, 143], said
+    found = checkpoints.latest(run)
+    assert found is not None
+    assert f"stopped at step {found[1].step}, which {found[0]} holds" in said[0][1]
+
+
+# The kit --------------------------------------------------------------------------------------
+
+
+def test_the_manifest_starts_workers_that_this_command_line_takes(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = yaml.safe_load((Path(__file__).parents[2] / "kubernetes" / "tfjob.yaml").read_text())
+    assert (manifest["apiVersion"], manifest["kind"]) == ("kubeflow.org/v1", "TFJob")
+    ((kind, spec),) = manifest["spec"]["tfReplicaSpecs"].items()
+    assert (kind, spec["restartPolicy"]) == ("Worker", "OnFailure")
+    (container,) = spec["template"]["spec"]["containers"]
+    assert container["name"] == "tensorflow"
+    mounted = {each["name"] for each in container["volumeMounts"]}
+    assert mounted == {each["name"] for each in spec["template"]["spec"]["volumes"]}
+    # As the operator starts the second of two, but for the data, which is not there: the first thing to be missed.
+    monkeypatch.setenv("TF_CONFIG", cluster(1, free_ports(2)))
+    name, *arguments = [*container["command"], *container["args"]]
+    assert name == "keras-vae"
+    result = command(*arguments)
+    assert result.status == 2
+    assert "/data/faces" in result.err

@@ -27,8 +27,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from keras_vae import OBJECTIVES, VAE, __version__
-from keras_vae.features.perceptual import BALANCE
 from keras_vae.model import schedules
+from keras_vae.model.feature_terms import BALANCE
 from keras_vae.support import pictures, precision
 from keras_vae.support.files import write_aside
 

@@ -66,7 +66,7 @@ def importance_weighted_bound(
     at_once = max(1, DECODED_VALUES // math.prod(vae.image_shape))
     prior = DiagonalGaussian(np.zeros((1, vae.latent_dim)), np.zeros((1, vae.latent_dim)))
 
-    @tf.function(jit_compile=vae._needs_xla(), reduce_retracing=True)
+    @tf.function(jit_compile=vae.needs_xla, reduce_retracing=True)
     def log_weights(images: Any, mean: Any, log_var: Any, noise: Any) -> Any:
         """log p(x, z) - log q(z | x) of each draw: noise (images, draws, latents) to (images, draws)."""
         count, draws = ops.shape(noise)[0], ops.shape(noise)[1]
@@ -84,7 +84,7 @@ def importance_weighted_bound(
     bar = progress.bar(draws_in_all, f"importance-weighted bound, K={samples}", "draws", unit_scale=True)
     with vae.averaged_weights(), bar:
         for batch in batches:
-            images = vae._images(batch)
+            images = vae.images_of(batch)
             posterior = vae.encode(images)
             group = max(1, at_once // samples)
             for start in range(0, len(images), group):

@@ -19,7 +19,7 @@ from keras import layers, ops
 from keras_vae.features import weight_files
 from keras_vae.model import fusion
 from keras_vae.support import hosts
-from keras_vae.support.errors import InputError, check_weight
+from keras_vae.support.errors import InputError
 from keras_vae.support.keras_defaults import keras_defaults
 
 # Section 4.2 of the paper names its two models after the blocks whose first activations they compare.
@@ -41,11 +41,6 @@ OFFLINE_CHOICE = (
 CAFFE_MEANS = (103.939, 116.779, 123.68)
 PREPROCESSINGS = ("caffe", "torch", "tf", "0..255", "0..1")
 
-CALIBRATIONS = ("calibrated", "balanced")
-# Values that each layer of "balanced" counts as, for one of the image. On faces of 64x64, after four minutes of vae-123
-# at 150 nats: 1/3 gave 0.16 of the photos' sharpness and a feature distance of 0.771, 1 gave 0.21 and 0.768, 2.5 0.23
-# and 0.775; plain squared error 0.10 and 0.762, and in 15 minutes more than all of these.
-BALANCE = 2.5
 OWN_NETWORK = "a Keras model"  # what the configuration says of a network that is not one of ours
 # Under the square root: where all channels are near 0, lengths are not blown up into noise.
 LENGTH_EPSILON = 1e-6
@@ -516,23 +511,18 @@ NETWORKS: dict[str, Network] = {
 }
 
 
-def check_perceptual_weight(
-    weight: float | Sequence[float] | str, perceptual: PerceptualLoss | None
-) -> float | tuple[float, ...] | str:
-    """Returns a usable weight of the perceptual term: a number, one per layer, "calibrated" or "balanced".
+def perceptual_loss(perceptual: str | PerceptualLoss | None, layers: str | Sequence[str]) -> PerceptualLoss | None:
+    """The perceptual loss that `VAE(perceptual=...)` names, itself where it is one, None for "none".
 
     Raises:
-        InputError: it is something else.
+        InputError: it is something else, or an unknown name.
     """
-    choices = f"a number, one number a layer, {' or '.join(map(repr, CALIBRATIONS))}"
-    if isinstance(weight, str):
-        if weight not in CALIBRATIONS:
-            raise InputError(f"perceptual_weight={weight!r}: give {choices}")
-        return weight
-    if isinstance(weight, (int, float)):
-        return check_weight("perceptual_weight", weight)
-    weights = tuple(check_weight("perceptual_weight", each) for each in weight)
-    if perceptual is not None and len(weights) != len(perceptual.keras_layers):
-        layers = perceptual.keras_layers
-        raise InputError(f"perceptual_weight has {len(weights)} numbers for {len(layers)} layers: give {choices}")
-    return weights
+    if perceptual == "none":  # as on the command line
+        return None
+    if isinstance(perceptual, str):
+        return PerceptualLoss(perceptual, layers)
+    if not isinstance(perceptual, PerceptualLoss | None):
+        raise InputError(
+            f"perceptual={perceptual!r}: give a name, or keras_vae.PerceptualLoss(model, layers, preprocessing=...)"
+        )
+    return perceptual

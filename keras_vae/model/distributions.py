@@ -96,6 +96,21 @@ class DiagonalGaussian:
         """
         return 0.5 * (ops.exp(self.log_var) + ops.square(self.mean) - 1.0 - self.log_var)
 
+    def kl_with_free_bits(self, nats: float) -> Any:
+        """The KL that is charged where each latent may carry some nats for free, the same for each image of the batch.
+
+        Of each latent the mean over the batch is compared (Kingma et al. 2016, arXiv 1606.04934, appendix C.8).
+
+        Args:
+            nats: that each latent may carry.
+
+        Returns:
+            float32 tensor, shape (batch,).
+        """
+        per_latent = ops.mean(self.kl_per_latent(), axis=0)
+        charged = ops.sum(ops.maximum(per_latent, nats))
+        return ops.broadcast_to(charged, ops.shape(self.mean)[:1])
+
 
 @keras.saving.register_keras_serializable("keras_vae")
 class RunningVariance(layers.Layer):

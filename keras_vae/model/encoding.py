@@ -118,7 +118,7 @@ def encode(
     """
     kept = Reservoir(limit, seed)
 
-    @tf.function(jit_compile=vae._needs_xla(), reduce_retracing=True, autograph=False)
+    @tf.function(jit_compile=vae.needs_xla, reduce_retracing=True, autograph=False)
     def posterior(images: Any) -> tuple[Any, Any]:
         found = vae.encode(images)
         return found.mean, found.log_var
@@ -128,7 +128,7 @@ def encode(
             images = image_batches.unpack(batch)
             image_batches.check(images, vae.image_shape)
             labels = batch["attributes"] if attribute_names else np.empty((len(images), 0), np.uint8)
-            kept.update(*(np.asarray(each) for each in (*posterior(vae._images(images)), labels)))
+            kept.update(*(np.asarray(each) for each in (*posterior(vae.images_of(images)), labels)))
             bar.update(len(images))
     if not len(kept):
         raise InputError("no images to encode")

@@ -1,16 +1,35 @@
-"""Keras metrics that a mean over images cannot express."""
+"""Means of the objective's terms over images, and a metric that such a mean cannot express."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from keras_vae.support import replicas
 
 # Of the posterior mean over the data, above which a latent is taken to carry something (Burda et al. 2016).
 ACTIVE_VARIANCE = 0.01
+
+
+def track(trackers: dict[str, keras.metrics.Mean], terms: dict[str, Any]) -> dict[str, Any]:
+    """Takes in a batch, and returns the means so far, over all replicas: float32 () by name.
+
+    Means over images, not over batches: a smaller last batch weighs less.
+
+    Args:
+        trackers: Keras's running means by the terms' names.
+        terms: float32 (batch,) by name.
+    """
+    for name, tracker in trackers.items():
+        tracker.update_state(terms[name])
+    if replicas.count() == 1:
+        return {name: tracker.result() for name, tracker in trackers.items()}
+    sums = [[tracker.total.value, tracker.count.value] for tracker in trackers.values()]
+    totals, counts = tf.unstack(replicas.total(tf.convert_to_tensor(sums)), axis=1)
+    return dict(zip(trackers, tf.unstack(tf.math.divide_no_nan(totals, counts)), strict=True))
 
 
 @keras.saving.register_keras_serializable("keras_vae")

@@ -9,13 +9,15 @@ the encoder rounds its half up and the decoder cuts off what its doubling made t
 from __future__ import annotations
 
 import math
+import operator
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import layers, ops
 
 from keras_vae.support.errors import InputError
@@ -368,6 +370,53 @@ def build(
         family.encoder(image_shape, latent_dim, dtype, **complete),
         family.decoder(image_shape, latent_dim, dtype, **complete),
     )
+
+
+def check_image_shape(image_shape: Sequence[int]) -> ImageShape:
+    """Returns (height, width, channels).
+
+    Raises:
+        InputError: it is not three whole numbers.
+    """
+    try:
+        height, width, channels = map(operator.index, image_shape)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"image_shape={image_shape!r}: give (height, width, channels)") from error
+    return height, width, channels
+
+
+@keras_defaults()
+def make(
+    network: str,
+    image_shape: Sequence[int],
+    latent_dim: int,
+    dtype: Any,
+    options: Mapping[str, Any],
+    encoder: keras.Model | None = None,
+    decoder: keras.Model | None = None,
+) -> tuple[keras.Model, keras.Model, ImageShape, int]:
+    """The networks that a model asks for: a family's, or the user's own, and what these say of image and latents.
+
+    Returns:
+        encoder, decoder, image_shape, latent_dim.
+
+    Raises:
+        InputError: they cannot be had, do not fit in memory, or both a family and networks are named.
+    """
+    image_shape = check_image_shape(image_shape)
+    if encoder is None and decoder is None:
+        try:
+            return (*build(network, image_shape, latent_dim, dtype, options), image_shape, latent_dim)
+        except tf.errors.ResourceExhaustedError as error:
+            raise InputError(
+                f"network {network!r} of image_shape={image_shape}, latent_dim={latent_dim} and {dict(options)} "
+                "does not fit in memory: give smaller ones"
+            ) from error
+    if options or network != "dfc":
+        raise InputError("encoder and decoder are given, and network or network_options too: leave these out")
+    if encoder is None or decoder is None:
+        raise InputError("give both encoder and decoder, or neither and the name of a network")
+    return adopt(encoder, decoder, image_shape, latent_dim)
 
 
 # Networks of the user's own ----------------------------------------------------------------------

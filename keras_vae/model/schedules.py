@@ -154,3 +154,14 @@ def check_target(nats: float, free_bits: float, latent_dim: int) -> None:
             f"kl_target={nats:g}: free_bits={free_bits:g} of {latent_dim} latents leave {free_bits * latent_dim:g} "
             "uncharged, and the KL stays above: give more nats or fewer free bits"
         )
+
+
+def check_single(callbacks: list[Any]) -> None:
+    """Refuses several callbacks that all set beta.
+
+    Raises:
+        InputError: there are several.
+    """
+    steering = [type(each).__name__ for each in callbacks if isinstance(each, KLSchedule | TargetKL)]
+    if len(steering) > 1:
+        raise InputError(f"{' and '.join(steering)} both set beta: give one of them")

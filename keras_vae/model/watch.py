@@ -147,6 +147,45 @@ class Watch:
         )
 
 
+def take_step(
+    model: Any, images_fine: Any, gradients: list[Any], terms: Mapping[str, Any], loss: Any, before: list[Any]
+) -> None:
+    """The one rule for every training step: a finite one is followed, any other leaves the whole model as it was.
+
+    Args:
+        model: a `keras_vae.VAE`; its weights, statistics, noise, averages and optimizer are what moves, or not.
+        images_fine: whether the batch's images may be used, as `Watch.note_images` found.
+        gradients: of the trainable weights, scaled where the optimizer scales.
+        terms: of the objective, float32 (batch,) by name.
+        loss: whose gradients they are, unscaled, float32 ().
+        before: values of `model.moved_without_gradient()` before the forward pass, which has assigned them.
+    """
+    optimizer = model.optimizer
+    scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    step = optimizer.iterations + 1
+    fine, usable, means = model.watch.note_numbers(step, images_fine, terms, loss, gradients, scales)
+
+    def apply(gradients: list[Any], *_: Any) -> None:
+        optimizer.apply(gradients, model.trainable_weights)
+
+    def follow(gradients: list[Any], kl: Any, before: list[Any]) -> None:
+        if not scales:
+            apply(gradients)
+        model.averaging.update()
+        model.last_kl_variable.assign(kl)
+
+    def leave(gradients: list[Any], kl: Any, before: list[Any]) -> None:
+        for variable, value in zip(model.moved_without_gradient(), before, strict=True):
+            variable.assign(value)
+
+    if scales:
+        # The optimizer has to see gradients that overflow, to lower its scale. It looks at one replica's alone.
+        nan = tf.constant(math.nan)
+        gradients = [each if each is None else tf.where(fine, each, ops.cast(nan, each.dtype)) for each in gradients]
+        replicas.choose(usable, apply, lambda *_: None, gradients)
+    replicas.choose(fine, follow, leave, gradients, means["kl"], before)
+
+
 def steps_between_looks() -> int:
     """Every step is looked at, but on a GPU, where a look waits for all that was asked of it."""
     return 50 if tf.config.list_physical_devices("GPU") else 1

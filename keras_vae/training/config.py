@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from keras_vae.data import sources
-from keras_vae.features.perceptual import PerceptualLoss, check_perceptual_weight
+from keras_vae.features.perceptual import PerceptualLoss
 from keras_vae.model import networks, schedules
+from keras_vae.model.compiling import LEARNING_RATE
 from keras_vae.model.distributions import check_likelihood
+from keras_vae.model.feature_terms import check_perceptual_weight
 from keras_vae.model.presets import DEFAULT_LAYERS, DEFAULT_PERCEPTUAL_WEIGHT, check_prior
-from keras_vae.model.vae import LEARNING_RATE
 from keras_vae.runs.folder import read_config
 from keras_vae.support import precision
 from keras_vae.support.errors import InputError, check_count, check_weight
@@ -137,7 +138,7 @@ def check(config: TrainingConfig, perceptual: PerceptualLoss | None) -> None:
         if value is not None and not (math.isfinite(value) and value > 0):
             raise InputError(f"{name}={value}: give a number above 0")
     check_weight("beta", config.beta)
-    check_perceptual_weight(config.perceptual_weight, perceptual)
+    check_perceptual_weight(config.perceptual_weight, len(perceptual.keras_layers) if perceptual else None)
     check_weight("free_bits", config.free_bits)
     if not check_weight("pixel_weight", config.pixel_weight) and perceptual is None:
         raise InputError("pixel_weight=0 and no perceptual network: nothing says what an image should look like")

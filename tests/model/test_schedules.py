@@ -86,7 +86,7 @@ def test_a_target_that_cannot_be_reached(make_vae: MakeVAE, images: np.ndarray) 
         vae.fit(images[:16], callbacks=[schedules.TargetKL(4.0)], verbose=0)
     vae = make_vae()
     for kl, bound in ((1e9, 1e6), (0.0, 1e-6), (float("nan"), 1e-6)):
-        vae._last_kl.assign(kl)
+        vae.last_kl_variable.assign(kl)
         steering = schedules.TargetKL(4.0, gain=1.0)
         steering.set_model(vae)
         for step in range(100):

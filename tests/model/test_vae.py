@@ -157,12 +157,12 @@ def test_statistics_are_averaged_with_the_weights(make_vae: MakeVAE, images: np.
     expected: list[np.ndarray] = []
     for step in range(5):
         vae.train_on_batch(images[16 * step : 16 * step + 16])
-        now = [np.array(variable) for variable in vae._statistics()]
+        now = [np.array(variable) for variable in vae.averaging.statistics()]
         expected = [0.8 * old + 0.2 * new for old, new in zip(expected, now, strict=True)] if expected else now
     vae.save(tmp_path / "vae.keras")
     for model in (vae, keras.saving.load_model(tmp_path / "vae.keras")):
         with model.averaged_weights():
-            found = [np.array(variable) for variable in model._statistics()]
+            found = [np.array(variable) for variable in model.averaging.statistics()]
         assert len(found) == len(expected) > 4
         for one, other in zip(found, expected, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)

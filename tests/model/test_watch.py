@@ -52,7 +52,7 @@ def state(vae: VAE) -> dict[str, np.ndarray]:
     """Weights, statistics, the optimizer's variables, averages."""
     named = [*vae.weights, *vae.optimizer.variables, *vae.likelihood.weights]
     found = {f"{index} {each.path}": np.array(each) for index, each in enumerate(named)}
-    averages = vae._statistics_averages.items
+    averages = vae.averaging.variables
     return found | {f"average {index}": np.array(each) for index, each in enumerate(averages)}
 
 
@@ -89,10 +89,10 @@ def test_a_bad_step_leaves_everything_as_it_was(mode: str, batch: np.ndarray) ->
             vae.evaluate(dataset(batch, spoil(batch)), verbose=0)
         for (path, one), other in zip(before.items(), state(vae).values(), strict=True):
             np.testing.assert_array_equal(one, other, err_msg=f"{name}: {path}")
-    vae._beta.assign(np.nan)
+    vae.beta_variable.assign(np.nan)
     with pytest.raises(NotFiniteError, match=r"^step 5: loss is nan in \w+; the step was left out: give a lower"):
         vae.fit(dataset(batch), verbose=0)
-    vae._beta.assign(1.0)
+    vae.beta_variable.assign(1.0)
     for (path, one), other in zip(before.items(), state(vae).values(), strict=True):
         np.testing.assert_array_equal(one, other, err_msg=path)
     history = vae.fit(dataset(batch), verbose=0).history  # and it goes on

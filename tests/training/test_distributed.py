@@ -91,7 +91,7 @@ with strategy.scope():
 vae.fit(whole, verbose=0)
 def state():
     variables = [each._value for each in (*vae.weights, *vae.likelihood.weights, *vae.optimizer.variables)]
-    variables += vae._statistics_averages.items
+    variables += vae.averaging.variables
     return [np.array(one) for each in variables for one in strategy.experimental_local_results(each)]
 before, said = state(), []
 for spoiled in (np.nan, 255.0):
@@ -102,13 +102,13 @@ for spoiled in (np.nan, 255.0):
             method(tf.data.Dataset.from_tensors(bad), verbose=0)
         except Exception as error:
             said.append(f"{type(error).__name__}: {error}")
-vae._beta.assign(np.nan)
+vae.beta_variable.assign(np.nan)
 try:
     vae.fit(whole, verbose=0)
 except Exception as error:
     said.append(f"{type(error).__name__}: {error}")
 found[-1]["said"] = said
-vae._beta.assign(1.0)
+vae.beta_variable.assign(1.0)
 found[-1]["elbo"] = [vae.evaluate(x[:10], batch_size=size, verbose=0, return_dict=True)["elbo"] for size in (1, 4, 10)]
 found[-1]["one"] = list(vae.predict(x[:1], verbose=0).shape)
 found[-1]["moved"] = sum(not np.array_equal(one, now) for one, now in zip(before, state(), strict=True))

@@ -508,7 +508,7 @@ class Poisoned(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         self.before = [np.array(weight) for weight in self.model.trainable_weights]
         if batch == self.step:
-            self.model._beta.assign(np.nan)
+            self.model.beta_variable.assign(np.nan)
 
 
 @pytest.mark.parametrize(

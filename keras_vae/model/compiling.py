@@ -1,0 +1,94 @@
+"""What `compile` decides: which optimizer, the loss scale of float16, and whether XLA compiles the step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_vae.support.errors import InputError
+
+LEARNING_RATE = 5e-4  # Hou et al., section 4.1
+# Where float16's loss scale starts. Keras starts at 2^15, meant for losses near 1. Likelihoods are sums over pixels, of
+# which the first dozen steps would overflow and be skipped before the scale is down here.
+INITIAL_LOSS_SCALE = 4.0
+# The paper's features are averaged over the pixels: the more pixels, the smaller their gradients. At 32x32 a scale of
+# 16 is right and 1024 overflows; at 256x256 1024 is right.
+PIXELS_PER_LOSS_SCALE = 64
+
+
+def optimizer_for(optimizer: Any, variables: list[Any]) -> keras.optimizers.Optimizer:
+    """The optimizer that is asked for; Adam with the paper's learning rate where none is.
+
+    Raises:
+        InputError: Keras does not know it, or it belongs to another model.
+    """
+    if optimizer is None:
+        return keras.optimizers.Adam(LEARNING_RATE)
+    try:
+        found = keras.optimizers.get(optimizer)
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"unknown optimizer {optimizer!r}: give a Keras optimizer, or a name such as 'adam'"
+        ) from error
+    inner = getattr(found, "inner_optimizer", found)
+    if inner.built and [id(each) for each in inner._trainable_variables] != [id(each) for each in variables]:
+        raise InputError(
+            "the optimizer was made for other weights, of another model or before some were frozen: give a new one"
+        )
+    return found
+
+
+def with_loss_scale(optimizer: keras.optimizers.Optimizer, initial_scale: float) -> keras.optimizers.Optimizer:
+    """Wraps an optimizer for float16 as Keras would, but starting from a scale that suits such losses."""
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return optimizer
+    return keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=initial_scale)
+
+
+def initial_loss_scale(image_shape: tuple[int, int, int], sums_over_pixels: bool) -> float:
+    """Where float16's loss scale starts.
+
+    Args:
+        image_shape: (height, width, channels).
+        sums_over_pixels: whether the loss has terms in nats; otherwise it is an average over features.
+    """
+    if sums_over_pixels:
+        return INITIAL_LOSS_SCALE
+    height, width, _ = image_shape
+    return max(INITIAL_LOSS_SCALE, 2.0 ** math.floor(math.log2(height * width / PIXELS_PER_LOSS_SCALE)))
+
+
+def jit_compile_for(
+    asked: bool | str, run_eagerly: bool, strategy: tf.distribute.Strategy, needs_xla: bool
+) -> bool | str:
+    """What Keras is told of XLA.
+
+    Args:
+        asked: True, False or "auto": Keras's own choice on one GPU; elsewhere only what cannot run without it.
+        run_eagerly: whether steps run eagerly.
+        strategy: the model's.
+        needs_xla: whether the model computes in a precision that this machine has in XLA alone.
+
+    Raises:
+        InputError: these cannot be had together.
+    """
+    if asked not in (True, False, "auto"):
+        raise InputError(f"jit_compile={asked!r}: give True, False or 'auto'")
+    replicas = strategy.num_replicas_in_sync
+    one_gpu = replicas == 1 and tf.config.list_physical_devices("GPU")
+    if asked == "auto" and not one_gpu:
+        asked = needs_xla and not run_eagerly
+    if asked is True and replicas > 1:
+        raise InputError(
+            f"XLA compiles a step for one device, not for {replicas} replicas: leave out jit_compile, and "
+            "on CPUs use mixed_bfloat16 or float32"
+        )
+    if needs_xla and (run_eagerly or not asked):
+        raise InputError(
+            "float16 on a CPU runs only when compiled by XLA: leave out jit_compile and run_eagerly, "
+            "or use mixed_bfloat16 or float32"
+        )
+    return asked

@@ -1,0 +1,200 @@
+"""What a trained VAE is used for: samples, through its prior, and exports."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from keras_vae._version import __version__
+from keras_vae.data import image_batches, pipelines
+from keras_vae.export import latents
+from keras_vae.export.artifact import check_target, export_decoder
+from keras_vae.export.formats import FORMATS, PARTS
+from keras_vae.export.generator import compose
+from keras_vae.model import priors
+from keras_vae.model.checked import KERAS_BATCH, CheckedModel
+from keras_vae.model.distributions import DiagonalGaussian
+from keras_vae.model.encoding import encode
+from keras_vae.support.errors import InputError, check_count, check_weight
+from keras_vae.support.keras_defaults import keras_defaults
+
+
+class GenerativeModel(CheckedModel):
+    """A model with an encoder, a decoder, and a prior to draw latents from."""
+
+    encoder: keras.Model
+    decoder: keras.Model
+    latent_dim: int
+
+    def encode(self, images: Any, training: bool = False) -> DiagonalGaussian:
+        """The posterior q(z | x) of a batch of images."""
+        raise NotImplementedError
+
+    def decode(self, z: Any, training: bool = False) -> Any:
+        """Images of a batch of latents."""
+        raise NotImplementedError
+
+    # The networks ----------------------------------------------------------------------------
+
+    @keras_defaults()
+    def run(self, network: keras.Model, inputs: Any, training: bool) -> Any:
+        """Calls a network; float16 on a CPU goes through XLA, outside of `fit` too."""
+        if not (tf.executing_eagerly() and self.needs_xla):
+            return network(inputs, training=training)
+        compiled = self._encoder_in_xla if network is self.encoder else self._decoder_in_xla
+        return compiled(inputs, training=training)
+
+    @functools.cached_property
+    def _encoder_in_xla(self) -> Any:
+        return tf.function(self.encoder, jit_compile=True)
+
+    @functools.cached_property
+    def _decoder_in_xla(self) -> Any:
+        return tf.function(self.decoder, jit_compile=True)
+
+    # The prior -------------------------------------------------------------------------------
+
+    def fit_prior(self, images: Any, steps: int | None = None, seed: int = 0, limit: int | None = None) -> None:
+        """Fits the prior to the codes of images that the model was trained on: samples are then drawn where these lie.
+
+        Args:
+            images: as for `fit`: an array, or a dataset or other iterable of batches.
+            steps: of fitting, each of 256 codes, 3,500 by default; fewer where codes would come over 100 times.
+            seed: of the draws.
+            limit: images whose codes are kept, 100,000 by default; of more, as many are drawn.
+
+        Raises:
+            InputError: as `encode`, or no images.
+        """
+        steps = check_count("steps", priors.STEPS if steps is None else steps)
+        limit = check_count("limit", priors.MOST_CODES if limit is None else limit)
+        images = image_batches.unpack(images) if isinstance(images, dict) else images
+        if images is None or isinstance(images, tf.data.Dataset):
+            images = self.checked_images("fit_prior", images, option="")
+        elif hasattr(images, "shape"):
+            images = pipelines.of_array(images, KERAS_BATCH)
+        encoded = encode(self, images, limit=limit, seed=seed, description="encoding for the prior")
+        self.set_prior(priors.fit(encoded.mean, encoded.log_var, seed, steps))
+
+    # Images from noise -----------------------------------------------------------------------
+
+    def sample(self, count: int, seed: int | None = None, temperature: float = 1.0) -> Any:
+        """Images of `count` draws from the prior.
+
+        The same seed gives the same noise here, in `keras_vae.export.runtime` and on the command line. Decoding
+        follows the model's precision; exported decoders compute in float32.
+
+        Args:
+            count: how many.
+            seed: of the draw.
+            temperature: the noise's standard deviation; below 1 images are more alike, and closer to the mean.
+
+        Returns:
+            float32 (count, height, width, channels) in [0, 1].
+
+        Raises:
+            InputError: a count below 1, or a temperature that is no number from 0 on.
+        """
+        noise = latents.draw(check_count("count", count), self.latent_dim, seed)
+        return self.decode(self.prior(check_weight("temperature", temperature) * noise))
+
+    def generator(self) -> keras.Model:
+        """Prior and decoder as one Keras model: noise float32 (batch, latent_dim) to images."""
+        return compose(self.decoder, self.prior)
+
+    # Export ----------------------------------------------------------------------------------
+
+    def export(
+        self,
+        filepath: str | os.PathLike[str],
+        format: str = "tf_saved_model",
+        verbose: bool | None = None,
+        *,
+        precision: str = "float32",
+        calibration: Any = None,
+        part: str = "decoder",
+        encoder: bool = False,
+        run_id: str = "",
+        **kwargs: Any,
+    ) -> Any:
+        """Writes the decoder for deployment: z float32 (batch, latent_dim) to image float32 in [0, 1].
+
+        With `part="generator"` it is the generator: standard normal noise, float32 (batch, latent_dim), to image, by
+        the prior and the decoder. A SavedModel is both.
+
+        It computes in float32 with a free batch whatever the training policy was, is compared with the Keras
+        decoder before it takes its place, and replaces an earlier artifact only when it is equal.
+
+        Args:
+            filepath: a folder for "tf_saved_model" (TF Serving wants a version number: NAME/1), else a file: .onnx,
+                .tflite for "litert", .xml for "openvino".
+            format: "tf_saved_model", "onnx", "litert" or "openvino", as `keras.Model.export` names them.
+            verbose: print where the decoder went and how far it is from the Keras one.
+            precision: of "onnx" alone, "float16" or "int8": smaller files, whose images differ.
+            calibration: for int8, images to find ranges of values with, some hundreds that the model was trained on: an
+                array (count, height, width, channels), or a dataset of batches.
+            part: "decoder" or "generator".
+            encoder: whether a SavedModel gets the signature `encode` too, from images to mean and log_var.
+            run_id: the training run's id, for the metadata.
+
+        Returns:
+            `keras_vae.export.verify.Report`, the differences that were measured.
+
+        Raises:
+            InputError: weights that are not finite, or unknown arguments.
+            keras_vae.export.errors.ExportError: unknown format, or a path that cannot be written.
+            keras_vae.export.errors.VerificationError: the artifact differs from the Keras decoder by more than 1e-4,
+                or one of lower precision by more than it may.
+        """
+        path = Path(filepath)
+        check_target(path, format, precision)
+        if any(not np.isfinite(np.array(weight)).all() for weight in self.decoder.weights):
+            raise InputError("the decoder's weights are not finite: its training diverged; train again")
+        if kwargs:
+            raise InputError(
+                f"export takes no {', '.join(kwargs)}: it takes filepath, format, verbose, precision, calibration, "
+                "part, encoder and run_id"
+            )
+        if part not in PARTS:
+            raise InputError(f"part={part!r}: give {' or '.join(map(repr, PARTS))}")
+        if precision == "int8" and calibration is None:
+            raise InputError("int8 is calibrated on images: give calibration=, some hundreds the model was trained on")
+        with self.averaged_weights():
+            report = export_decoder(
+                self.decoder,
+                path,
+                format,
+                {"keras_vae_version": __version__, "run_id": run_id, "model": self.fingerprint()},
+                precision=precision,
+                calibration=None if calibration is None else self._calibration(calibration),
+                prior=self.prior if part == "generator" or FORMATS[format].holds_all else None,
+                encoder=self.encoder if encoder else None,
+            )
+        if verbose:
+            print(f"{part} written to {filepath}: {report.summary()}")
+        return report
+
+    def fingerprint(self) -> str:
+        """SHA-256 of both networks' weights: what is fitted to a model is known by it to be of that model."""
+        found = hashlib.sha256()
+        for weight in (*self.encoder.weights, *self.decoder.weights):
+            found.update(np.ascontiguousarray(weight).tobytes())
+        return found.hexdigest()
+
+    def _calibration(self, images: Any) -> np.ndarray:
+        """Latents as decoders meet them, float32 (count, latent_dim): codes of images, and as many of the prior's."""
+        batches = images
+        if not isinstance(images, tf.data.Dataset):
+            images = np.asarray(images)
+            batches = (images[start : start + 64] for start in range(0, len(images), 64))
+        codes = [ops.convert_to_numpy(self.encode(batch).sample(number)) for number, batch in enumerate(batches)]
+        count = sum(map(len, codes))
+        return np.concatenate([*codes, ops.convert_to_numpy(self.prior(latents.draw(count, self.latent_dim, 0)))])

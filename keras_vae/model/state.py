@@ -1,0 +1,159 @@
+"""What of a model moves in a step, what is averaged, and what is saved beside its weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_vae.model import priors
+from keras_vae.model.averaging import AveragedWeights, restored
+from keras_vae.support.errors import InputError, check_weight
+
+
+class Untracked:
+    """Holds something that Keras is not to count among the model's own layers."""
+
+    def __init__(self, item: Any) -> None:
+        self.item = item
+
+
+class StatefulModel(keras.Model):
+    """A model with two networks, a likelihood, seeded noise, the weight of its KL, averages, and a prior."""
+
+    encoder: keras.Model
+    decoder: keras.Model
+    likelihood: keras.layers.Layer
+    latent_dim: int
+    beta_variable: Any
+    last_kl_variable: Any
+    train_noise: keras.random.SeedGenerator
+    test_noise: keras.random.SeedGenerator
+    averaging: AveragedWeights
+    _prior: Untracked
+
+    def moved_without_gradient(self) -> list[Any]:
+        """What the forward pass of a training step may assign: statistics, counters, the state of noise."""
+        found = [variable for part in self._parts() for variable in part.non_trainable_variables]
+        for network in (self.encoder, self.decoder):
+            for layer in network._flatten_layers():
+                if isinstance(layer, keras.layers.SpectralNormalization):  # it assigns its kernel, divided, anew
+                    found += layer.trainable_variables
+        return [*found, self.train_noise.state]
+
+    def statistics(self) -> list[Any]:
+        """What is averaged with the weights: moving means and variances, of features and of errors."""
+        found = [variable for part in self._parts() for variable in part.non_trainable_variables]
+        return [variable for variable in found if keras.backend.is_float_dtype(variable.dtype)]
+
+    def _parts(self) -> list[keras.layers.Layer]:
+        feature_term = getattr(self, "feature_term", None)
+        return [
+            self.encoder,
+            self.decoder,
+            self.likelihood,
+            *([feature_term] if isinstance(feature_term, keras.layers.Layer) else []),
+        ]
+
+    @property
+    def prior(self) -> priors.Prior:
+        """Where latents come from: a map from standard normal noise to them, and its density.
+
+        A `keras_vae.priors.StandardNormal`, until `fit_prior` replaces it. It is saved with the model, and belongs to
+        the weights that it was fitted to: after more training, fit it again.
+        """
+        return self._prior.item
+
+    def set_prior(self, prior: priors.Prior) -> None:
+        """Takes a prior that is at hand: another model's with the same weights, or the standard normal.
+
+        A method, because Keras tracks what attributes are set to, and adds nothing to a model that is built.
+
+        Raises:
+            InputError: it is no prior of `keras_vae.priors`, or has another number of latents.
+        """
+        if not isinstance(prior, priors.StandardNormal | priors.FlowMatchingPrior):
+            raise InputError(f"prior={prior!r}: give a prior of keras_vae.priors")
+        if prior.latent_dim != self.latent_dim:
+            raise InputError(f"the prior has {prior.latent_dim} latents, and the model {self.latent_dim}")
+        self._prior.item = prior
+
+    def save_own_variables(self, store: Any) -> None:
+        # Keras saves no seed generator; without its state a loaded model would draw its first noise again.
+        for generator in (self.train_noise, self.test_noise):
+            store[generator.name] = np.array(generator.state)
+        store["beta"] = np.array(self.beta_variable)
+        self.averaging.save(store)
+        if isinstance(self.prior, priors.FlowMatchingPrior):  # its weights Keras saves as those of an attribute
+            store["prior"] = np.array([self.prior.width, self.prior.blocks])
+
+    def load_own_variables(self, store: Any) -> None:
+        for generator in (self.train_noise, self.test_noise):
+            generator.state.assign(store[generator.name])
+        self.beta_variable.assign(store["beta"])
+        self.averaging.load(store)
+        self.set_prior(priors.StandardNormal(self.latent_dim))
+        if "prior" in store.keys():  # noqa: SIM118 - Keras loads its weights next
+            self.set_prior(priors.FlowMatchingPrior(self.latent_dim, *(int(size) for size in np.array(store["prior"]))))
+
+    @contextmanager
+    def unchanged_on_failure(self) -> Iterator[None]:
+        optimizer = getattr(self, "optimizer", None)  # Keras gives a model none before `compile`
+        state = [*self.variables, *([] if optimizer is None else optimizer.variables), *self.averaging.variables]
+        state += [self.beta_variable, self.train_noise.state, self.test_noise.state]
+        prior = self.prior
+        try:
+            with restored(state, only_on_failure=True):
+                yield
+        except BaseException:
+            self.set_prior(prior)
+            raise
+
+    @property
+    def beta(self) -> float:
+        """Factor of the KL in the loss, as it is now."""
+        return float(ops.convert_to_numpy(self.beta_variable))
+
+    @beta.setter
+    def beta(self, value: float) -> None:
+        self.beta_variable.assign(check_weight("beta", value))
+
+    @property
+    def last_kl(self) -> float:
+        """Mean KL of the last training batch, in nats per image."""
+        return float(ops.convert_to_numpy(self.last_kl_variable))
+
+    def scalar(self, name: str, value: float) -> Any:
+        """A float32 variable that is saved with the model and that no gradient moves."""
+        initializer = keras.initializers.Constant(value)
+        return self.add_weight((), initializer, "float32", trainable=False, autocast=False, name=name)
+
+    def save(self, filepath: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """As `keras.Model.save`, into a .keras file.
+
+        Raises:
+            InputError: a path with another ending: Keras's older formats cannot hold the model.
+        """
+        if Path(filepath).suffix != ".keras":
+            raise InputError(f"{filepath}: name a file that ends in .keras")
+        super().save(filepath, *args, **kwargs)
+
+    def load_weights(self, filepath: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """As `keras.Model.load_weights`, whole or not at all.
+
+        Raises:
+            InputError: a file that is missing, damaged, or of another model; the model is as it was.
+        """
+        try:
+            with self.unchanged_on_failure():
+                super().load_weights(filepath, *args, **kwargs)
+                self.averaging.start_missing()
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"cannot load the weights {filepath}, and the model is as it was: {reason}") from error

@@ -25,7 +25,7 @@ from keras_vae.cli import explorer
 from keras_vae.runs.opening import open_model
 
 HERE = Path(__file__).parent
-COMMAND = "from keras_vae import cli; main()"
+COMMAND = "from keras_vae.cli import main; main()"
 MODELS: dict[str, dict[str, Any]] = {
     "avatars": {
         "title": "avatars, 64x64: cartoon faces",

@@ -1,17 +1,19 @@
 # %% [markdown]
-# # A VAE from images to another app
+# # A VAE, from images to deployment
 #
-# Trains a variational autoencoder on cartoon faces, looks at what it makes, steers it, replaces its parts with your
-# own, and runs its decoder without Keras. Some minutes on two cores, no GPU and no network.
+# This tutorial trains a variational autoencoder on cartoon faces, looks at its reconstructions and samples, steers its
+# KL, swaps in custom components, and runs the exported model without Keras. It takes a few minutes on two cores, with
+# no GPU and no network.
 #
-# Open it as a notebook: VS Code shows the cells of a `.py` file by itself, Jupyter with the package `jupytext`. Or
-# run it, `python docs/tutorial.py`. It needs `pip install 'keras-vae[demo]'`, and writes into the folder `tutorial`.
+# Open it as a notebook: VS Code recognizes the cells of a `.py` file, Jupyter does with the package `jupytext`. Or run
+# it as a script, `python docs/tutorial.py`. It needs `pip install 'keras-vae[demo]'`, and writes to the folder
+# `tutorial`.
 
 # %%
 import os
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets at length
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # silences TensorFlow's startup messages
 
 import keras
 import matplotlib.pyplot as plt
@@ -22,7 +24,7 @@ import keras_vae
 from keras_vae.data import Avatars, AvatarsConfig
 from keras_vae.model import schedules
 
-# The tests run this file with few images and one epoch; what the text says of pictures is of the full length.
+# The tests run this file with few images and one epoch. The text describes the results of the full run.
 QUICK = "KERAS_VAE_TUTORIAL_QUICK" in os.environ
 IMAGES, EPOCHS = (96, 1) if QUICK else (2000, 15)
 OUT = Path("tutorial")
@@ -31,7 +33,7 @@ keras.utils.set_random_seed(0)
 
 
 def show(title, *rows):
-    """Rows of images, (count, height, width, channels) in [0, 1]."""
+    """Shows and saves rows of images, each (count, height, width, channels) in [0, 1]."""
     picture = keras_vae.pictures.side_by_side(*rows)
     picture.save(OUT / f"{title}.png")
     plt.figure(figsize=(10, 10 * picture.height / picture.width), layout="tight")
@@ -45,9 +47,9 @@ def show(title, *rows):
 # %% [markdown]
 # ## Data
 #
-# `keras_vae.data.load` takes a folder, a TFDS name, an array or a dataset. Here it is a small set of avatars: drawn
-# now, labelled, 32 pixels a side. Batches are float32 in [0, 1]; with `attributes=True` they are dicts, whose `image`
-# is what a VAE takes.
+# `keras_vae.data.load` takes a folder, a TFDS name, an array or a dataset. Here we draw a small, labelled set of
+# avatars, 32 pixels per side. Batches are float32 in [0, 1]. With `attributes=True` they are dicts; a VAE uses their
+# `image`.
 
 # %%
 builder = Avatars(
@@ -63,9 +65,9 @@ show("avatars", held_out[:12])
 # %% [markdown]
 # ## A VAE with `model.fit`
 #
-# A `keras.Model` like any other: compile, fit, evaluate, predict. It brings its own loss. With `perceptual=None` that
-# is the negative ELBO, in nats per image: `-log p(x | z)` of the pixels and the KL of the posterior. The default
-# likelihood finds its variance by itself.
+# A VAE is a `keras.Model` like any other: compile, fit, evaluate, predict. The loss is built in. With `perceptual=None`
+# it is the negative ELBO, in nats per image: `-log p(x | z)` of the pixels plus the KL of the posterior. The default
+# likelihood determines its variance by itself.
 
 # %%
 vae = keras_vae.VAE(image_shape=data.image_shape, latent_dim=32, perceptual=None, seed=0)
@@ -85,8 +87,8 @@ plt.show()
 # %% [markdown]
 # ## Reconstructions and samples
 #
-# `encode` gives the posterior: `.mean`, `.log_var`, `.sample(seed)`, `.mode()`, `.kl()`. `decode` takes latents.
-# `predict` does both, from the posterior's mode. `sample` decodes draws from the prior: the same seed gives the same
+# `encode` returns the posterior: `.mean`, `.log_var`, `.sample(seed)`, `.mode()`, `.kl()`. `decode` takes latents.
+# `predict` does both, using the posterior's mode. `sample` decodes draws from the prior: the same seed gives the same
 # faces.
 
 # %%
@@ -98,9 +100,9 @@ show("samples", ops.convert_to_numpy(vae.sample(12, seed=0)))
 # %% [markdown]
 # ## The weight of the KL
 #
-# Latents that carry many nats make close reconstructions, and draws from the prior fall between them. `vae.beta`
-# weighs the KL, and a schedule sets it before each step. `TargetKL` steers to a number of nats, which is easier to
-# choose than a weight. Training goes on from where it was.
+# Latents that carry many nats give close reconstructions, but draws from the prior fall between the codes. `vae.beta`
+# weights the KL, and a schedule sets it before each step. `TargetKL` steers the KL to a number of nats, which is easier
+# to choose than a weight. Training continues from the current weights.
 
 # %%
 before = vae.evaluate(data.test, verbose=0, return_dict=True)
@@ -113,12 +115,12 @@ show("reconstructions at 30 nats", held_out[:12], vae.predict(held_out[:12], ver
 show("samples at 30 nats", ops.convert_to_numpy(vae.sample(12, seed=0)))
 
 # %% [markdown]
-# `LinearWarmup`, `CosineWarmup` and `CyclicalAnnealing` are given in the same way. See
-# [objectives.md](objectives.md).
+# `LinearWarmup`, `CosineWarmup` and `CyclicalAnnealing` are used in the same way: see [objectives.md](objectives.md).
 #
-# ## Latents mean something
+# ## Directions in latent space
 #
-# The mean latents of faces with glasses, less those without, is a direction. Adding it puts glasses on a face.
+# The mean latents of faces with glasses, minus the mean of those without, is a direction. Adding it puts glasses on a
+# face.
 
 # %%
 means, glasses = [], []
@@ -133,8 +135,8 @@ show("glasses", *(ops.convert_to_numpy(vae.decode(z + strength * direction)) for
 # %% [markdown]
 # ## Your own encoder, decoder and likelihood
 #
-# Any Keras models that fit each other. The encoder returns mean and log-variance, here as one output, the means
-# first. The decoder returns images in [0, 1].
+# You can use any pair of matching Keras models. The encoder returns mean and log-variance, here as one output with the
+# means first. The decoder returns images in [0, 1].
 
 # %%
 encoder = keras.Sequential(
@@ -161,7 +163,7 @@ decoder = keras.Sequential(
 
 @keras.saving.register_keras_serializable("tutorial")
 class Laplace(keras_vae.distributions.Likelihood):
-    """A Laplace distribution of each pixel value: absolute error, where a Gaussian has squared error."""
+    """A Laplace distribution for each pixel value: absolute error instead of a Gaussian's squared error."""
 
     kind = "laplace"
     scale = 0.1
@@ -175,14 +177,14 @@ own = keras_vae.VAE(encoder=encoder, decoder=decoder, likelihood=Laplace(), perc
 own.compile(keras.optimizers.Adam(1e-3))
 own.fit(data.train, epochs=EPOCHS, validation_data=data.test, verbose=0)
 print({name: round(value, 1) for name, value in own.evaluate(data.test, verbose=0, return_dict=True).items()})
-show("own networks", held_out[:12], ops.convert_to_numpy(own(held_out[:12])))  # a call reconstructs too
+show("own networks", held_out[:12], ops.convert_to_numpy(own(held_out[:12])))  # calling the model reconstructs too
 
 # %% [markdown]
 # ## Your own feature network
 #
-# The perceptual loss compares images in the layers of a frozen network. `hed-vgg16` and `vgg19` are at hand by name;
-# here it is a network that knows these images: a small classifier of the avatars' attributes, trained on the training
-# images alone.
+# The perceptual loss compares images in the layers of a frozen network. `hed-vgg16` and `vgg19` are available by name.
+# Here we use a network that knows these images: a small classifier of the avatars' attributes, trained only on the
+# training images.
 
 # %%
 classifier = keras.Sequential(
@@ -209,17 +211,17 @@ classifier.fit(data.train.map(labelled), epochs=EPOCHS, shuffle=False, verbose=0
 accuracy = classifier.evaluate(data.test.map(labelled), verbose=0, return_dict=True)["binary_accuracy"]
 labels = np.concatenate([batch["attributes"].numpy() for batch in data.test])
 majority = np.maximum(labels.mean(axis=0), 1 - labels.mean(axis=0)).mean()
-print(f"attributes told right: {accuracy:.1%}; always saying the more frequent value: {majority:.1%}")
+print(f"attributes predicted correctly: {accuracy:.1%}; always predicting the majority: {majority:.1%}")
 
 # %% [markdown]
-# `preprocessing` says what the network expects of images. Its layers enter the loss as Gaussians of their own
-# variance, balanced with the pixels. The network is frozen, and is not saved with the model.
+# `preprocessing` describes the input that the network expects. Each of its layers enters the loss as a Gaussian with
+# its own variance, balanced with the pixels. The network is frozen, and is not saved with the model.
 
 # %%
 features = keras_vae.PerceptualLoss(classifier, ["fine", "middle", "coarse"], preprocessing="0..1")
 featured = keras_vae.VAE(image_shape=data.image_shape, latent_dim=32, perceptual=features, seed=0)
 featured.compile(keras.optimizers.Adam(1e-3))
-steered = [schedules.TargetKL(30, gain=0.02)]  # objectives compare at the same KL
+steered = [schedules.TargetKL(30, gain=0.02)]  # compare objectives at the same KL
 featured.fit(data.train, epochs=2 * EPOCHS, callbacks=steered, verbose=0)
 print({name: round(value, 1) for name, value in featured.evaluate(data.test, verbose=0, return_dict=True).items()})
 show(
@@ -230,13 +232,13 @@ show(
 )
 
 # %% [markdown]
-# At the same KL contours come out firmer and colours further off, and the ELBO, which sees pixels alone, is lower. A
-# feature network passes on what it has learned, and this one has seen 2,000 avatars.
+# At the same KL, contours are crisper and colours less accurate, and the ELBO, which sees only pixels, is lower. A
+# feature network can only pass on what it has learned, and this one has seen 2,000 avatars.
 #
 # ## Save and load
 #
-# One file: weights, optimizer, the noise's state. `keras.saving.load_model` wants `import keras_vae`, and registered
-# classes of your own.
+# One file holds the weights, the optimizer and the noise state. `keras.saving.load_model` needs `import keras_vae`, and
+# your own classes must be registered.
 
 # %%
 vae.save(OUT / "faces.keras")
@@ -246,8 +248,8 @@ assert np.array_equal(loaded.predict(held_out, verbose=0), vae.predict(held_out,
 # %% [markdown]
 # ## Export, and run without Keras
 #
-# The decoder leaves as ONNX or as a SavedModel. It is compared with Keras before it is put in place, and the report
-# says how far it is from it.
+# The model is exported to ONNX or to a SavedModel. Each export is compared with Keras before it is kept, and the report
+# says how large the difference is.
 
 # %%
 report = vae.export(OUT / "faces.onnx", format="onnx", part="generator")
@@ -255,7 +257,7 @@ print(report.summary())
 vae.export(OUT / "served" / "faces" / "1")  # for TF Serving
 
 # %% [markdown]
-# Any other app needs onnxruntime alone: standard normal `noise` in, `image` out.
+# Any other app needs only onnxruntime: standard normal `noise` in, `image` out.
 
 # %%
 import onnxruntime  # noqa: E402
@@ -267,5 +269,5 @@ assert np.allclose(images, vae.sample(12, seed=0), atol=1e-4)  # the same draws,
 show("onnxruntime", images)
 
 # %% [markdown]
-# On: [objectives.md](objectives.md), [data.md](data.md), [export.md](export.md), [evaluation.md](evaluation.md),
-# [scale.md](scale.md). The command line does all of this too: `keras-vae --help`.
+# Next: [objectives.md](objectives.md), [data.md](data.md), [export.md](export.md), [evaluation.md](evaluation.md),
+# [scale.md](scale.md). All of this is also available on the command line: `keras-vae --help`.

@@ -1,10 +1,10 @@
-"""Trains the models that come with the package, from nothing, and writes their folders.
+"""Trains the models that come with the package from scratch, and writes their folders.
 
     python saved_models/make.py [NAME ...] [--work FOLDER]
 
 Each gets `model.keras`, the SavedModel `1`, `decoder.onnx`, `generator.onnx`, `encoder.onnx`, `vectors.npz`,
-`config.json`, `evaluation.json`, `explorer.json` (what the explorer's page knows of it), pictures, a card (README.md)
-and SHA256SUMS. A folder takes its place when all of it is there.
+`config.json`, `evaluation.json`, `explorer.json` (data for the explorer's page), pictures, a model card (README.md) and
+SHA256SUMS. A folder is moved into place once it is complete.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ from keras_vae.cli import explorer
 from keras_vae.runs.opening import open_model
 
 HERE = Path(__file__).parent
-COMMAND = "from keras_vae import cli; main()"
+COMMAND = "from keras_vae.cli import main; main()"
 MODELS: dict[str, dict[str, Any]] = {
     "avatars": {
-        "title": "avatars, 64x64: cartoon faces",
+        "title": "avatars: cartoon faces, 64x64",
         "train": [
             *("--data", "avatars", "--image-size", "64", "--perceptual", "hed-vgg16", "--batch-size", "16"),
             *("--learning-rate", "2e-3", "--learning-rate-decay", "0.85", "--ema", "0.999", "--epochs", "10"),
         ],
-        "data": "16,000 avatars and 2,000 held out, drawn by python-avatars (MIT); artwork: Avataaars by Pablo "
-        "Stanley, free for personal and commercial use.",
-        "limits": "Samples are softer than reconstructions; hats and hair of rare shapes are approximated.",
+        "data": "16,000 avatars for training and 2,000 held out, drawn by python-avatars (MIT); artwork: Avataaars by "
+        "Pablo Stanley, free for personal and commercial use.",
+        "limits": "Samples are softer than reconstructions; rare hat and hair shapes are only approximated.",
     },
     "fashion_mnist": {
-        "title": "Fashion-MNIST, 32x32: clothes, grey",
+        "title": "Fashion-MNIST: clothing in greyscale, 32x32",
         "train": [
             *("--data", "tfds:fashion_mnist", "--image-size", "32", "--latent-dim", "32", "--perceptual", "hed-vgg16"),
             *("--batch-size", "64", "--learning-rate", "1e-3", "--learning-rate-decay", "0.8", "--ema", "0.999"),
             *("--epochs", "8"),
         ],
-        "data": "60,000 images and 10,000 held out of Fashion-MNIST (Xiao et al. 2017, arXiv 1708.07747), MIT licence, "
-        "resized from 28x28.",
+        "data": "Fashion-MNIST (Xiao et al. 2017, arXiv 1708.07747), MIT licence, 60,000 images for training and "
+        "10,000 held out, resized from 28x28.",
         "limits": "Prints and lettering on clothes are lost.",
     },
 }
 PRIORS = ("learned", "standard")
-MEASURED = 1000  # held-out images; Fashion-MNIST has 10,000, an hour's work
+MEASURED = 1000  # held-out images; all 10,000 of Fashion-MNIST would take an hour
 
 
 def main() -> None:
@@ -80,14 +80,14 @@ def make(name: str, run: Path) -> None:
     keras_vae("reconstruct", run, "--out", run / "reconstructions.png")
     keras_vae("attributes", run)
     keras_vae("export", run, "--format", "onnx", "--encoder", "--out", new)
-    keras_vae("export", run, "--format", "tf_saved_model", "--out", new)  # with the encoder it is twice as large
+    keras_vae("export", run, "--format", "tf_saved_model", "--out", new)  # including the encoder would double its size
     keras_vae("verify", run, new / "1", new / "decoder.onnx", new / "generator.onnx")
     vae = keras.saving.load_model(run / "model.keras")
     bare = type(vae).from_config(vae.get_config())
     with vae.averaged_weights():
         bare.set_weights(vae.get_weights())
     bare.set_prior(vae.prior)
-    bare.save(new / "model.keras")  # without the optimizer, which is more than half of the run's
+    bare.save(new / "model.keras")  # without the optimizer, which is more than half of the run's file
     for picture in ("samples.png", "reconstructions.png"):
         shutil.copyfile(run / picture, new / picture)
     config = json.loads((run / "config.json").read_text())
@@ -96,7 +96,7 @@ def make(name: str, run: Path) -> None:
     (new / "evaluation.json").write_text(json.dumps(evaluations, indent=1) + "\n")
     (new / explorer.ABOUT).write_text(json.dumps(explorer.about_of(open_model(run))))
     (new / "README.md").write_text(card(name, run, evaluations, attributes))
-    for file in new.rglob("*"):  # where it was made is nobody's business
+    for file in new.rglob("*"):  # no file may reveal where it was made
         if file.is_file() and str(run).encode() in file.read_bytes():
             raise SystemExit(f"{file} names {run}")
     sums = [
@@ -125,31 +125,31 @@ def card(name: str, run: Path, evaluations: dict[str, Any], attributes: dict[str
     rows = {
         "input, output": f"`noise`, standard normal (generator), or `z` (decoder), float32 [batch, "
         f"{config['latent_dim']}], to `image` float32 [batch, {shape}] in [0, 1]",
-        "made by": f"`python saved_models/make.py {name}` at commit {commit()}: `{command}`",
+        "trained with": f"`python saved_models/make.py {name}` at commit {commit()}: `{command}`",
         "training": f"{last['step']:,} steps, {config['policy']}, seed {config['seed']}",
         "run": config["run_id"],
         f"on {figures['images']:,} held-out images": f"ELBO {figures['elbo']:,.0f} nats, KL {figures['kl']:.1f} nats",
         "reconstructions": f"{similar}, Fréchet distance {made['frechet_distance']:.1f}",
-        "samples": f"Fréchet distance {distances[0]:.1f} (of a standard normal's draws {distances[1]:.1f}, of training "
+        "samples": f"Fréchet distance {distances[0]:.1f} (draws from a standard normal {distances[1]:.1f}, training "
         f"images {distances[2]:.1f}), precision {drawn['precision']:.2f}, recall {drawn['recall']:.2f}",
         "ELBO under the learned prior": f"{figures['elbo_learned_prior']:,.0f} nats",
-        "distance to the nearest training code": f"{drawn['nearest_code']:.2f} of samples, "
-        f"{drawn['nearest_code_of_held_out']:.2f} of held-out images",
-        "attributes told from latents": f"balanced accuracy {attributes['balanced_accuracy']:.3f}, mean of "
+        "distance to the nearest training code": f"samples {drawn['nearest_code']:.2f}, "
+        f"held-out images {drawn['nearest_code_of_held_out']:.2f}",
+        "attributes predicted from latents": f"balanced accuracy {attributes['balanced_accuracy']:.3f}, mean over "
         f"{len(attributes['predictions'])}",
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
     return f"""# {settings["title"]}
 
 Files: `model.keras` (`keras_vae.from_pretrained("{name}")`), `1/` SavedModel, `generator.onnx` (noise to images),
-`decoder.onnx` (latents to images), `encoder.onnx`, `vectors.npz` (directions of attributes), `explorer.json` (for
+`decoder.onnx` (latents to images), `encoder.onnx`, `vectors.npz` (attribute directions), `explorer.json` (for
 `keras-vae explore {name}`), `SHA256SUMS`.
 
 | | |
 |---|---|
 {table}
 
-Distances are in {figures["features"]}; they are not the FID.
+Distances are in the features of {figures["features"]}; they are not the FID.
 
 ![64 samples](samples.png)
 
@@ -161,7 +161,7 @@ Distances are in {figures["features"]}; they are not the FID.
 
 Limits: {settings["limits"]}
 
-Data: {settings["data"]} Licence of the weights: MIT, as the project.
+Data: {settings["data"]} Licence of the weights: MIT, like the project.
 """
 
 

@@ -12,11 +12,12 @@ import numpy as np
 
 from keras_vae.export import saved_model, seal
 from keras_vae.export.errors import ExportError, VerificationError
-from keras_vae.export.files import aside, check_parent, replace
+from keras_vae.export.files import aside, check_parent
 from keras_vae.export.formats import FORMATS, PRECISIONS, Runner, format_of, open_artifact
 from keras_vae.export.generator import compose
 from keras_vae.export.rewrite import rewrite
 from keras_vae.export.verify import Report, joined, verify
+from keras_vae.support.files import replace
 from keras_vae.support.keras_defaults import keras_defaults
 from keras_vae.support.true_float32 import true_float32
 

@@ -13,8 +13,9 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 
 from keras_vae.export import seal
 from keras_vae.export.errors import ExportError
-from keras_vae.export.files import aside, replace
+from keras_vae.export.files import aside
 from keras_vae.export.formats import LATENTS, NOISE
+from keras_vae.support.files import replace
 
 CONFIG = "config.pbtxt"
 MODEL = "model.onnx"  # what Triton's onnxruntime backend looks for in a version's folder

@@ -165,6 +165,6 @@ def _enlarged(images: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
         images = np.repeat(images, 3, axis=-1)
     if images.shape[1:3] == shape:
         return images
-    pixels = np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
-    resized = [Image.fromarray(each).resize(shape[::-1], Image.Resampling.BICUBIC) for each in pixels]
+    pixels = (Image.fromarray(each) for each in pictures.to_uint8(images))
+    resized = [each.resize(shape[::-1], Image.Resampling.BICUBIC) for each in pixels]
     return np.stack([np.asarray(each, np.float32) / 255.0 for each in resized])

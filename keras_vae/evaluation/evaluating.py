@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from keras_vae.runs.images import data_of
 from keras_vae.runs.opening import BATCH, Model, open_model
 from keras_vae.support import progress
 from keras_vae.support.errors import InputError
-from keras_vae.support.files import check_output_folder, write_aside
+from keras_vae.support.files import check_output_folder, write_aside, write_json
 from keras_vae.support.true_float32 import true_float32
 
 FOLDER = "evaluation"
@@ -112,8 +111,7 @@ def evaluate(path: Path, options: Options) -> dict[str, Any]:
     figures = evaluation.figures()
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        with write_aside(out / FIGURES) as aside:
-            aside.write_text(json.dumps(_finite(figures), indent=2) + "\n")
+        write_json(out / FIGURES, _finite(figures))
         page = report.page(path.resolve().name, model.config, figures, evaluation.pictures())
         with write_aside(out / REPORT) as aside:
             aside.write_text(page)
@@ -244,7 +242,7 @@ class _Evaluation:
         error, own = means["mean_squared_error"], means.pop("own_sharpness")
         figures: dict[str, Any] = {
             **means,
-            "psnr": math.inf if error == 0 else -10.0 * math.log10(error),
+            "psnr": fidelity.decibels(error),
             "sharpness": means["sharpness"] / own if own else math.nan,
         }
         if scales is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from keras_vae.runs.images import data_of
 from keras_vae.runs.opening import BATCH, open_model
 from keras_vae.support import pictures, progress
 from keras_vae.support.errors import InputError
-from keras_vae.support.files import check_output_file, check_output_folder, write_aside
+from keras_vae.support.files import check_output_file, check_output_folder, write_json
 
 FOLDER = "attributes"
 FIGURES = "attributes.json"
@@ -98,9 +97,8 @@ def attributes(path: Path, source: str | None, out: Path | None, seed: int = 0) 
     for name, picture in drawn.items():
         pictures.save(picture, folder / f"{name}.png")
     pictures_written = {f"{name}_picture": str(folder / f"{name}.png") for name in drawn}
-    with write_aside(folder / FIGURES) as aside:
-        correlation = {"names": vectors.names, "vectors": np.nan_to_num(vectors.correlation()).round(4).tolist()}
-        aside.write_text(json.dumps({**figures, "correlation": correlation}, indent=2) + "\n")
+    correlation = {"names": vectors.names, "vectors": np.nan_to_num(vectors.correlation()).round(4).tolist()}
+    write_json(folder / FIGURES, {**figures, "correlation": correlation})
     return {**figures, **pictures_written, "vectors": str(folder / VECTORS_FILE), "figures": str(folder / FIGURES)}
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_vae.model.encoding import position
 from keras_vae.support.errors import InputError, check_count
 from keras_vae.support.files import write_aside
+from keras_vae.support.names import position
 
 FORMAT_VERSION = 1
 METHODS = ("linear", "spherical")

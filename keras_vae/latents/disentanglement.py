@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import mutual_info_score
 
@@ -126,11 +127,9 @@ def dci_of_importances(importances: np.ndarray, informativeness: float) -> DCI:
 
 
 def _entropy(importances: np.ndarray, axis: int) -> np.ndarray:
-    """Entropy along an axis, of shares, in units of the most there can be; 0 where there is one entry alone."""
-    size = importances.shape[axis]
-    shares = importances / np.maximum(importances.sum(axis=axis, keepdims=True), 1e-300)
-    terms = np.where(shares > 0, -shares * np.log(np.maximum(shares, 1e-300)), 0.0)
-    return terms.sum(axis=axis) / np.log(size) if size > 1 else np.zeros(terms.sum(axis=axis).shape)
+    """Entropy of the shares along an axis, relative to its maximum; 0 for a single entry, or where all are 0."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.nan_to_num(stats.entropy(importances, base=importances.shape[axis], axis=axis))
 
 
 def factors_of(encoded: Encoded) -> np.ndarray:

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from keras_vae._version import __version__
 from keras_vae.latents import attributes
 from keras_vae.latents.directions import AttributeVectors
-from keras_vae.model.encoding import LIMIT, Encoded, encode, position
+from keras_vae.model.encoding import LIMIT, Encoded, encode
 from keras_vae.model.vae import VAE
 from keras_vae.runs.folder import VECTORS_FILE
 from keras_vae.runs.images import data_of
 from keras_vae.runs.opening import BATCH, Model
 from keras_vae.support.errors import InputError
+from keras_vae.support.names import position
 
 
 def vectors_of(model: Model, vae: VAE, source: str | None, wanted: Sequence[str] = ()) -> AttributeVectors:

@@ -193,6 +193,17 @@ def _standard_normal(x: Any) -> Any:
     return DiagonalGaussian(ops.zeros_like(x), ops.zeros_like(x)).log_prob(x)
 
 
+def mixture_moments(mean: np.ndarray, log_var: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance of an even mixture of diagonal Gaussians, float64 (latent_dim,) and (latent_dim, latent_dim).
+
+    Args:
+        mean, log_var: of its components, float (components, latent_dim).
+    """
+    between = np.atleast_2d(np.cov(mean, rowvar=False, bias=True))
+    within = np.exp(log_var, dtype=np.float64).mean(axis=0)
+    return mean.mean(axis=0, dtype=np.float64), between + np.diag(within)
+
+
 Prior: TypeAlias = StandardNormal | FlowMatchingPrior
 
 
@@ -209,10 +220,7 @@ def gaussian(mean: np.ndarray, log_var: np.ndarray) -> FlowMatchingPrior:
     if not (np.isfinite(mean).all() and np.isfinite(log_var).all()):
         raise InputError("the codes of the images are not finite: the model's training diverged; train again")
     prior = FlowMatchingPrior(mean.shape[1])
-    centre = mean.mean(axis=0, dtype=np.float64)
-    deviations = mean - centre
-    # Of draws from the posteriors: their means' covariance and their own variances.
-    covariance = deviations.T @ deviations / len(mean) + np.diag(np.exp(log_var, dtype=np.float64).mean(axis=0))
+    centre, covariance = mixture_moments(mean, log_var)
     variances, axes = np.linalg.eigh(covariance)
     variances = np.maximum(variances, LEAST_VARIANCE * variances.mean())[::-1]
     prior.mean.assign(centre)

@@ -24,6 +24,8 @@ ROW_PIXELS = 1024
 TEXT_PIXELS = 16
 MAP_PIXELS = 2048
 MAP_ROOM = 1.6  # cells of a map for each thumbnail
+# Weights of ITU-R BT.601, with which image libraries turn colour into grey.
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 __all__ = ["grid", "labelled_rows", "scattered", "side_by_side"]
 
@@ -45,7 +47,7 @@ def grid(images: Any, columns: int | None = None) -> Image.Image:
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     canvas = np.full((rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, 3), 255, np.uint8)
-    pixels = np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
+    pixels = to_uint8(images)
     if channels == 1:
         pixels = np.repeat(pixels, 3, axis=-1)
     for index, image in enumerate(pixels):
@@ -77,6 +79,11 @@ def side_by_side(*rows: Any, columns: int = 12) -> Image.Image:
     starts = range(0, len(padded[0]), columns)
     ordered = [images[start : start + columns] for start in starts for images in padded]
     return grid(np.concatenate(ordered), columns)
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """Images in [0, 1] as the nearest 8-bit values; values beyond are clipped."""
+    return np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
 
 
 def _floats(images: Any) -> np.ndarray:
@@ -125,7 +132,7 @@ def scattered(images: np.ndarray, places: np.ndarray, side: int = MAP_PIXELS) ->
     wanted = np.round((places - low) / np.maximum(high - low, 1e-9) * (cells - 1)).astype(int)
     free = np.stack(np.meshgrid(np.arange(cells), np.arange(cells), indexing="ij"), axis=-1).reshape(-1, 2)
     picture = Image.new("RGB", (cells * thumbnail, cells * thumbnail), "white")
-    pixels = np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
+    pixels = to_uint8(images)
     for image, place in zip(pixels, wanted, strict=True):
         nearest = int(np.abs(free - place).sum(axis=1).argmin())
         column, row = free[nearest]

@@ -111,7 +111,7 @@ def test_git_holds_every_module() -> None:
         pytest.skip("no checkout: an sdist")
     modules = [str(path.relative_to(ROOT)) for top in ("keras_vae", "tests") for path in (ROOT / top).rglob("*.py")]
     found = subprocess.run(
-        ["git", "check-ignore", "--no-index", "--stdin"],
+        ["git", "-c", "safe.directory=*", "check-ignore", "--no-index", "--stdin"],
         cwd=ROOT,
         input="\n".join(modules),
         capture_output=True,

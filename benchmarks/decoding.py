@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import gpu, runners
+from keras_vae.support.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 LATENTS = 100
@@ -133,7 +134,7 @@ def main() -> None:
             raise SystemExit(0 if measure_alone(models, arguments, rounds, results) else 1)
         record = measure(models, rounds)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "decoding.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_json(arguments.out / "decoding.json", record)
     print(json.dumps(record, indent=2))
 
 

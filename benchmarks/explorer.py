@@ -27,6 +27,7 @@ from selenium.webdriver.chrome.service import Service
 from benchmarks import runners
 from keras_vae import cli
 from keras_vae.cli import explorer
+from keras_vae.support.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 WEB = Path(__file__).resolve().parents[1] / "export" / "web"
@@ -91,7 +92,7 @@ def main() -> None:
         "frames_a_round": FRAMES,
         "rounds": options.rounds,
     }
-    (options.out / "explorer.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_json(options.out / "explorer.json", result, indent=1)
     print(json.dumps(result, indent=1))
 
 

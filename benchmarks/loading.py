@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from keras_vae import OBJECTIVES, VAE, __version__, data
 from keras_vae.support import precision
+from keras_vae.support.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 SIZE, BATCH = 64, 64
@@ -184,7 +185,7 @@ def main() -> None:
         "listing": json.loads(listing.stdout),
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "loading.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_json(arguments.out / "loading.json", record)
     print(json.dumps(record, indent=2))
 
 

@@ -30,7 +30,7 @@ from keras_vae import OBJECTIVES, VAE, __version__
 from keras_vae.model import schedules
 from keras_vae.model.feature_terms import BALANCE
 from keras_vae.support import pictures, precision
-from keras_vae.support.files import write_aside
+from keras_vae.support.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 FACES = Path(__file__).resolve().parents[2] / "shared" / "faces" / "images"
@@ -181,8 +181,7 @@ def main() -> None:
             },
             "figures": {name: figures[name] for name in OBJECTIVES if name in figures},
         }
-        with write_aside(path) as aside:
-            aside.write_text(json.dumps(record, indent=2) + "\n")
+        write_json(path, record)
         (arguments.out / "objectives.md").write_text(table(record))
         rows = [pictures.grid(originals[:SHOWN], columns=SHOWN)]
         rows += [Image.open(rows_folder / f"{known}.png") for known in record["figures"]]

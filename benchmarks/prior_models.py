@@ -1,6 +1,6 @@
-"""The priors that `benchmarks.priors` compares: each fitted to codes, and drawn from with standard normal noise.
+"""The priors that `benchmarks.priors` compares: each is fitted to codes and turns standard normal noise into samples.
 
-Each has `draw(noise)`, float32 (count, latent_dim) from noise of the same shape, and where its density is known
+Each has `draw(noise)`, float32 (count, latent_dim) from noise of the same shape, and if its density is known
 `log_prob(z)`, nats, float32 (count,).
 """
 
@@ -14,10 +14,13 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from scipy import stats
+from scipy.special import logsumexp
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
 from keras_vae.model import priors
+from keras_vae.model.distributions import DiagonalGaussian
 from keras_vae.model.encoding import Encoded
 
 COMPONENTS = 10
@@ -57,7 +60,7 @@ def dense(sizes: tuple[int, ...], seeds: np.random.Generator, last: str = "gloro
 
 
 class TrainingCodes:
-    """No prior, but what one can come to: draws from the posteriors of training images."""
+    """No prior, but the best that one can do: draws from the posteriors of training images."""
 
     def __init__(self, codes: Encoded, seed: int) -> None:
         self.codes, self.seed = codes, seed
@@ -82,13 +85,11 @@ class Mixture:
         return drawn
 
     def log_prob(self, z: np.ndarray) -> Any:
-        found = []
-        for weight, mean, factor in zip(self.weights, self.means, self.factors, strict=True):
-            white = np.linalg.solve(factor, (z - mean).T)
-            log_scale = np.linalg.slogdet(factor)[1]
-            nats = -0.5 * (np.square(white) + math.log(2.0 * math.pi)).sum(axis=0) - log_scale
-            found.append(nats + math.log(weight))
-        return tf.cast(tf.reduce_logsumexp(tf.stack(found), axis=0), tf.float32)
+        found = [
+            stats.multivariate_normal(mean, factor @ factor.T).logpdf(z)
+            for mean, factor in zip(self.means, self.factors, strict=True)
+        ]
+        return tf.constant(logsumexp(found, axis=0, b=self.weights[:, np.newaxis]), tf.float32)
 
 
 def one_gaussian(codes: Encoded, seed: int) -> Mixture:
@@ -135,10 +136,10 @@ class SecondStage:
     def _loss(self, z: Any) -> Any:
         mean, log_var = tf.split(self.encoder(z), 2, axis=-1)
         log_var = tf.clip_by_value(log_var, -12.0, 2.0)
-        drawn = mean + tf.exp(0.5 * log_var) * tf.random.normal(tf.shape(mean))
+        posterior = DiagonalGaussian(mean, log_var)
+        drawn = posterior.sample(tf.random.normal(tf.shape(mean)))
         error = tf.square(z - self.decoder(drawn)) * tf.exp(-2.0 * self.log_deviation)
-        kl = 0.5 * (tf.square(mean) + tf.exp(log_var) - log_var - 1.0)
-        return tf.reduce_mean(tf.reduce_sum(0.5 * error + self.log_deviation + kl, axis=-1))
+        return tf.reduce_mean(tf.reduce_sum(0.5 * error + self.log_deviation, axis=-1) + posterior.kl())
 
     @tf.function(autograph=False, reduce_retracing=True)
     def _decoded(self, noise: Any) -> Any:
@@ -163,6 +164,7 @@ class RealNVP:
         self.mean, self.axes = np.asarray(fitted.mean), np.asarray(fitted.axes)
         self.to_axes = np.linalg.inv(self.axes.astype(np.float64)).T.astype(np.float32)
         self.log_scale = float(np.linalg.slogdet(self.axes.astype(np.float64))[1])
+        self.white = priors.StandardNormal(count)
         self.kept = count // 2
         sizes = (self.kept, self.WIDTH, self.WIDTH, 2 * (count - self.kept))
         self.networks = [dense(sizes, seeds, last="zeros") for _ in range(self.COUPLINGS)]
@@ -184,7 +186,7 @@ class RealNVP:
             log_scale, shift = self._coupling(network, kept)
             x = tf.concat([kept, moved * tf.exp(log_scale) + shift], axis=-1)
             nats += tf.reduce_sum(log_scale, axis=-1)
-        return nats - 0.5 * tf.reduce_sum(tf.square(x) + math.log(2.0 * math.pi), axis=-1)
+        return nats + self.white.log_prob(x)
 
     @tf.function(autograph=False, reduce_retracing=True)
     def draw(self, noise: Any) -> Any:

@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from benchmarks import prior_models, runners
 from keras_vae.evaluation import distances, learned_prior
+from keras_vae.evaluation.distances import Moments
 from keras_vae.export import latents
 from keras_vae.features import judges
 from keras_vae.features.judges import FeatureNetwork
@@ -34,7 +35,7 @@ from keras_vae.model.vae import VAE
 from keras_vae.runs.images import data_of
 from keras_vae.runs.opening import BATCH, Model, open_model
 from keras_vae.support import pictures
-from keras_vae.support.files import write_aside
+from keras_vae.support.files import write_json
 from keras_vae.support.true_float32 import true_float32
 
 RESULTS = Path(__file__).parent / "results"
@@ -66,8 +67,7 @@ def main() -> None:
                 "note": options.note or record.get("note", ""),
                 "models": {**record["models"], name: figures},
             }
-            with write_aside(path) as aside:
-                aside.write_text(json.dumps(record, indent=1) + "\n")
+            write_json(path, record, indent=1)
             (options.out / "priors.md").write_text(table(record))
     picture(options.runs, options.out / "priors.png")
     print(table(record))
@@ -108,20 +108,17 @@ def references(
     held_out = features(network, batches, "held-out images")
     if "reconstructions" not in figures:
         made = features(network, (vae.predict_on_batch(batch) for batch in batches), "reconstructions")
-        figures = {**figures, "images": len(held_out), "reconstructions": frechet(made, held_out)}
+        figures = {
+            **figures,
+            "images": len(held_out),
+            "reconstructions": distances.frechet_distance(Moments.of(made), Moments.of(held_out)),
+        }
     return held_out, encode(vae, batches, seed=SEED), figures
 
 
 def features(network: FeatureNetwork, batches: Iterable[np.ndarray], name: str) -> np.ndarray:
     """Pooled features of images, float32 (count, channels)."""
     return np.concatenate([network.pooled(batch) for batch in tqdm(batches, desc=name, unit=" batches", disable=None)])
-
-
-def frechet(made: np.ndarray, real: np.ndarray) -> float:
-    sides = [distances.Moments(real.shape[1]) for _ in range(2)]
-    for moments, each in zip(sides, (made, real), strict=True):
-        moments.update(each)
-    return distances.frechet_distance(*sides)
 
 
 def measure(
@@ -137,7 +134,7 @@ def measure(
     made = features(network, images, "samples")
     shares = distances.precision_recall(held_out, made)
     figures = {
-        "frechet_distance": frechet(made, held_out),
+        "frechet_distance": distances.frechet_distance(Moments.of(made), Moments.of(held_out)),
         "precision": shares.precision,
         "recall": shares.recall,
         "fit_seconds": wall,
@@ -202,7 +199,7 @@ def table(record: dict[str, Any]) -> str:
 def row(images: np.ndarray) -> Image.Image:
     """Images beside each other, each `SHOWN_PIXELS` a side."""
     strip = Image.new("RGB", (len(images) * SHOWN_PIXELS, SHOWN_PIXELS))
-    for place, image in enumerate(np.round(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)):
+    for place, image in enumerate(pictures.to_uint8(images)):
         one = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert("RGB")
         size = (SHOWN_PIXELS, SHOWN_PIXELS)
         strip.paste(one.resize(size, Image.Resampling.LANCZOS), (place * SHOWN_PIXELS, 0))

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import runners
+from keras_vae.support.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 COMMAND = "from keras_vae.cli import main; main()"
@@ -74,7 +75,7 @@ def main() -> None:
         "batch": 64,
         "objectives": found,
     }
-    (options.out / "scaling.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_json(options.out / "scaling.json", result, indent=1)
     print(json.dumps(found, indent=1))
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from keras_vae import OBJECTIVES, VAE, __version__, data
 from keras_vae.evaluation.fidelity import psnr, sharpness_ratio
 from keras_vae.support import pictures, precision
+from keras_vae.support.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 COMPARED: dict[str, dict[str, Any]] = {
@@ -93,7 +94,7 @@ def main() -> None:
         "sharpness_ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "sharpness.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_json(arguments.out / "sharpness.json", record)
     pictures.save(pictures.side_by_side(*rows), arguments.out / "sharpness.png")
     print(json.dumps(record["median"], indent=2))
     print("sharpness, perceptual over squared error:", record["sharpness_ratio"])

@@ -23,6 +23,7 @@ import numpy as np
 import psutil
 
 from benchmarks import runners
+from keras_vae.support.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 SECONDS = 5
@@ -58,7 +59,7 @@ def main() -> None:
         "samples": samples,
         "speed": speed,
     }
-    (options.out / "soak.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_json(options.out / "soak.json", result, indent=1)
     _plot(samples, speed, result, options.out / "soak.png")
     for name in ("memory_mib", "file_handles", "threads", "images_per_second"):
         trend = result[name]

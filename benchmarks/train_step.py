@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import runners
+from keras_vae.support.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("keras-vae", "keras", "tensorflow", "torch", "numpy")
@@ -135,7 +136,7 @@ def cases(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    write_json(path, record)
 
 
 # Beside PyTorch -----------------------------------------------------------------------------------

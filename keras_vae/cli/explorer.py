@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from keras_vae.export.encoder import export_encoder
-from keras_vae.export.files import aside, replace
+from keras_vae.export.files import aside
 from keras_vae.export.prior import export_prior
 from keras_vae.latents.fitting import encode_training, vectors_of
 from keras_vae.model.encoding import Encoded
@@ -22,6 +22,7 @@ from keras_vae.model.priors import FlowMatchingPrior
 from keras_vae.model.vae import VAE
 from keras_vae.runs.opening import Model, open_model
 from keras_vae.support.errors import InputError
+from keras_vae.support.files import replace
 
 PAGE = ("explore.html", "explore.mjs", "decoder.mjs", "encoder.mjs")
 RUNTIME = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from keras import ops
+from scipy.special import logsumexp, softmax
 
 from keras_vae.model.distributions import DiagonalGaussian
 from keras_vae.model.vae import VAE
@@ -17,7 +18,7 @@ from keras_vae.support import progress
 from keras_vae.support.errors import InputError
 from keras_vae.support.keras_defaults import keras_defaults
 
-# Pixel values decoded at a time: at 64x64x3, 341 images. A decoder's activations take some fifty times this.
+# Pixel values decoded at a time: 341 images of 64x64x3. A decoder's activations take about fifty times as much.
 DECODED_VALUES = 2**22
 
 
@@ -27,10 +28,10 @@ class Bound:
 
     Attributes:
         mean: nats per image, over the images.
-        standard_error: of that mean, from how the images differ; NaN for a single image.
-        sampling_error: of that mean, from the draws being finitely many (delta method); NaN for K = 1.
+        standard_error: of that mean, because images differ; NaN for a single image.
+        sampling_error: of that mean, because the draws are finitely many (delta method); NaN for K = 1.
         per_image: nats, float64 (images,).
-        samples: K, the draws for each image.
+        samples: K, the number of draws per image.
     """
 
     mean: float
@@ -48,14 +49,14 @@ def importance_weighted_bound(
 
         L_K = E[ log 1/K sum_k p(x | z_k) p(z_k) / q(z_k | x) ],    z_k from q(z | x)
 
-    It is the ELBO for K = 1, never falls with K, and tends to log p(x). Memory does not grow with K: draws are decoded
-    some hundreds at a time, and their weights added up as logarithms.
+    For K = 1 it is the ELBO; it never decreases with K, and tends to log p(x). Draws are decoded a few hundred at a
+    time, so memory hardly grows with K.
 
     Args:
-        vae: the model; its likelihood is the one it evaluates with.
-        batches: images as in `VAE.evaluate`: a dataset, or any iterable of batches.
+        vae: the model, with the likelihood that it evaluates with.
+        batches: images as for `VAE.evaluate`: a dataset, or any iterable of batches.
         samples: K, at least 1.
-        seed: of the draws. They do not depend on how the images are batched.
+        seed: of the draws, which do not depend on how the images are batched.
         total: number of images, for the progress bar.
 
     Raises:
@@ -98,12 +99,10 @@ def importance_weighted_bound(
                         images[part], posterior.mean[part], posterior.log_var[part], noise
                     )
                     bar.update(count * draws)
-                highest = weights.max(axis=1, keepdims=True)
-                ratios = np.exp(weights - highest)
-                average = ratios.mean(axis=1)
-                bounds.extend(highest[:, 0] + np.log(average))
-                spread = ratios.var(axis=1, ddof=1) if samples > 1 else np.full(count, np.nan)
-                variances.extend(spread / (samples * average**2))
+                bounds.extend(logsumexp(weights, axis=1) - math.log(samples))
+                shares = softmax(weights, axis=1)
+                # Delta method: the variance of a mean of weights, over its square.
+                variances.extend(samples * shares.var(axis=1, ddof=1) if samples > 1 else [math.nan] * count)
     if not bounds:
         raise InputError("no images to bound the likelihood of")
     per_image = np.array(bounds)

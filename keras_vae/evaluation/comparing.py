@@ -22,9 +22,9 @@ from keras_vae.support.files import check_output_file
 from keras_vae.support.true_float32 import true_float32
 
 COUNT_AT_MOST = 100
-# Of a run itself, and not of how it trains.
+# These describe the run itself, and not how it trains.
 NO_SETTINGS = ("out", "run_id", "resume", "checkpoint_minutes", "checkpoints_kept", "versions", "skipped")
-# From `evaluate`, in this order; what runs were not evaluated for is left out.
+# Figures of `evaluate`, in this order; those that a run does not have are left out.
 FIGURES_SHOWN = {
     "": (
         "elbo",
@@ -45,21 +45,21 @@ FIGURES_SHOWN = {
 def compare(runs: Sequence[Path], source: str | None, out: Path, count: int, seed: int = 0) -> dict[str, Any]:
     """Compares runs.
 
-    Writes a picture of the same held-out images and what each run makes of them, a row a run, and below them samples of
-    the same latents' draw. Every run gets the images in its own size.
+    Writes a picture: held-out images, a row with each run's reconstructions of them, and below a row with each run's
+    samples for the same seed. Every run gets the images in its own size.
 
     Args:
-        runs: run folders, two or more.
-        source: images; what the first run trained on.
-        out: the picture.
+        runs: two or more run folders.
+        source: images; by default what the first run was trained on.
+        out: path of the picture.
         count: images in a row.
         seed: of the samples.
 
     Returns:
-        `settings` that differ and `figures`, each by name and run; `picture`.
+        `settings` that differ, and `figures`, each by name and run; `picture`.
 
     Raises:
-        InputError: fewer than two runs, one that is none, unusable data, or a picture that cannot be written.
+        InputError: fewer than two runs, a path that is no run, unusable data, or a picture that cannot be written.
     """
     check_output_file(out, pictures.ENDINGS)
     if not 1 <= count <= COUNT_AT_MOST:
@@ -108,7 +108,7 @@ def compare(runs: Sequence[Path], source: str | None, out: Path, count: int, see
 
 
 def _names(runs: Sequence[Path]) -> list[str]:
-    """The folders' names, or their paths where two have the same."""
+    """The folders' names, or their paths if two names are equal."""
     names = [run.resolve().name for run in runs]
     return names if len(set(names)) == len(names) else [str(run) for run in runs]
 
@@ -124,7 +124,7 @@ def _differences(names: Sequence[str], models: Sequence[Model]) -> dict[str, dic
 
 
 def _figures(model: Model) -> dict[str, Any]:
-    """What `evaluate` found, or else what training last did."""
+    """What `evaluate` found, or else the last figures of training."""
     file = model.path / FOLDER / FIGURES
     try:
         found = json.loads(file.read_text())
@@ -152,7 +152,7 @@ def _figures(model: Model) -> dict[str, Any]:
 
 
 def _measured_with(model: Model) -> Any:
-    """What the figures of a run depend on besides the run."""
+    """The options that a run was evaluated with; None if it was not."""
     try:
         return json.loads((model.path / FOLDER / FIGURES).read_text()).get("options")
     except (OSError, ValueError):
@@ -160,11 +160,11 @@ def _measured_with(model: Model) -> Any:
 
 
 def _enlarged(images: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Images in the size of the largest, in colour."""
+    """Images enlarged to a shape, in colour."""
     if images.shape[-1] == 1:
         images = np.repeat(images, 3, axis=-1)
     if images.shape[1:3] == shape:
         return images
-    pixels = np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
-    resized = [Image.fromarray(each).resize(shape[::-1], Image.Resampling.BICUBIC) for each in pixels]
+    pixels = (Image.fromarray(each) for each in pictures.to_uint8(images))
+    resized = [each.resize(shape[::-1], Image.Resampling.BICUBIC) for each in pixels]
     return np.stack([np.asarray(each, np.float32) / 255.0 for each in resized])

@@ -1,8 +1,7 @@
-"""What `keras-vae evaluate` does: every figure of a model, of reconstructions, samples and latents."""
+"""What `keras-vae evaluate` does: all figures of a model, its reconstructions, samples and latents."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -30,13 +29,13 @@ from keras_vae.runs.images import data_of
 from keras_vae.runs.opening import BATCH, Model, open_model
 from keras_vae.support import progress
 from keras_vae.support.errors import InputError
-from keras_vae.support.files import check_output_folder, write_aside
+from keras_vae.support.files import check_output_folder, write_aside, write_json
 from keras_vae.support.true_float32 import true_float32
 
 FOLDER = "evaluation"
 FIGURES = "evaluation.json"
 REPORT = "report.html"
-KEPT = 10_000  # features of each set, for pairs; of more images as many are drawn
+KEPT = 10_000  # features of each set for figures of pairs: a random sample if there are more images
 SHOWN = 24
 SAMPLES_SHOWN = 64
 TRAVERSED = 10
@@ -49,16 +48,16 @@ class Options:
     """How a model is evaluated.
 
     Attributes:
-        source: images, as `keras_vae.data.load` takes them; what the run trained on.
-        out: folder for `evaluation.json` and `report.html`; a run's own `evaluation`, or none is written.
-        importance_samples: draws an image for the importance-weighted bound; None for none.
-        limit: held-out images at most; None for all.
-        batch_size: images at a time; the run's own, or 64.
-        features: feature network, a name of `judges.names`, or "none".
-        feature_weights: its file, to use instead of a download.
+        source: images, as `keras_vae.data.load` takes them; by default what the run was trained on.
+        out: folder for `evaluation.json` and `report.html`; by default a run's own `evaluation`, for other models none.
+        importance_samples: draws per image for the importance-weighted bound; None to leave it out.
+        limit: the most held-out images to use; None for all.
+        batch_size: images at a time; by default the run's own, or 64.
+        features: feature network, one of `judges.names`, or "none".
+        feature_weights: file with its weights, instead of a download.
         prior: what samples are drawn from: "learned", the model's own prior, or "standard", the standard normal.
-        samples: how many; None for as many as there are held-out images.
-        seed: of all that is drawn.
+        samples: how many to draw; None for as many as there are held-out images.
+        seed: of everything that is drawn.
     """
 
     source: str | None = None
@@ -83,12 +82,12 @@ def evaluate(path: Path, options: Options) -> dict[str, Any]:
         `keras_vae.evaluation.bounds.Bound`; `bits_per_dim`, or for likelihoods that are densities
         `density_bits_per_dim`; `reconstructions`, `samples` and `training_images`, figures of these against the
         held-out images; `posterior`, as `posterior.aggregate_posterior`; `notes`, what could not be measured and why;
-        `elbo_learned_prior`, the ELBO under a learned prior (nats), where there is one;
-        `options`, what it was measured with; `model`, the SHA-256 of its weights; where it wrote them, `figures` and
-        `report`.
+        `elbo_learned_prior`, the ELBO under a learned prior (nats), if there is one;
+        `options` that it was measured with; `model`, the SHA-256 of its weights; and if they were written, the paths
+        `figures` and `report`.
 
     Raises:
-        InputError: no model, a decoder alone, unusable data, numbers below 1, or a folder that cannot be written to.
+        InputError: no model, only a decoder, unusable data, numbers below 1, or a folder that cannot be written to.
     """
     for name in ("importance_samples", "limit", "batch_size", "samples"):
         value = getattr(options, name)
@@ -105,15 +104,14 @@ def evaluate(path: Path, options: Options) -> dict[str, Any]:
         source = options.source or model.config.get("data")
         if source is not None:
             check_outside(out, source)
-    # The feature network before the data: what cannot be had is said at once.
+    # The feature network before the data: if it is not available, the user learns at once.
     network = None if options.features == NO_FEATURES else judges.load(options.features, options.feature_weights)
     images = data_of(model, vae, options.source, batch_size=1)
     evaluation = _Evaluation(model, vae, images, network, options)
     figures = evaluation.figures()
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        with write_aside(out / FIGURES) as aside:
-            aside.write_text(json.dumps(_finite(figures), indent=2) + "\n")
+        write_json(out / FIGURES, _finite(figures))
         page = report.page(path.resolve().name, model.config, figures, evaluation.pictures())
         with write_aside(out / REPORT) as aside:
             aside.write_text(page)
@@ -122,7 +120,7 @@ def evaluate(path: Path, options: Options) -> dict[str, Any]:
 
 
 class _Evaluation:
-    """One evaluation: its parts share the images they look at."""
+    """One evaluation, whose parts share the images that they look at."""
 
     def __init__(
         self,
@@ -175,7 +173,7 @@ class _Evaluation:
 
     def _test(self) -> tf.data.Dataset:
         test = self.data.test.unbatch().take(self.count).batch(self.batch_size)
-        # Keras warns of data that ends where it was not told.
+        # Without it, Keras warns when the data ends.
         return test.apply(tf.data.experimental.assert_cardinality(math.ceil(self.count / self.batch_size)))
 
     def _likelihood(self) -> dict[str, Any]:
@@ -197,7 +195,7 @@ class _Evaluation:
         if vae.perceptual is None and has_features:
             del figures["loss"]
         if not vae.likelihood.discrete:
-            # Of a density at the values k/255: what a bin of that width holds, were the density even over it.
+            # The density at the values k/255 as the probability of a bin of that width, as if it were constant there.
             nats = -figures["elbo"] / math.prod(vae.image_shape)
             figures["density_bits_per_dim"] = (nats + math.log(255.0)) / math.log(2.0)
         if self.importance_samples is not None:
@@ -244,7 +242,7 @@ class _Evaluation:
         error, own = means["mean_squared_error"], means.pop("own_sharpness")
         figures: dict[str, Any] = {
             **means,
-            "psnr": math.inf if error == 0 else -10.0 * math.log10(error),
+            "psnr": fidelity.decibels(error),
             "sharpness": means["sharpness"] / own if own else math.nan,
         }
         if scales is not None:
@@ -278,11 +276,11 @@ class _Evaluation:
         return figures
 
     def _training_images(self, held_out: _Set) -> dict[str, Any]:
-        """What other real images get: no model can be asked to come nearer."""
+        """The figures of other real images: no model can be expected to do better."""
         assert self.network is not None
         count = min(self.count, self.data.train_size)
         train, seen = self._set(), 0
-        # In the order of step 0 on, which the seed of loading alone determines.
+        # In the order of the first steps, which depends only on the seed of loading.
         batches = self.data.train_from(0).unbatch().take(count).batch(BATCH)
         for images in self._bar(batches.as_numpy_iterator(), count, "training images"):
             train.update(self.network.pooled(images))
@@ -358,7 +356,7 @@ class _Evaluation:
 
 
 class _Set:
-    """Features of a set of images: moments of all of them, and some kept for pairs."""
+    """Features of a set of images: the moments of all of them, and a sample of them for figures of pairs."""
 
     def __init__(self, channels: int, seed: int) -> None:
         self.moments = distances.Moments(channels)
@@ -382,7 +380,7 @@ class _Bar(keras.callbacks.Callback):
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows no NaN and no infinity."""
+    """A value for JSON, which has neither NaN nor infinity."""
     if isinstance(value, dict):
         return {name: _finite(each) for name, each in value.items()}
     if isinstance(value, list):

@@ -8,11 +8,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_vae.support.errors import InputError
+from keras_vae.support.pictures import LUMA
 
 SSIM_WINDOW = 11
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, section 3.2
-# Luma weights of ITU-R BT.601, the grey that image libraries make.
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def laplacian_variance(images: np.ndarray) -> np.ndarray:
@@ -22,7 +21,7 @@ def laplacian_variance(images: np.ndarray) -> np.ndarray:
         images: float (batch, height, width, 1 or 3) in [0, 1].
 
     Returns:
-        float32, shape (batch,). Larger is sharper; only ratios between pictures of the same things mean something.
+        float32, shape (batch,). Larger is sharper; only ratios between pictures of the same things are meaningful.
     """
     grey = images @ LUMA if images.shape[-1] == 3 else images[..., 0]
     centre = grey[:, 1:-1, 1:-1]
@@ -31,22 +30,26 @@ def laplacian_variance(images: np.ndarray) -> np.ndarray:
 
 
 def sharpness_ratio(originals: np.ndarray, reconstructions: np.ndarray) -> float:
-    """Mean Laplacian variance of the reconstructions over that of the originals; 1 is as sharp as they are.
+    """Mean Laplacian variance of the reconstructions over that of the originals; 1 is equally sharp.
 
-    NaN where the originals have no edges at all.
+    NaN if the originals have no edges at all.
     """
     own = float(laplacian_variance(originals).mean())
-    return float(laplacian_variance(reconstructions).mean()) / own if own else float("nan")
+    return float(laplacian_variance(reconstructions).mean()) / own if own else math.nan
 
 
 def psnr(originals: np.ndarray, reconstructions: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB, from the mean squared error over all pixels of images in [0, 1]."""
-    error = float(np.mean(np.square(originals - reconstructions), dtype=np.float64))
-    return float("inf") if error == 0 else -10.0 * float(np.log10(error))
+    return decibels(float(np.mean(np.square(originals - reconstructions), dtype=np.float64)))
+
+
+def decibels(mean_squared_error: float) -> float:
+    """The peak signal-to-noise ratio of a mean squared error of values in [0, 1], in dB."""
+    return -10.0 * math.log10(mean_squared_error) if mean_squared_error > 0 else math.inf
 
 
 def mean_squared_error(originals: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
-    """Of each image, over all its values in [0, 1]: float64, shape (batch,)."""
+    """Mean squared error of each image over all its values in [0, 1]: float64, shape (batch,)."""
     return np.asarray(np.mean(np.square(originals - reconstructions), axis=(1, 2, 3), dtype=np.float64))
 
 
@@ -54,10 +57,10 @@ def ssim(originals: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
     """Structural similarity of each image (Wang et al. 2004), with Gaussian weights of 1.5 pixels in windows of 11.
 
     Args:
-        originals, reconstructions: float (batch, height, width, channels) in [0, 1]; 11 pixels a side and more.
+        originals, reconstructions: float (batch, height, width, channels) in [0, 1]; at least 11 pixels a side.
 
     Returns:
-        float32, shape (batch,), averaged over channels; 1 is the same.
+        float32, shape (batch,), averaged over channels; 1 means equal.
 
     Raises:
         InputError: smaller images.
@@ -69,7 +72,7 @@ def ssim(originals: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
 def ms_ssim(originals: np.ndarray, reconstructions: np.ndarray) -> tuple[np.ndarray, int]:
     """Multi-scale structural similarity of each image (Wang et al. 2003).
 
-    Its five scales take images of 161 pixels a side. Smaller ones get as many scales as a window of 11 fits into, and
+    Its five scales need images of 161 pixels a side. Smaller ones get as many scales as a window of 11 fits into, with
     the first of the five weights, scaled to add up to 1.
 
     Args:

@@ -1,8 +1,7 @@
-"""What `keras-vae attributes` and `keras-vae map` do: what latents know of attributes, and how they lie."""
+"""What `keras-vae attributes` and `keras-vae map` do: what latents tell about attributes, and a map of them."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from keras_vae.runs.images import data_of
 from keras_vae.runs.opening import BATCH, open_model
 from keras_vae.support import pictures, progress
 from keras_vae.support.errors import InputError
-from keras_vae.support.files import check_output_file, check_output_folder, write_aside
+from keras_vae.support.files import check_output_file, check_output_folder, write_json
 
 FOLDER = "attributes"
 FIGURES = "attributes.json"
@@ -30,19 +29,19 @@ MAP_MOST = 5_000
 
 
 def attributes(path: Path, source: str | None, out: Path | None, seed: int = 0) -> dict[str, Any]:
-    """Measures how well attributes can be told from latents, and finds the vectors along which they change.
+    """Measures how well attributes can be predicted from latents, and finds the vectors along which they change.
 
     Writes a folder: `attributes.json`, `vectors.npz`, and pictures of the predictions and of the correlations of
     vectors and of labels.
 
     Returns:
-        `images` and `held_out`, how many it learned from and was judged on; `predictions`, as
+        `images` and `held_out`, the numbers of images to learn from and to judge on; `predictions`, as
         `attributes.Prediction`; the means of `accuracy`, `majority`, `balanced_accuracy` and `auc`;
-        `mutual_information_gap`, `disentanglement`, `completeness` and `informativeness`, each attribute a factor;
-        `left_out`, attributes of one class alone; and the paths of what it wrote.
+        `mutual_information_gap`, `disentanglement`, `completeness` and `informativeness`, with each attribute a factor;
+        `left_out`, attributes with images of one class only; and the paths of what was written.
 
     Raises:
-        InputError: no model, images without attributes, or none that both classes fill.
+        InputError: no model, or images without attributes, or without one that has images of both classes.
     """
     model = open_model(path)
     vae = model.whole("attributes")
@@ -98,18 +97,17 @@ def attributes(path: Path, source: str | None, out: Path | None, seed: int = 0) 
     for name, picture in drawn.items():
         pictures.save(picture, folder / f"{name}.png")
     pictures_written = {f"{name}_picture": str(folder / f"{name}.png") for name in drawn}
-    with write_aside(folder / FIGURES) as aside:
-        correlation = {"names": vectors.names, "vectors": np.nan_to_num(vectors.correlation()).round(4).tolist()}
-        aside.write_text(json.dumps({**figures, "correlation": correlation}, indent=2) + "\n")
+    correlation = {"names": vectors.names, "vectors": np.nan_to_num(vectors.correlation()).round(4).tolist()}
+    write_json(folder / FIGURES, {**figures, "correlation": correlation})
     return {**figures, **pictures_written, "vectors": str(folder / VECTORS_FILE), "figures": str(folder / FIGURES)}
 
 
 def draw_map(path: Path, source: str | None, out: Path, count: int, seed: int = 0) -> dict[str, Any]:
-    """Writes a map of held-out images: thumbnails, near where their latents are near (t-SNE).
+    """Writes a map of held-out images: thumbnails, close together if their latents are (t-SNE).
 
     Returns:
-        `picture`, `images`, and `trustworthiness`, in [0, 1]: how far neighbours on the map are neighbours in the
-        latent space (Venna and Kaski 2001), of 12.
+        `picture`, `images`, and `trustworthiness`, in [0, 1]: to what extent the 12 nearest neighbours on the map are
+        neighbours in the latent space (Venna and Kaski 2001).
 
     Raises:
         InputError: no model, unusable images, or fewer than 10.

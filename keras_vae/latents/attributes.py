@@ -1,8 +1,7 @@
-"""What latents say of attributes: vectors along which they change, and how well a linear classifier tells them."""
+"""What latents tell about attributes: vectors along which they change, and how well linear classifiers predict them."""
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,17 +22,17 @@ ITERATIONS = 2_000
 
 @dataclass(frozen=True)
 class Prediction:
-    """How well a linear support vector machine tells an attribute from the latents, on images it has not seen.
+    """How well a linear support vector machine predicts an attribute from latents, on held-out images.
 
     Attributes:
         name: of the attribute.
-        share: of the seen images that have it.
-        accuracy: share of images told right.
-        majority: the accuracy of always saying what is more frequent among the images it learned from.
-        balanced_accuracy: the mean of both classes' shares told right, of a machine that weighs the classes alike;
-            chance is 0.5.
+        share: of the training images that have it.
+        accuracy: share of correct predictions.
+        majority: accuracy of always predicting what is more frequent among the training images.
+        balanced_accuracy: mean over both classes of the share of correct predictions, by a machine that weighs the
+            classes equally; chance is 0.5.
         auc: area under the ROC curve of the first machine; chance is 0.5.
-        with_it, without_it: images it was judged on.
+        with_it, without_it: numbers of held-out images with and without the attribute.
     """
 
     name: str
@@ -47,17 +46,17 @@ class Prediction:
 
 
 def one_class(encoded: Encoded, least: int = LEAST_OF_A_CLASS) -> tuple[str, ...]:
-    """Attributes that fewer images than `least` have, or lack: nothing can be learned about them."""
+    """Attributes that fewer than `least` images have, or lack: nothing can be learned about them."""
     counts = encoded.attributes.sum(axis=0, dtype=int)
     few = np.minimum(counts, len(encoded) - counts) < least
     return tuple(name for name, is_few in zip(encoded.attribute_names, few, strict=True) if is_few)
 
 
 def vectors(encoded: Encoded, metadata: dict[str, str] | None = None) -> AttributeVectors:
-    """Vectors of all attributes that both classes fill.
+    """Vectors of all attributes that have images of both classes.
 
     Args:
-        encoded: images with attributes, of those that the model trained on.
+        encoded: training images with attributes.
         metadata: to keep with the vectors.
 
     Raises:
@@ -74,7 +73,7 @@ def vectors(encoded: Encoded, metadata: dict[str, str] | None = None) -> Attribu
 
 
 def _normal(z: np.ndarray, label: np.ndarray, difference: np.ndarray) -> np.ndarray:
-    """The normal of a logistic regression's plane, as long as the classes' means are apart along it."""
+    """The normal of a logistic regression's plane, as long as the distance of the classes' means along it."""
     deviation = z.std(axis=0) + 1e-8
     classifier = LogisticRegression(C=0.1, class_weight="balanced", max_iter=ITERATIONS)
     normal = classifier.fit(z / deviation, label).coef_[0] / deviation
@@ -85,16 +84,16 @@ def _normal(z: np.ndarray, label: np.ndarray, difference: np.ndarray) -> np.ndar
 def predict(
     seen: Encoded, unseen: Encoded, each: Callable[[str], None] = lambda name: None, seed: int = 0
 ) -> list[Prediction]:
-    """Attributes from posterior means, by linear support vector machines (the paper's section 4.5).
+    """Predicts attributes from posterior means, by linear support vector machines (the paper's section 4.5).
 
     Args:
         seen: images to learn from.
-        unseen: others, to judge on.
-        each: called with the name of every attribute that is done.
+        unseen: held-out images, to judge on.
+        each: called with the name of each attribute when it is done.
         seed: of the machines.
 
     Returns:
-        a figure for each attribute that both classes fill, among the seen and the unseen images.
+        one entry for each attribute that has images of both classes among the seen and among the unseen ones.
 
     Raises:
         InputError: there is none.
@@ -127,7 +126,7 @@ def predict(
 
 
 def _machine(x: np.ndarray, y: np.ndarray, class_weight: str | None, seed: int) -> LinearSVC:
-    # Fewer than the usual cost: latents are many and noisy.
+    # A smaller cost than usual, because latents are many and noisy.
     machine = LinearSVC(
         C=0.01, dual=len(x) < x.shape[1], class_weight=class_weight, random_state=seed, max_iter=ITERATIONS
     )
@@ -137,14 +136,9 @@ def _machine(x: np.ndarray, y: np.ndarray, class_weight: str | None, seed: int) 
 
 
 def label_correlation(encoded: Encoded) -> np.ndarray:
-    """Pearson's correlation of the labels, float64 (attributes, attributes); NaN where a label never varies."""
+    """Pearson's correlation of the labels, float64 (attributes, attributes); NaN for a label that never varies."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.atleast_2d(np.corrcoef(encoded.attributes.astype(np.float64), rowvar=False))
-
-
-def standard_error(share: float, count: int) -> float:
-    """Of a share of so many images."""
-    return math.sqrt(share * (1.0 - share) / count)
 
 
 def _names(encoded: Encoded) -> tuple[str, ...]:

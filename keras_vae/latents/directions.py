@@ -1,6 +1,6 @@
-"""Walks through the latent space: interpolation, attribute vectors, traversals. Numpy alone.
+"""Walks through the latent space: interpolation, attribute vectors, traversals. It needs only NumPy.
 
-Everything here makes latents; any decoder turns them into images, a Keras one or an exported one.
+Everything here makes latents; any decoder, Keras's or an exported one, turns them into images.
 """
 
 from __future__ import annotations
@@ -14,24 +14,25 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_vae.model.encoding import position
 from keras_vae.support.errors import InputError, check_count
 from keras_vae.support.files import write_aside
+from keras_vae.support.names import position
 
 FORMAT_VERSION = 1
 METHODS = ("linear", "spherical")
 DIRECTIONS = ("mean", "linear")
-PARALLEL = 1e-6  # radians between directions, below which there is no arc to go along
+PARALLEL = 1e-6  # radians: directions closer than this have no arc between them
 
 
 def interpolate(one: np.ndarray, other: np.ndarray, steps: int = 10, method: str = "spherical") -> np.ndarray:
-    """Latents on the way from one to the other, both included.
+    """Latents on the path from one to the other, both included.
 
     Args:
         one, other: float (latent_dim,).
         steps: how many latents, at least 2.
-        method: "linear", or "spherical": along the arc between their directions, their lengths interpolated too, so
-            that draws from a Gaussian stay as far from its middle as they are (White 2016, arXiv 1609.04468).
+        method: "linear", or "spherical": along the arc between their directions, with lengths interpolated as well, so
+            that the path between draws from a Gaussian stays as far from its centre as they are (White 2016, arXiv
+            1609.04468).
 
     Returns:
         float32 (steps, latent_dim).
@@ -58,12 +59,12 @@ def interpolate(one: np.ndarray, other: np.ndarray, steps: int = 10, method: str
 
 
 def traverse(start: np.ndarray, latent: int, values: Sequence[float]) -> np.ndarray:
-    """The same latents but for one, which takes values in turn: float32 (len(values), latent_dim).
+    """The same latents except one, which takes the given values in turn: float32 (len(values), latent_dim).
 
     Args:
         start: float (latent_dim,).
-        latent: which one, counted from 0.
-        values: for it.
+        latent: its index, counted from 0.
+        values: of that latent.
 
     Raises:
         InputError: there is no such latent.
@@ -83,13 +84,13 @@ class AttributeVectors:
     Attributes:
         names: of the attributes.
         mean: float32 (attributes, latent_dim), the mean latents of images with the attribute minus those without.
-        linear: float32 (attributes, latent_dim), the normal of a linear classifier's plane, as long as the two means
-            are apart along it: a strength of 1 goes as far in both.
+        linear: float32 (attributes, latent_dim), the normal of a linear classifier's plane, as long as the distance of
+            the two means along it: a strength of 1 goes equally far with both kinds.
         metadata: what is known about them, such as the model they were found for.
-        one_class: attributes that there are no vectors of, for all or none of the images had them.
+        one_class: attributes without a vector, because all or none of the images had them.
 
     Raises:
-        InputError: arrays of shapes that do not fit together, or no numbers.
+        InputError: arrays whose shapes do not fit together, or values that are not finite.
 
     Example:
         >>> vectors = AttributeVectors.load("runs/faces/vectors.npz")
@@ -139,7 +140,7 @@ class AttributeVectors:
         """Writes an .npz file, in one piece or not at all.
 
         Raises:
-            InputError: a path with another ending.
+            InputError: the path has another ending.
         """
         path = Path(path)
         if path.suffix != ".npz":
@@ -151,13 +152,13 @@ class AttributeVectors:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], latent_dim: int | None = None, model: str = "") -> AttributeVectors:
-        """Vectors from such a file.
+        """Reads vectors from a file that `save` wrote.
 
         Args:
-            path: of the file.
-            latent_dim: how many latents the decoder takes, where that is to be checked.
-            model: its `VAE.fingerprint()`, in an exported decoder's metadata the entry `model`, where that is to be
-                checked: vectors belong to the weights they were found for.
+            path: the file.
+            latent_dim: number of latents that the vectors must have; by default any.
+            model: `VAE.fingerprint()` of the model that they must have been found for (`model` in an exported decoder's
+                metadata); by default any.
 
         Raises:
             InputError: the file is missing, damaged, or for another model.
@@ -172,11 +173,9 @@ class AttributeVectors:
                     raise InputError(f"{path} is of version {entries['format_version']!r}: update this package")
                 names, one_class = tuple(entries["names"]), tuple(entries["one_class"])
                 found = cls(names, file["mean"], file["linear"], dict(entries["metadata"]), one_class)
-        except (OSError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path} is damaged, or holds no attribute vectors: find them again") from error
-        except ValueError as error:
-            if isinstance(error, InputError):
-                raise
+        except InputError:
+            raise
+        except (OSError, KeyError, TypeError, EOFError, AttributeError, ValueError, zipfile.BadZipFile) as error:
             raise InputError(f"{path} is damaged, or holds no attribute vectors: find them again") from error
         if latent_dim is not None and found.latent_dim != latent_dim:
             raise InputError(

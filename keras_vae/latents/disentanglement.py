@@ -1,4 +1,4 @@
-"""Whether single latents stand for single factors: the mutual information gap, and DCI."""
+"""Whether single latents represent single factors: the mutual information gap, and DCI."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import mutual_info_score
 
@@ -23,7 +24,7 @@ class InformationGap:
     """The mutual information gap.
 
     Attributes:
-        mean: over the factors, in [0, 1]; 1 where each factor is in one latent alone.
+        mean: over the factors, in [0, 1]; 1 if each factor is in a single latent.
         per_factor: by name.
     """
 
@@ -32,10 +33,10 @@ class InformationGap:
 
 
 def mutual_information_gap(latents: np.ndarray, factors: np.ndarray, names: tuple[str, ...]) -> InformationGap:
-    """The gap between the two latents that know most of a factor, over its entropy (Chen et al. 2018, 1802.04942).
+    """The gap between the two latents most informative about a factor, over its entropy (Chen et al. 2018, 1802.04942).
 
-    Mutual information is that of the factor and a latent's 20 bins of the same width, as Locatello et al. 2019
-    (arXiv 1811.12359) take it, less what chance alone gives between as many bins (Miller and Madow's correction).
+    Mutual information is that of the factor and of 20 equally wide bins of a latent, as in Locatello et al. 2019
+    (arXiv 1811.12359), minus what chance alone would give with as many bins (Miller and Madow's correction).
 
     Args:
         latents: posterior means, float (images, latent_dim).
@@ -43,7 +44,7 @@ def mutual_information_gap(latents: np.ndarray, factors: np.ndarray, names: tupl
         names: of the factors.
 
     Raises:
-        InputError: fewer than 100 images, fewer than 2 latents, or a factor with one value alone.
+        InputError: fewer than 100 images, fewer than 2 latents, or a factor with a single value.
     """
     _check(latents, factors, names)
     bins = np.stack([_binned(column) for column in latents.T])
@@ -69,9 +70,9 @@ class DCI:
     """Disentanglement, completeness and informativeness, each in [0, 1].
 
     Attributes:
-        disentanglement: 1 where each latent matters for one factor alone.
-        completeness: 1 where for each factor one latent alone matters.
-        informativeness: share of factors' values told right, on images not learned from.
+        disentanglement: 1 if each latent matters for a single factor.
+        completeness: 1 if a single latent matters for each factor.
+        informativeness: share of correctly predicted values of factors, on held-out images.
     """
 
     disentanglement: float
@@ -92,10 +93,10 @@ def dci(
 
     Args:
         latents, factors: to learn from, float (images, latent_dim) and integers (images, factors).
-        unseen_latents, unseen_factors: others.
+        unseen_latents, unseen_factors: of held-out images.
         names: of the factors.
         seed: of the forests.
-        each: called with the name of every factor that is done.
+        each: called with the name of each factor when it is done.
 
     Raises:
         InputError: as `mutual_information_gap`.
@@ -111,7 +112,7 @@ def dci(
 
 
 def dci_of_importances(importances: np.ndarray, informativeness: float) -> DCI:
-    """DCI of a table of importances, (latents, factors) of at least 0."""
+    """DCI of a table of importances, (latents, factors), none of them negative."""
     importances = np.asarray(importances, np.float64)
     total = importances.sum()
     if total <= 0:
@@ -126,11 +127,9 @@ def dci_of_importances(importances: np.ndarray, informativeness: float) -> DCI:
 
 
 def _entropy(importances: np.ndarray, axis: int) -> np.ndarray:
-    """Entropy along an axis, of shares, in units of the most there can be; 0 where there is one entry alone."""
-    size = importances.shape[axis]
-    shares = importances / np.maximum(importances.sum(axis=axis, keepdims=True), 1e-300)
-    terms = np.where(shares > 0, -shares * np.log(np.maximum(shares, 1e-300)), 0.0)
-    return terms.sum(axis=axis) / np.log(size) if size > 1 else np.zeros(terms.sum(axis=axis).shape)
+    """Entropy of the shares along an axis, relative to its maximum; 0 for a single entry, or where all are 0."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.nan_to_num(stats.entropy(importances, base=importances.shape[axis], axis=axis))
 
 
 def factors_of(encoded: Encoded) -> np.ndarray:

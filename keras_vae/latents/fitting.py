@@ -1,4 +1,4 @@
-"""What is found in a model's latents and kept in its run: attribute vectors."""
+"""Attribute vectors of a model, which its run keeps."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ from collections.abc import Sequence
 from keras_vae._version import __version__
 from keras_vae.latents import attributes
 from keras_vae.latents.directions import AttributeVectors
-from keras_vae.model.encoding import LIMIT, Encoded, encode, position
+from keras_vae.model.encoding import LIMIT, Encoded, encode
 from keras_vae.model.vae import VAE
 from keras_vae.runs.folder import VECTORS_FILE
 from keras_vae.runs.images import data_of
 from keras_vae.runs.opening import BATCH, Model
 from keras_vae.support.errors import InputError
+from keras_vae.support.names import position
 
 
 def vectors_of(model: Model, vae: VAE, source: str | None, wanted: Sequence[str] = ()) -> AttributeVectors:
-    """The attribute vectors of a model; a run keeps them, and finds them once.
+    """The attribute vectors of a model. For a run they are found once and kept.
 
-    Beside a .keras file, as a pretrained model has it, they are used, and none written.
+    Vectors beside a .keras file, such as a pretrained model's, are used, but none are written there.
 
     Args:
         model, vae: the model.
-        source: images with attributes; what the model was trained on.
-        wanted: attributes without which there is nothing to be done.
+        source: images with attributes; by default what the model was trained on.
+        wanted: attributes that the images must have.
 
     Raises:
-        InputError: its images have no attributes, or none that both classes fill.
+        InputError: the images have no attributes, or none with images of both classes.
     """
     kept = model.folder / VECTORS_FILE
     known = _known(model, vae, source)
@@ -43,7 +44,7 @@ def vectors_of(model: Model, vae: VAE, source: str | None, wanted: Sequence[str]
 
 
 def keep_vectors(model: Model, vae: VAE, seen: Encoded, source: str | None) -> AttributeVectors:
-    """Vectors of encoded training images, written into the run where the model is one."""
+    """Vectors of encoded training images, kept in the run if the model is one."""
     metadata = {"keras_vae_version": __version__, "images": str(len(seen)), **_known(model, vae, source)}
     found = attributes.vectors(seen, metadata)
     if model.kind == "run":
@@ -65,10 +66,10 @@ def encode_training(
     limit: int = LIMIT,
     wanted: Sequence[str] = (),
 ) -> Encoded:
-    """Posteriors of the images that a model was trained on, or others' training part: 20,000 of them at most.
+    """Posteriors of the images that a model was trained on, or of the training part of others: at most 20,000.
 
     Raises:
-        InputError: as `commands.data_of`, or a wanted attribute that is none of theirs.
+        InputError: as `data_of`, or a wanted attribute that the images do not have.
     """
     images = data_of(model, vae, source, batch_size=1, attributes=with_attributes)
     for name in wanted:
@@ -80,5 +81,5 @@ def encode_training(
 
 
 def _known(model: Model, vae: VAE, source: str | None) -> dict[str, str]:
-    """What a fit depends on: it is done again where one of these has changed."""
+    """What the vectors depend on: they are found again if any of it has changed."""
     return {"model": vae.fingerprint(), "data": str(source or model.config.get("data", ""))}

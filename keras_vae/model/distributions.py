@@ -1,7 +1,7 @@
 """Probability distributions of the model: the posterior over latents and the likelihoods of images.
 
-Everything is computed in float32, whatever the precision of the network that produced the
-parameters: sums over thousands of pixels are not for half-precision numbers.
+Everything is computed in float32, whatever the precision of the network that produced the parameters: half precision is
+too coarse for sums over thousands of pixels.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from keras_vae.support import replicas
 from keras_vae.support.errors import InputError
 
 LOG_TWO_PI = math.log(2.0 * math.pi)
-# Until training has seen an error, a calibrated variance is this: the fixed Gaussian's default.
+# Of the fixed Gaussian by default, and of a calibrated one until training has seen an error.
 DEFAULT_VARIANCE = 0.05
-# A perfect reconstruction would have an infinite likelihood: no standard deviation below a quarter of a step of 1/255.
+# A perfect reconstruction would have an infinite likelihood: standard deviations are at least a quarter of 1/255.
 MIN_VARIANCE = (0.25 / 255.0) ** 2
 VARIANCE_MOMENTUM = 0.99  # of the running variances that evaluation uses: about the last hundred steps
 
@@ -48,13 +48,12 @@ class DiagonalGaussian:
     def sample(self, seed: Any = None) -> Any:
         """Draws one value each by the reparametrization mean + exp(log_var / 2) * noise.
 
-        Kingma and Welling 2014, arXiv 1312.6114, section 2.4: the draw is differentiable in
-        mean and log_var.
+        Kingma and Welling 2014, arXiv 1312.6114, section 2.4: the draw is differentiable in mean and log_var.
 
         Args:
-            seed: an integer (the same integer gives the same draw), a `keras.random.SeedGenerator`
-                (each call continues its stream), or None for a draw that differs each time; or the noise
-                itself, a float32 tensor (batch, latent_dim).
+            seed: an integer (the same integer gives the same draw), a `keras.random.SeedGenerator` (each call continues
+                its stream), or None for a draw that differs each time; or the noise itself, a float32 tensor (batch,
+                latent_dim).
 
         Returns:
             float32 tensor, shape (batch, latent_dim).
@@ -89,12 +88,24 @@ class DiagonalGaussian:
     def kl_per_latent(self) -> Any:
         """Kullback-Leibler divergence of each latent from the standard normal, in nats.
 
-        In closed form (arXiv 1312.6114, appendix B): KL = 1/2 * (exp(log_var) + mean^2 - 1 - log_var).
-
         Returns:
             float32 tensor, shape (batch, latent_dim).
         """
-        return 0.5 * (ops.exp(self.log_var) + ops.square(self.mean) - 1.0 - self.log_var)
+        return kl_per_latent(self.mean, self.log_var)
+
+
+def kl_per_latent(mean: Any, log_var: Any) -> Any:
+    """Kullback-Leibler divergence of N(mean, exp(log_var)) from the standard normal, in nats, element by element.
+
+    In closed form (arXiv 1312.6114, appendix B): KL = 1/2 * (exp(log_var) + mean^2 - 1 - log_var).
+
+    Args:
+        mean, log_var: arrays or tensors of one shape, float32 or float64.
+
+    Returns:
+        tensor of that shape and dtype.
+    """
+    return 0.5 * (ops.exp(log_var) + ops.square(mean) - 1.0 - log_var)
 
     def kl_with_free_bits(self, nats: float) -> Any:
         """The KL that is charged where each latent may carry some nats for free, the same for each image of the batch.
@@ -122,7 +133,7 @@ class RunningVariance(layers.Layer):
 
     Args:
         size: number of Gaussians.
-        minimum: no variance is taken to be smaller.
+        minimum: lower limit of the variances.
     """
 
     def __init__(self, size: int = 1, minimum: float = MIN_VARIANCE, **kwargs: Any) -> None:
@@ -162,8 +173,8 @@ def _initial_variance(shape: Any, dtype: Any = None) -> Any:
 class Likelihood(layers.Layer):
     """p(x | z): how probable an image is, given what the decoder made of its latents.
 
-    Subclasses implement `log_prob`. It is a Keras layer, so that what a likelihood learns or tracks is trained
-    and saved with the model.
+    Subclasses implement `log_prob`. It is a Keras layer, so that what a likelihood learns or tracks is trained and
+    saved with the model.
 
     Attributes:
         kind: its name for `VAE(likelihood=...)` and the command line.
@@ -190,10 +201,10 @@ class Likelihood(layers.Layer):
         raise NotImplementedError
 
     def mean_squared_error(self, nats: float, count: int, training: bool = False) -> float | None:
-        """The mean squared error that -log p(x | z) stands for; None where it does not tell.
+        """The mean squared error that follows from -log p(x | z); None if none does.
 
         Args:
-            nats: -log p(x | z), the mean of some images.
+            nats: -log p(x | z), the mean over some images.
             count: number of values in an image.
             training: whether the nats are from a training step.
         """
@@ -210,8 +221,8 @@ class Gaussian(Likelihood):
     Its negative logarithm is squared error over twice the variance, plus a constant.
 
     Args:
-        variance: sigma^2 of each pixel value, images being in [0, 1]. The default, 0.05, gave a KL of
-            181 nats on faces, where the paper's perceptual loss gave 145.
+        variance: sigma^2 of each pixel value, with images in [0, 1]. The default, 0.05, gave a KL of 181 nats on faces,
+            where the paper's perceptual loss gave 145.
 
     Raises:
         InputError: the variance is not a positive number.
@@ -270,8 +281,8 @@ class GaussianCalibrated(Likelihood):
 class Bernoulli(Likelihood):
     """Likelihood of binary pixels: the decoded value is the probability of a one.
 
-    Grey values in [0, 1] are accepted, as is common, but then the figure is not a likelihood.
-    Decoded values are kept 1e-6 away from 0 and 1, where the logarithm ends.
+    Grey values in [0, 1] are accepted, as is common, but then the figure is not a likelihood. Decoded values are kept
+    1e-6 away from 0 and 1, where the logarithm diverges.
     """
 
     kind = "bernoulli"
@@ -293,7 +304,7 @@ class DiscretizedLogistic(Likelihood):
     of the 256 values first.
 
     Args:
-        scale: the scale to begin with, images being in [0, 1]; the standard deviation is 1.8 times this.
+        scale: the initial scale, with images in [0, 1]; the standard deviation is 1.8 times this.
 
     Raises:
         InputError: the scale is not a positive number.
@@ -313,7 +324,7 @@ class DiscretizedLogistic(Likelihood):
 
     @property
     def scale(self) -> float:
-        """The scale as learned so far."""
+        """The scale learned so far."""
         return math.exp(float(self.log_scale))
 
     def log_prob(self, images: Any, decoded: Any, training: bool = False) -> Any:
@@ -322,8 +333,8 @@ class DiscretizedLogistic(Likelihood):
         distance = level / 255.0 - ops.cast(decoded, "float32")
         upper = (distance + 0.5 / 255.0) * inverse_scale
         lower = (distance - 0.5 / 255.0) * inverse_scale
-        # log(sigmoid(u) - sigmoid(l)) = log sigmoid(u) + log sigmoid(-l) + log(1 - exp(l - u)): exact far from the
-        # mean too, where the difference of the sigmoids is rounded to nothing. u - l is one bin's width.
+        # log(sigmoid(u) - sigmoid(l)) = log sigmoid(u) + log sigmoid(-l) + log(1 - exp(l - u)): exact even far from the
+        # mean, where the difference of the sigmoids rounds to zero. u - l is the width of one bin.
         width = inverse_scale / 255.0
         inside = ops.log_sigmoid(upper) + ops.log_sigmoid(-lower) + _log1mexp(width)
         values = ops.where(
@@ -350,7 +361,7 @@ def _gaussian_log_prob(mean_squared_error: Any, count: int, variance: Any) -> An
 
 
 def _gaussian_error(nats: float, count: int, variance: float) -> float | None:
-    """`_gaussian_log_prob` solved for the error; None where rounding has left none."""
+    """`_gaussian_log_prob` solved for the error; None if rounding has left nothing of it."""
     error = variance * (2.0 * nats / count - math.log(2.0 * math.pi * variance))
     return error if error > 0 else None
 

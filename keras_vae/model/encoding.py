@@ -1,10 +1,9 @@
-"""Latents of many images: one pass through the encoder, in memory that is bounded."""
+"""Latents of many images: one pass through the encoder, in bounded memory."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -12,17 +11,19 @@ import numpy as np
 import tensorflow as tf
 
 from keras_vae.data import image_batches
+from keras_vae.model.distributions import kl_per_latent
 from keras_vae.support import progress
 from keras_vae.support.errors import InputError
+from keras_vae.support.names import position
 
-LIMIT = 20_000  # images kept of any number
+LIMIT = 20_000  # images kept, however many there are
 
 
 class Reservoir:
-    """Keeps some of many rows, each with the same chance (Vitter 1985, algorithm R); the same seed keeps the same.
+    """Keeps a random sample of rows, each with equal probability (Vitter 1985, algorithm R); a seed always the same.
 
     Args:
-        limit: rows to keep at most.
+        limit: the most rows to keep.
         seed: of the choice.
     """
 
@@ -33,7 +34,7 @@ class Reservoir:
         self._rows: list[Any] = []
 
     def update(self, *columns: np.ndarray) -> None:
-        """Takes in rows that belong together, one of each column; views of them are copied."""
+        """Takes in rows, each made of one entry of every column. Views are copied."""
         for row in zip(*columns, strict=True):
             kept = tuple(np.array(each) for each in row)
             if self.seen < self.limit:
@@ -43,7 +44,7 @@ class Reservoir:
             self.seen += 1
 
     def columns(self) -> tuple[np.ndarray, ...]:
-        """What was kept: an array a column."""
+        """What was kept, one array per column."""
         return tuple(np.stack(column) for column in zip(*self._rows, strict=True))
 
     def __len__(self) -> int:
@@ -56,9 +57,9 @@ class Encoded:
 
     Attributes:
         mean, log_var: float32 (images, latent_dim).
-        attributes: uint8 (images, attributes) of 0 and 1; none where they were not asked for.
+        attributes: uint8 (images, attributes), 0 or 1; of no columns if they were not asked for.
         attribute_names: of the attributes.
-        seen: how many images there were; what is kept is drawn from them.
+        seen: how many images there were; those kept are a random sample of them.
     """
 
     mean: np.ndarray
@@ -70,14 +71,19 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.mean)
 
+    def first(self, count: int) -> Encoded:
+        """The first images, all if there are fewer."""
+        columns = {name: getattr(self, name)[:count] for name in ("mean", "log_var", "attributes")}
+        return replace(self, **columns)
+
     @property
     def latent_dim(self) -> int:
         return self.mean.shape[1]
 
     def kl_per_latent(self) -> np.ndarray:
-        """Mean Kullback-Leibler divergence of each latent from the prior, nats: float64 (latent_dim,)."""
-        variance = np.exp(self.log_var, dtype=np.float64)
-        return 0.5 * (variance + np.square(self.mean, dtype=np.float64) - 1.0 - self.log_var).mean(axis=0)
+        """Mean Kullback-Leibler divergence of each latent from the standard normal, nats: float64 (latent_dim,)."""
+        found = kl_per_latent(self.mean.astype(np.float64), self.log_var.astype(np.float64))
+        return np.asarray(found).mean(axis=0)
 
     def draws(self, seed: int = 0) -> np.ndarray:
         """One draw from each posterior: float32 (images, latent_dim)."""
@@ -107,11 +113,11 @@ def encode(
     Args:
         vae: a `keras_vae.VAE`.
         batches: of images, or of dicts with `image` and `attributes`, such as `keras_vae.data.load` gives.
-        attribute_names: of the attributes; none are kept without.
-        limit: images whose posteriors are kept; of more, as many are drawn.
-        seed: of that draw.
+        attribute_names: of the attributes; without names no attributes are kept.
+        limit: the most posteriors to keep; of more images, a random sample.
+        seed: of that sample.
         total: number of images, for the progress bar.
-        description: what the bar says.
+        description: text of the bar.
 
     Raises:
         InputError: no images, or images of another shape than the model's.
@@ -134,18 +140,3 @@ def encode(
         raise InputError("no images to encode")
     mean, log_var, attributes = kept.columns()
     return Encoded(mean, log_var, attributes, attribute_names, kept.seen)
-
-
-def position(name: str, names: Sequence[str]) -> int:
-    """Where an attribute stands among names.
-
-    Raises:
-        InputError: nowhere; the message names some that are near.
-    """
-    if name in names:
-        return list(names).index(name)
-    folded = {each.lower(): each for each in names}
-    near = [folded[each] for each in difflib.get_close_matches(name.lower(), folded, 3, 0.5)]
-    if near:
-        raise InputError(f"no attribute {name!r}: did you mean {' or '.join(near)}?")
-    raise InputError(f"no attribute {name!r}: there are {', '.join(names) or 'none'}")

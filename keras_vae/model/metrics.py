@@ -8,9 +8,9 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_vae.support import replicas
+from keras_vae.support import moments, replicas
 
-# Of the posterior mean over the data, above which a latent is taken to carry something (Burda et al. 2016).
+# A latent counts as active if its posterior mean varies over the data by more than this (Burda et al. 2016).
 ACTIVE_VARIANCE = 0.01
 
 
@@ -36,8 +36,8 @@ def track(trackers: dict[str, keras.metrics.Mean], terms: dict[str, Any]) -> dic
 class ActiveUnits(keras.metrics.Metric):
     """Number of latents whose posterior mean varies over the images by a variance above 0.01.
 
-    Burda et al. 2016, arXiv 1509.00519, section 5.2: A_u = Var_x(E_{q(u | x)}[u]). While a model trains, the epoch's
-    images are seen by changing weights, and the figure is only near to what evaluation finds.
+    Burda et al. 2016, arXiv 1509.00519, section 5.2: A_u = Var_x(E_{q(u | x)}[u]). During training the weights change
+    from batch to batch, so the figure only approximates what evaluation finds.
 
     Args:
         latent_dim: number of latents.
@@ -46,7 +46,7 @@ class ActiveUnits(keras.metrics.Metric):
     def __init__(self, latent_dim: int, name: str = "active_units", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
         self.latent_dim = latent_dim
-        # The same on every replica: each takes in the whole batch.
+        # The same on every replica: each sees the moments of the whole batch.
         same: dict[str, Any] = {"dtype": "float32", "aggregation": "only_first_replica"}
         self.count = self.add_variable((), "zeros", name="count", **same)
         self.mean = self.add_variable((latent_dim,), "zeros", name="mean", **same)
@@ -54,18 +54,12 @@ class ActiveUnits(keras.metrics.Metric):
 
     def update_state(self, means: Any) -> None:
         """Takes in the posterior means of a batch: float32 (batch, latent_dim)."""
-        # Two sets' squared deviations add up as in Chan et al. 1979: no difference of large sums.
-        size = replicas.batch_size(means)
         mean = replicas.mean(means)
-        shift = mean - self.mean
-        total = self.count + size
-        self.squares.assign(
-            self.squares
-            + replicas.total(ops.sum(ops.square(means - mean), axis=0))
-            + ops.square(shift) * self.count * size / ops.maximum(total, 1.0)
-        )
-        self.mean.assign(self.mean + shift * size / ops.maximum(total, 1.0))
-        self.count.assign(total)
+        squares = replicas.total(ops.sum(ops.square(means - mean), axis=0))
+        batch = (replicas.batch_size(means), mean, squares)
+        merged = moments.merge((self.count, self.mean, self.squares), batch, ops.square)
+        for variable, value in zip((self.count, self.mean, self.squares), merged, strict=True):
+            variable.assign(value)
 
     def result(self) -> Any:
         variance = self.squares / ops.maximum(self.count, 1.0)

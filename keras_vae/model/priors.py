@@ -1,8 +1,8 @@
 """Priors: maps from standard normal noise to latents.
 
-A VAE is trained towards a standard normal, but the codes of its images, q(z) = E[q(z | x)], come to lie elsewhere, the
-more so the closer it reconstructs. A decoder has learned to draw codes and nothing else: samples are drawn from a prior
-that was fitted to them afterwards.
+A VAE is trained towards a standard normal, but the codes of its images, q(z) = E[q(z | x)], end up elsewhere, and the
+more so the better it reconstructs. A decoder can only draw codes like those. Samples therefore come from a prior that
+is fitted to the codes after training.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from keras_vae.support.keras_defaults import keras_defaults
 WIDTH = 384
 BLOCKS = 3
 FREQUENCIES = 8
-HIGHEST_FREQUENCY = 20.0  # radians over the way from noise to codes; the lowest is 1
+HIGHEST_FREQUENCY = 20.0  # radians between noise and codes; the lowest is 1
 STEPS_TO_IMAGES = 6
 RUNGE_KUTTA_STEPS = 8
-MOST_CODES = 100_000  # images whose codes a prior is fitted to
-STEPS = 3500  # of fitting; with the encoding of 10,000 images of 64x64 within a minute on two cores
+MOST_CODES = 100_000  # images at most, to whose codes a prior is fitted
+STEPS = 3500  # of fitting: on two cores less than a minute, with the encoding of 10,000 images of 64x64
 BATCH = 256
-EPOCHS = 100  # of fitting at most: few codes would be learned by heart
+EPOCHS = 100  # of fitting at most, or a few codes would be memorized
 LEARNING_RATE = 2e-3
 WARMUP_STEPS = 50
-LEAST_VARIANCE = 1e-6  # of an axis, of the codes' mean variance: latents that all images share
+LEAST_VARIANCE = 1e-6  # of an axis, relative to the mean: a latent may be the same for all images
 
 
 @keras.saving.register_keras_serializable("keras_vae")
@@ -72,11 +72,11 @@ class FlowMatchingPrior(keras.layers.Layer):
 
         dx/dt = v(x, t),   x(0) = noise ~ N(0, I),   z = mean + axes x(1)
 
-    The field is fitted by flow matching (Lipman et al. 2023, arXiv 2210.02747, with the straight paths of its section
-    4.1): v(x, t) is the mean of (code - noise) where t code + (1 - t) noise = x. `mean` and `axes`, the codes'
-    principal axes with the widest first, are those of the Gaussian with the codes' moments, which the prior is as long
-    as the field is zero. Latents of noise are found in `STEPS_TO_IMAGES` steps of the method of Adams and Bashforth, of
-    second order; the density and the inverse are of the flow itself, by the method of Runge and Kutta.
+    The field is fitted by flow matching (Lipman et al. 2023, arXiv 2210.02747, with the straight paths of section 4.1):
+    v(x, t) is the mean of (code - noise) over pairs with t code + (1 - t) noise = x. `mean` and `axes` (the codes'
+    principal axes, the widest first) are those of the Gaussian with the codes' moments; as long as the field is zero,
+    the prior is that Gaussian. Noise is mapped to latents by `STEPS_TO_IMAGES` steps of the second-order method of
+    Adams and Bashforth; the density and the inverse follow the flow more closely, by the method of Runge and Kutta.
 
     Args:
         latent_dim: number of latents.
@@ -106,14 +106,14 @@ class FlowMatchingPrior(keras.layers.Layer):
             )
             for block in range(blocks)
         ]
-        # The last layer begins at zero: no flow at all.
+        # The last layer starts at zero: no flow at all.
         self.last = self._array("last", (width, latent_dim), "zeros")
         self.skip = self._array("skip", (latent_dim, latent_dim), "zeros")
         self.last_bias = self._array("last_bias", (latent_dim,), "zeros")
         self.built = True
 
     def _array(self, name: str, shape: tuple[int, ...], initializer: Any) -> Any:
-        # Never trainable for Keras: the model's own training leaves its prior alone.
+        # Not trainable as far as Keras is concerned: training the model leaves its prior alone.
         return self.add_weight(shape=shape, initializer=initializer, name=name, dtype="float32", trainable=False)
 
     @property
@@ -146,14 +146,14 @@ class FlowMatchingPrior(keras.layers.Layer):
     def log_prob(self, z: Any) -> Any:
         """Log density of the flow in nats, float32 (batch,).
 
-        By the instantaneous change of variables (Chen et al. 2018, arXiv 1806.07366, theorem 1) with the exact trace.
+        By the instantaneous change of variables (Chen et al. 2018, arXiv 1806.07366, theorem 1), with the exact trace.
         """
         noise, log_volume = self._reverse(ops.convert_to_tensor(z, "float32"), with_density=True)
         _, log_scale = np.linalg.slogdet(np.asarray(self.axes, np.float64))
         return _standard_normal(noise) - log_volume - float(log_scale)
 
     def _reverse(self, z: Any, with_density: bool) -> tuple[Any, Any]:
-        """The noise of latents, and the integral of the field's divergence on the way."""
+        """The noise of latents, and the integral of the field's divergence along the way."""
         axes = np.asarray(self.axes, np.float64)
         x = ops.matmul(z - self.mean, np.linalg.inv(axes).T.astype(np.float32))
         return self._integrated(x, with_density)
@@ -193,12 +193,23 @@ def _standard_normal(x: Any) -> Any:
     return DiagonalGaussian(ops.zeros_like(x), ops.zeros_like(x)).log_prob(x)
 
 
+def mixture_moments(mean: np.ndarray, log_var: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance of an even mixture of diagonal Gaussians, float64 (latent_dim,) and (latent_dim, latent_dim).
+
+    Args:
+        mean, log_var: of its components, float (components, latent_dim).
+    """
+    between = np.atleast_2d(np.cov(mean, rowvar=False, bias=True))
+    within = np.exp(log_var, dtype=np.float64).mean(axis=0)
+    return mean.mean(axis=0, dtype=np.float64), between + np.diag(within)
+
+
 Prior: TypeAlias = StandardNormal | FlowMatchingPrior
 
 
 @keras_defaults()
 def gaussian(mean: np.ndarray, log_var: np.ndarray) -> FlowMatchingPrior:
-    """The Gaussian with the codes' mean and covariance: a flow that has not been fitted yet.
+    """The Gaussian with the codes' mean and covariance: a flow that is not fitted yet.
 
     Args:
         mean, log_var: posteriors of training images, float32 (images, latent_dim).
@@ -209,10 +220,7 @@ def gaussian(mean: np.ndarray, log_var: np.ndarray) -> FlowMatchingPrior:
     if not (np.isfinite(mean).all() and np.isfinite(log_var).all()):
         raise InputError("the codes of the images are not finite: the model's training diverged; train again")
     prior = FlowMatchingPrior(mean.shape[1])
-    centre = mean.mean(axis=0, dtype=np.float64)
-    deviations = mean - centre
-    # Of draws from the posteriors: their means' covariance and their own variances.
-    covariance = deviations.T @ deviations / len(mean) + np.diag(np.exp(log_var, dtype=np.float64).mean(axis=0))
+    centre, covariance = mixture_moments(mean, log_var)
     variances, axes = np.linalg.eigh(covariance)
     variances = np.maximum(variances, LEAST_VARIANCE * variances.mean())[::-1]
     prior.mean.assign(centre)
@@ -227,7 +235,7 @@ def fit(mean: np.ndarray, log_var: np.ndarray, seed: int = 0, steps: int = STEPS
     Args:
         mean, log_var: of their posteriors, float32 (images, latent_dim).
         seed: of the field's first weights and of all that is drawn.
-        steps: of fitting, each of 256 codes; fewer where these would come more than `EPOCHS` times.
+        steps: of fitting, each on 256 codes; fewer are made if each code would be seen more than `EPOCHS` times.
 
     Raises:
         InputError: codes that are not finite.
@@ -247,7 +255,7 @@ def fit(mean: np.ndarray, log_var: np.ndarray, seed: int = 0, steps: int = STEPS
     rate = keras.optimizers.schedules.CosineDecay(
         0.0, max(steps, 1), warmup_target=LEARNING_RATE, warmup_steps=min(WARMUP_STEPS, steps)
     )
-    # Between the codes' own metric, in which what is wide counts most, and the white one: images are nearest with that.
+    # Halfway between the codes' own metric, in which wide axes count most, and the white one: it gave the best images.
     widths = np.linalg.norm(np.asarray(prior.axes), axis=0)
     axis_weights = (widths / widths.mean()).astype(np.float32)
     places = np.arange(BATCH, dtype=np.float32)[:, np.newaxis]
@@ -261,7 +269,7 @@ def fit(mean: np.ndarray, log_var: np.ndarray, seed: int = 0, steps: int = STEPS
         spread = tf.gather(deviations, rows) * draws.normal((BATCH, latent_dim))
         codes = tf.gather(means, rows) + tf.matmul(spread, to_axes)
         noise = draws.normal((BATCH, latent_dim))
-        # Spread evenly, and more of them late, where the field tells one code from another.
+        # Stratified, and more of them late, where the field tells codes apart.
         t = tf.sqrt((places + draws.uniform((BATCH, 1))) / BATCH)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([weight.value for weight in weights])

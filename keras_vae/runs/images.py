@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from keras_vae import data
-from keras_vae.support.errors import InputError
 from keras_vae.runs.opening import Model
+from keras_vae.support.errors import InputError
+from keras_vae.support.pictures import LUMA
 
 if TYPE_CHECKING:
     from keras_vae.model.vae import VAE
@@ -86,4 +87,4 @@ def read_images(model: Model, paths: Sequence[Path]) -> np.ndarray:
         except UnreadableError as error:
             raise InputError(f"cannot read the image {path}: {error}") from error
     images = np.stack(found).astype(np.float32) / 255.0
-    return images if channels == 3 else images @ np.array([[0.299], [0.587], [0.114]], np.float32)
+    return images if channels == 3 else images @ LUMA[:, np.newaxis]

@@ -1,4 +1,4 @@
-"""Loads TensorFlow without its greetings, and refuses a Keras that is set to another backend."""
+"""Loads TensorFlow without its startup messages, and refuses a Keras that is set to another backend."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from keras_vae.support import quiet
 from keras_vae.support.errors import InputError
 
 LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
-STDERR = 2  # of the process, which TensorFlow writes to, whatever sys.stderr is
-WORTH_SAYING = re.compile(r"[WEF]\d{4} ")  # of absl's log: warnings, errors and what is fatal
+WORTH_SAYING = re.compile(r"[WEF]\d{4} ")  # in absl's log: warnings, errors and fatal errors
 NO_GPU = "failed call to cuInit"
 
 
 def require_tensorflow() -> None:
-    """Looks where Keras looks: the environment, then its configuration file.
+    """Checks the environment and then Keras's configuration file, as Keras does.
 
     Raises:
-        InputError: Keras is set to something other than TensorFlow.
+        InputError: Keras is set to another backend than TensorFlow.
     """
     backend, where = os.environ.get("KERAS_BACKEND"), "KERAS_BACKEND"
     if not backend:
@@ -37,13 +37,13 @@ def require_tensorflow() -> None:
 
 
 def load_tensorflow() -> None:
-    """Imports TensorFlow, where nothing has yet, without the dozen lines it prints on any machine.
+    """Imports TensorFlow, unless it is imported already, without the dozen lines that it prints on any machine.
 
-    Among them is an error where there is no GPU. Its other warnings and errors are printed, now and later, or what
-    TF_CPP_MIN_LOG_LEVEL asks for, which it reads once; with 0 it greets as ever.
+    One of them is an error if there is no GPU. Other warnings and errors are printed, now and later, or whatever
+    TF_CPP_MIN_LOG_LEVEL asks for, which TensorFlow reads once; with 0 nothing is held back.
 
     Raises:
-        InputError: Keras is set to something other than TensorFlow.
+        InputError: Keras is set to another backend than TensorFlow.
     """
     require_tensorflow()
     if "tensorflow" in sys.modules or os.environ.get(LOG_LEVEL) == "0":
@@ -63,19 +63,16 @@ def load_tensorflow() -> None:
 
 @contextmanager
 def _without_greetings() -> Iterator[None]:
-    """Within it, standard error is kept; afterwards warnings and errors are printed, but for that of no GPU."""
-    try:
-        kept = os.dup(STDERR)
-    except OSError:  # there is none
+    """Holds standard error back during a block, and then prints its warnings and errors, except the one of no GPU."""
+    if not quiet.has_stderr():
         yield
         return
     with tempfile.TemporaryFile("w+", errors="replace") as said:
-        os.dup2(said.fileno(), STDERR)
+        undo = quiet.redirect_stderr(said.fileno())
         try:
             yield
         finally:
-            os.dup2(kept, STDERR)
-            os.close(kept)
+            undo()
             said.seek(0)
             for line in said:
                 if WORTH_SAYING.match(line) and NO_GPU not in line:

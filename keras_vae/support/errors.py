@@ -11,26 +11,26 @@ from typing import Any
 class InputError(ValueError):
     """Wrong use or bad input: the message says what, where and what to do.
 
-    A `ValueError`, so that library users catch it as they would any wrong argument; the
-    command line prints its message alone, without a traceback, and exits with 2.
+    A `ValueError`, so that users of the library catch it like any wrong argument. The command line prints only its
+    message, without a traceback, and exits with 2.
     """
 
-    _keras_call_info_injected = True  # else Keras puts a paragraph around what `vae(images)` raises
+    _keras_call_info_injected = True  # or Keras would wrap a paragraph around what `vae(images)` raises
 
 
 class NotFiniteError(InputError):
-    """The loss or its gradient is infinite or NaN: the step was left out, and the model is as it was before."""
+    """The loss or its gradient is infinite or NaN: the step was skipped, and the model is as it was before."""
 
 
 class RunError(RuntimeError):
-    """Training cannot go on for what happened outside of it: a full disk, a folder that is gone, a lost worker.
+    """The input is fine, but the work cannot be finished: a full disk, a folder that is gone, a lost worker.
 
-    The command line exits with 1.
+    The command line prints only its message and exits with 1.
     """
 
 
 class StoppedError(Exception):
-    """Training was asked to stop, and has saved where it is. The command line exits with 128 and the signal's number.
+    """Training was asked to stop, and has saved its state. The command line exits with 128 plus the signal's number.
 
     Attributes:
         signal: the signal's number.
@@ -42,7 +42,7 @@ class StoppedError(Exception):
 
 
 def check_weight(name: str, value: Any) -> float:
-    """Returns a number that is finite and at least 0.
+    """Returns the number if it is finite and at least 0.
 
     Raises:
         InputError: it is not.
@@ -54,7 +54,7 @@ def check_weight(name: str, value: Any) -> float:
 
 
 def check_count(name: str, value: Any) -> int:
-    """Returns a whole number from 1 on.
+    """Returns the number if it is whole and at least 1.
 
     Raises:
         InputError: it is not.

@@ -1,4 +1,4 @@
-"""Pictures of what a model makes: grids of samples, originals above their reconstructions.
+"""Pictures of what a model makes: grids of samples, or originals above their reconstructions.
 
 Example:
     >>> keras_vae.pictures.grid(vae.sample(64)).save("samples.png")
@@ -19,11 +19,13 @@ from keras_vae.support.files import write_aside
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 GAP = 2
-# Small images are enlarged by a whole factor, pixel by pixel, until a row is about this wide.
+# Small images are enlarged by an integer factor, without smoothing, until a row is about this wide.
 ROW_PIXELS = 1024
 TEXT_PIXELS = 16
 MAP_PIXELS = 2048
 MAP_ROOM = 1.6  # cells of a map for each thumbnail
+# Weights of ITU-R BT.601, with which image libraries turn colour into grey.
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 __all__ = ["grid", "labelled_rows", "scattered", "side_by_side"]
 
@@ -33,10 +35,10 @@ def grid(images: Any, columns: int | None = None) -> Image.Image:
 
     Args:
         images: array or tensor (count, height, width, 1 or 3), of floats in [0, 1] or of uint8.
-        columns: images a row; by default as many as there are rows.
+        columns: images per row; by default about as many as there are rows.
 
     Raises:
-        InputError: an array of another shape, or with values that are no numbers.
+        InputError: an array of another shape, or with values that are not finite.
     """
     images = _floats(images)
     if not np.isfinite(images).all():
@@ -45,7 +47,7 @@ def grid(images: Any, columns: int | None = None) -> Image.Image:
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     canvas = np.full((rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, 3), 255, np.uint8)
-    pixels = np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
+    pixels = to_uint8(images)
     if channels == 1:
         pixels = np.repeat(pixels, 3, axis=-1)
     for index, image in enumerate(pixels):
@@ -58,14 +60,14 @@ def grid(images: Any, columns: int | None = None) -> Image.Image:
 
 
 def side_by_side(*rows: Any, columns: int = 12) -> Image.Image:
-    """Originals with what became of them: rows of the first set, each above the same images of the others.
+    """Originals with what was made of them: each row of the first set above the same images of the other sets.
 
     Args:
-        *rows: sets of as many images each, as `grid` takes them.
-        columns: images a row.
+        *rows: sets of equally many images, as `grid` takes them.
+        columns: images per row.
 
     Raises:
-        InputError: as `grid`, or sets of different shapes.
+        InputError: as for `grid`, or sets of different shapes.
     """
     rows = tuple(_floats(each) for each in rows)
     if len({each.shape for each in rows}) != 1:
@@ -79,6 +81,11 @@ def side_by_side(*rows: Any, columns: int = 12) -> Image.Image:
     return grid(np.concatenate(ordered), columns)
 
 
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """Images in [0, 1] as the nearest 8-bit values; values beyond are clipped."""
+    return np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
+
+
 def _floats(images: Any) -> np.ndarray:
     """Images as float in [0, 1]."""
     found = np.asarray(images)
@@ -88,12 +95,12 @@ def _floats(images: Any) -> np.ndarray:
 
 
 def labelled_rows(rows: np.ndarray, labels: list[str], heads: list[str] | None = None) -> Image.Image:
-    """Rows of images with a text before each, and one above each column.
+    """Rows of images, each with a label in front of it, and optionally a heading above each column.
 
     Args:
         rows: float (rows, columns, height, width, channels) in [0, 1].
-        labels: a text a row.
-        heads: a text a column.
+        labels: one per row.
+        heads: one per column.
     """
     count, columns = rows.shape[:2]
     images = grid(rows.reshape(count * columns, *rows.shape[2:]), columns)
@@ -112,7 +119,7 @@ def labelled_rows(rows: np.ndarray, labels: list[str], heads: list[str] | None =
 
 
 def scattered(images: np.ndarray, places: np.ndarray, side: int = MAP_PIXELS) -> Image.Image:
-    """Thumbnails at their places in a plane; where two would hide each other, one moves to the nearest free place.
+    """Thumbnails at their places in a plane; if two would overlap, one moves to the nearest free place.
 
     Args:
         images: float (count, height, width, 1 or 3) in [0, 1].
@@ -125,7 +132,7 @@ def scattered(images: np.ndarray, places: np.ndarray, side: int = MAP_PIXELS) ->
     wanted = np.round((places - low) / np.maximum(high - low, 1e-9) * (cells - 1)).astype(int)
     free = np.stack(np.meshgrid(np.arange(cells), np.arange(cells), indexing="ij"), axis=-1).reshape(-1, 2)
     picture = Image.new("RGB", (cells * thumbnail, cells * thumbnail), "white")
-    pixels = np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
+    pixels = to_uint8(images)
     for image, place in zip(pixels, wanted, strict=True):
         nearest = int(np.abs(free - place).sum(axis=1).argmin())
         column, row = free[nearest]

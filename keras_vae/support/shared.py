@@ -1,4 +1,4 @@
-"""Changes of the whole process that hold for a block of code, in one thread or in several at once."""
+"""Changes of the whole process for the duration of a block of code, in one thread or in several at once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class SharedChange:
-    """A context manager whose blocks may overlap: the first to begin makes the change, the last to end undoes it.
+    """A context manager whose blocks may overlap: the first one to begin makes the change, the last to end undoes it.
 
     Args:
         make: makes the change and returns what undoes it.

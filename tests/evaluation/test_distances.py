@@ -16,11 +16,7 @@ from keras_vae import InputError
 from keras_vae.evaluation import distances
 from keras_vae.evaluation.distances import Moments
 
-
-def moments(features: np.ndarray) -> Moments:
-    found = Moments(features.shape[1])
-    found.update(features)
-    return found
+moments = Moments.of
 
 
 @settings(max_examples=30, deadline=None)
@@ -163,7 +159,7 @@ def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(5)
     x, y = rng.standard_normal((50, 4)), rng.standard_normal((70, 4))
     whole = distances.precision_recall(x, y)
-    monkeypatch.setattr(distances, "ROWS", 7)
+    monkeypatch.setattr(distances, "MEBIBYTES", 7 * 70 * 8 / 2**20)
     assert distances.precision_recall(x, y) == whole
 
 

@@ -134,14 +134,14 @@ def test_versions_of_a_saved_model_lie_side_by_side(run: Path, command: Command,
 
 
 def test_the_next_export_removes_what_a_killed_one_left(run: Path, tmp_path: Path) -> None:
-    for name, locked in ((".1.killed", False), (".1.working", True), (".1.users", None)):
+    for name, locked in ((".aside-killed", False), (".aside-working", True), (".aside-users", None)):
         (tmp_path / name / "new").mkdir(parents=True)
         if locked is not None:
             (tmp_path / name / "lock").touch()
-    with (tmp_path / ".1.working" / "lock").open() as lock:
+    with (tmp_path / ".aside-working" / "lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert cli.run(["export", str(run), "--format", "tf_saved_model", "--out", str(tmp_path)]) == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".1.users", ".1.working", "1"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".aside-users", ".aside-working", "1"]
 
 
 def test_an_export_of_another_run_is_found(copied: Path, command: Command) -> None:

@@ -24,10 +24,10 @@ from google.protobuf import text_format
 from keras_vae import VAE, export
 from keras_vae.export import seal
 from keras_vae.export.artifact import export_decoder
-from keras_vae.export.files import replace
 from keras_vae.export.formats import format_of, open_artifact
 from keras_vae.export.runtime import Decoder
 from keras_vae.export.verify import LEAST_PSNR, draws
+from keras_vae.support.files import replace
 
 MakeVAE = Callable[..., VAE]
 ARTIFACTS = ["1", "decoder.onnx", "decoder.float16.onnx", "decoder.int8.onnx", "decoder.tflite", "decoder.xml"]

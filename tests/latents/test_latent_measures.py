@@ -11,8 +11,9 @@ from scipy import stats
 
 import keras_vae
 from keras_vae import InputError
-from keras_vae.evaluation import posterior
+from keras_vae.evaluation import learned_prior, posterior
 from keras_vae.latents import attributes, disentanglement
+from keras_vae.model import priors
 from keras_vae.model.encoding import Encoded, Reservoir, encode
 
 
@@ -92,6 +93,30 @@ def test_the_aggregate_posterior_against_integration() -> None:
     gaussian = 0.5 * (variance + moments[0] ** 2 - 1 - math.log(variance))
     assert posterior.gaussian_kl(mean, log_var) == pytest.approx(gaussian, rel=1e-5)
     assert gaussian <= expected
+
+
+def test_the_closed_form_of_the_kl() -> None:
+    """Of N(1, 4): (4 + 1 - 1 - log 4) / 2 nats; the mean over images, latent by latent."""
+    found = encoded(np.array([[1.0, 0.0], [1.0, 0.0]]), np.log([4.0, 1.0])).kl_per_latent()
+    np.testing.assert_allclose(found, [2.0 - math.log(2.0), 0.0], atol=1e-7)
+
+
+def test_moments_of_a_mixture_are_those_of_its_draws() -> None:
+    mean, log_var = np.array([[-1.0, 2.0], [1.0, 0.0]]), np.log([[0.5, 1.0], [1.5, 3.0]])
+    centre, covariance = priors.mixture_moments(mean, log_var)
+    np.testing.assert_allclose(centre, [0.0, 1.0])
+    np.testing.assert_allclose(covariance, [[1.0 + 1.0, -1.0], [-1.0, 1.0 + 2.0]])
+    assert priors.mixture_moments(mean[:, :1], log_var[:, :1])[1].shape == (1, 1)
+
+
+def test_the_nearest_code_by_its_definition() -> None:
+    rng = np.random.default_rng(4)
+    codes, latents = rng.standard_normal((30, 3)) * [1.0, 5.0, 0.2], rng.standard_normal((20, 3))
+    training = encoded(codes)
+    deviations = (latents[:, None] - training.mean) / training.mean.std(axis=0)
+    expected = np.median(np.sqrt(np.square(deviations).mean(axis=2)).min(axis=1))
+    assert learned_prior.nearest_codes(latents, training) == pytest.approx(expected, rel=1e-6)
+    assert learned_prior.nearest_codes(training.mean[:5], training) == pytest.approx(0.0, abs=1e-3)
 
 
 @pytest.fixture(scope="module")

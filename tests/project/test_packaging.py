@@ -100,6 +100,8 @@ def test_sdist_makes_the_same_wheel(sdist: Path, wheel: Path, tmp_path: Path) ->
         assert (tree / name).is_file(), name
     for name in ("tests/conftest.py", "benchmarks/results/train_step.md", "kubernetes/tfjob.yaml", ".ci/run"):
         assert (tree / name).is_file(), name
+    for name in (".github/workflows/ci.yml", ".pre-commit-config.yaml", "CITATION.cff", "Dockerfile", ".dockerignore"):
+        assert (tree / name).is_file(), name
     (again,) = _built(tmp_path / "again", "--wheel", tree)
     assert again.name == wheel.name
     with zipfile.ZipFile(wheel) as one, zipfile.ZipFile(again) as other:

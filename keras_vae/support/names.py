@@ -1,0 +1,23 @@
+"""Names that users give, looked up among those that there are."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from keras_vae.support.errors import InputError
+
+
+def position(name: str, names: Sequence[str]) -> int:
+    """The index of an attribute among names.
+
+    Raises:
+        InputError: it is not among them; the message suggests similar ones.
+    """
+    if name in names:
+        return list(names).index(name)
+    folded = {each.lower(): each for each in names}
+    near = [folded[each] for each in difflib.get_close_matches(name.lower(), folded, 3, 0.5)]
+    if near:
+        raise InputError(f"no attribute {name!r}: did you mean {' or '.join(near)}?")
+    raise InputError(f"no attribute {name!r}: there are {', '.join(names) or 'none'}")

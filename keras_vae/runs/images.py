@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from keras_vae import data
-from keras_vae.support.errors import InputError
 from keras_vae.runs.opening import Model
+from keras_vae.support.errors import InputError
 
 if TYPE_CHECKING:
     from keras_vae.model.vae import VAE
@@ -70,7 +70,7 @@ def read_images(model: Model, paths: Sequence[Path]) -> np.ndarray:
     Raises:
         InputError: a file is missing or cannot be read, or the model's images are not square.
     """
-    from keras_vae.data.decoding import UnreadableError, decode
+    from keras_vae.data.image_files import UnreadableError, decode
 
     height, width, channels = model.whole("encoding images").image_shape
     if height != width:

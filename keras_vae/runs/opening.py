@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_vae.support.errors import InputError
 from keras_vae.export import latents
 from keras_vae.export.formats import FORMATS, format_of, kinds, open_artifact
 from keras_vae.runs.folder import CHECKPOINT_FOLDER, CONFIG_FILE, MODEL_FILE, checkpoints, is_run, read_config
 from keras_vae.runs.keras_file import load_vae
 from keras_vae.runs.pretrained import names
+from keras_vae.support.errors import InputError
 
 if TYPE_CHECKING:
     from keras_vae.model.vae import VAE
@@ -168,4 +166,3 @@ def _open_keras(file: Path, kind: str, path: Path, config: dict[str, Any]) -> Mo
         return decode(vae.prior(noise))
 
     return Model(path, kind, vae.latent_dim, decode, generate, vae, config)
-

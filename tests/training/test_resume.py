@@ -446,7 +446,7 @@ def test_a_folder_of_images_that_turns_unreadable(
     image_folder: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beyond the images that are read before training."""
-    monkeypatch.setattr("keras_vae.data.sources.SAMPLE", 8)
+    monkeypatch.setattr("keras_vae.data.folders.SAMPLE", 8)
     folder, run = shutil.copytree(image_folder, tmp_path / "images"), tmp_path / "run"
     own = training.callbacks.Checkpoints.on_train_batch_end
 

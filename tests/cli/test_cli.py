@@ -543,7 +543,7 @@ TRAIN = ("train", "--data", "{folder}", "--out", "{here}/out")
         (("train", "--data", "{folder}", "--out", "{here}/taken"), "is not a run"),
         (("train", "--data", "{folder}", "--out", "{here}/picture.png"), "is not a run"),
         (("train", "--data", "{folder}", "--out", "{here}/picture.png/run"), "is not a folder"),
-        (("train", "--data", "{folder}", "--out", "{run}"), "already holds a run: --resume goes on"),
+        (("train", "--data", "{folder}", "--out", "{run}"), "already holds a run: continue it with --resume"),
         (("train", "--data", "{folder}"), "--out"),
         ((*TRAIN, "--colour", "red"), "--colour"),
         (("train", "--data", "{folder}", "--out", "{folder}/run"), "lies in the data folder"),

@@ -40,7 +40,7 @@ NAMES = 10_000_000
 LISTING = """
 import json, re, sys, time
 from pathlib import Path
-from keras_vae.data.listing import Listing
+from keras_vae.data.image_files import Listing
 def peak():  # not getrusage's, which begins at what the calling process took
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 before, start = peak(), time.perf_counter()

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from keras_vae.data.avatars import Avatars, AvatarsConfig
     from keras_vae.data.building import build
-    from keras_vae.data.sources import ImageData, load
+    from keras_vae.data.loading import ImageData, load
 
 _HOMES = {
     "Avatars": "keras_vae.data.avatars",
     "AvatarsConfig": "keras_vae.data.avatars",
-    "ImageData": "keras_vae.data.sources",
+    "ImageData": "keras_vae.data.loading",
     "build": "keras_vae.data.building",
-    "load": "keras_vae.data.sources",
+    "load": "keras_vae.data.loading",
 }
 
 __all__ = ["Avatars", "AvatarsConfig", "ImageData", "build", "load"]

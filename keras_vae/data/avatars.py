@@ -1,19 +1,22 @@
-"""`avatars`: a TensorFlow Datasets builder of labelled cartoon faces, drawn here rather than downloaded."""
+"""The source `avatars`: a TensorFlow Datasets set of labelled cartoon faces, drawn here rather than downloaded."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import joblib
 import numpy as np
 import tensorflow_datasets as tfds
 
+from keras_vae.data import tfds_builders, tfds_sets
+from keras_vae.data.sources import DEFAULT_SIZE, Named, Opened, Request, Source, is_named
 from keras_vae.support import progress
 from keras_vae.support.errors import InputError
 
+NAME = "avatars"
 TRAIN_EXAMPLES = 16_000
 TEST_EXAMPLES = 2_000
 # Parcels small enough for a smooth progress bar, large enough that handing them over costs nothing.
@@ -86,6 +89,47 @@ class Avatars(tfds.core.GeneratorBasedBuilder):
                 for index, example in zip(parcel, examples, strict=True):
                     yield index, {"image": example.image, "attributes": example.attributes}
                 bar.update(len(parcel))
+
+
+def takes(source: Source) -> bool:
+    """Whether it is "avatars"."""
+    return is_named(source) and str(source) == NAME
+
+
+def check(source: Named, image_size: int | None) -> None:
+    """Refuses a size that they are not drawn in.
+
+    Raises:
+        InputError: it is too large, or the packages that draw are not installed.
+    """
+    builder_for(image_size or DEFAULT_SIZE)
+
+
+def open(source: Named, request: Request) -> Opened:
+    """Opens the avatars in the next larger size, and draws them where that has not been done.
+
+    Raises:
+        InputError: as `check`.
+    """
+    size = request.image_size or DEFAULT_SIZE
+    builder = builder_for(size)
+    if not tfds_builders.is_prepared(builder):
+        print("the avatars are drawn: a minute or so")
+    tfds_builders.prepare(builder)
+    return tfds_sets.open_builder(NAME, builder, replace(request, image_size=size))
+
+
+def builder_for(size: int) -> Any:
+    """The TFDS builder of the smallest drawings of at least this many pixels a side.
+
+    Raises:
+        InputError: as `check`.
+    """
+    sizes = sorted(config.size for config in Avatars.BUILDER_CONFIGS)
+    drawn = next((candidate for candidate in sizes if candidate >= size), None)
+    if drawn is None:
+        raise InputError(f"avatars are drawn at up to {sizes[-1]} pixels a side: image size {size} is too large")
+    return tfds_builders.find(f"avatars/{drawn}x{drawn}")
 
 
 def _drawing() -> Any:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from keras_vae.data import tables, tfds_sets
-from keras_vae.data.sources import DEFAULT_SIZE, RandomAccess, open_folder
+from keras_vae.data import folders, tables, tfds_builders
+from keras_vae.data.pipelines import Indexed
+from keras_vae.data.sources import DEFAULT_SIZE, Request
 from keras_vae.support import progress
 from keras_vae.support.errors import InputError, check_count
 
@@ -64,14 +65,17 @@ def build(
         raise InputError(f"{target} is there already: give another name, or remove it first")
     # A table that is damaged is refused rather than left out.
     wanted = (True if folder.is_dir() and tables.find(folder) else None) if attributes else False
-    opened = open_folder(folder, image_size, crop, wanted, strict, keep=False)
-    size = opened.train_size * image_size * image_size * 3
-    shards = min(max(SHARDS_AT_LEAST, size // SHARD_BYTES), opened.train_size, opened.test_size)
+    opened = folders.read(folder, Request(image_size, crop, wanted, strict), keep=False)
+    train, test = opened.train, opened.test
+    assert isinstance(train, Indexed)
+    assert isinstance(test, Indexed)
+    size = len(train) * image_size * image_size * 3
+    shards = min(max(SHARDS_AT_LEAST, size // SHARD_BYTES), len(train), len(test))
     names = opened.attribute_names if attributes else ()
-    with progress.bar(opened.train_size + opened.test_size, "writing", "images") as bar:
+    with progress.bar(len(train) + len(test), "writing", "images") as bar:
         try:
             data_dir.mkdir(parents=True, exist_ok=True)
-            with warnings.catch_warnings(), tfds_sets.tidy(), tfds_sets.quiet(progress=False):
+            with warnings.catch_warnings(), tfds_builders.tidy(), tfds_builders.quiet(progress=False):
                 warnings.filterwarnings("ignore", message=".*tasks have been successfully executed")  # when interrupted
                 builder = tfds.dataset_builders.AdhocBuilder(
                     name=name,
@@ -81,8 +85,8 @@ def build(
                     description=f"Images of the folder {folder.absolute().name}, {config}.",
                     features=_features(image_size, names),
                     split_datasets={
-                        "train": _Examples(opened, opened.train, bar),
-                        "test": _Examples(opened, opened.test, bar),
+                        "train": _Examples(train, opened.attribute_names, bar),
+                        "test": _Examples(test, opened.attribute_names, bar),
                     },
                     file_format="array_record",
                     disable_shuffling=True,  # a listing is in the order of hashes already
@@ -118,21 +122,20 @@ def _features(size: int, names: tuple[str, ...]) -> Any:
 
 
 class _Examples:
-    """Examples of some indices, decoded in all cores as they are asked for."""
+    """The examples of a part, decoded on all cores as they are asked for."""
 
-    def __init__(self, opened: RandomAccess, indices: np.ndarray, bar: Any) -> None:
-        self.opened = opened
-        self.indices = indices
+    def __init__(self, part: Indexed, attribute_names: tuple[str, ...], bar: Any) -> None:
+        self.part = part
+        self.attribute_names = attribute_names
         self.bar = bar
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        images = self.opened.images
-        for _, (pixels, good) in images.in_parcels(self.indices):
+        images = self.part.images
+        for _, (pixels, good) in images.in_parcels(self.part.indices):
             for image, index in zip(pixels, good.tolist(), strict=True):
                 example: dict[str, Any] = {"image": image, "name": images.name(index)}
                 if images.attributes is not None:
-                    example["attributes"] = dict(
-                        zip(self.opened.attribute_names, images.attributes[index].tolist(), strict=True)
-                    )
+                    values = images.attributes[index].tolist()
+                    example["attributes"] = dict(zip(self.attribute_names, values, strict=True))
                 yield index, example
             self.bar.update(len(pixels))

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from keras_vae.data import tfds_sets
-from keras_vae.data.listing import scan
-from keras_vae.data.sources import check_outside, folder_of, is_prepared_set, load
+from keras_vae.data import folders, tfds_builders
+from keras_vae.data.image_files import scan
+from keras_vae.data.loading import check_outside, kind_of, load
 from keras_vae.support import pictures, progress
 from keras_vae.support.files import check_output_file
 
@@ -79,9 +79,9 @@ def prepare(name: str) -> dict[str, Any]:
     Raises:
         InputError: there is no such set, its files cannot be had, or its place cannot be written to.
     """
-    parsed = tfds_sets.Name.parse(name.removeprefix("tfds:"))
-    builder = tfds_sets.find(parsed.builder)
-    tfds_sets.prepare(builder)
+    parsed = tfds_builders.Name.parse(name.removeprefix("tfds:"))
+    builder = tfds_builders.find(parsed.builder)
+    tfds_builders.prepare(builder)
     return {
         "set": f"tfds:{parsed.builder}",
         "folder": str(builder.data_path),
@@ -91,16 +91,15 @@ def prepare(name: str) -> dict[str, Any]:
 
 
 def _sizes(source: str) -> dict[str, str]:
-    folder = folder_of(source)
-    if folder is None or not folder.is_dir() or is_prepared_set(folder):
+    if kind_of(source) is not folders:
         return {}
     sizes: list[tuple[int, int]] = []
-    for name, fault in scan(folder):
+    for name, fault in scan(Path(source)):
         if len(sizes) == MEASURED:
             break
         if fault is None:
             try:
-                with Image.open(folder / name) as image:
+                with Image.open(Path(source) / name) as image:
                     sizes.append(image.size)
             except Exception:  # counted as unreadable already
                 continue

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
 
-from keras_vae.data.images import Images
+from keras_vae.data.images import Images, fits_in_memory, fits_on_disk
 
 CORES = os.cpu_count() or 1
 PREFETCH = 2  # batches made ready while the model works on one
@@ -58,8 +60,146 @@ class Batches:
     share: Share = ALONE
 
 
-# One epoch's training batches: of a key that the epoch's order and augmentation follow from, less the first few.
+# One epoch's training batches, from a key that determines its order and augmentation, and how many to skip.
 Epoch = Callable[[tf.Tensor, tf.Tensor], tf.data.Dataset]
+
+
+class Part(Protocol):
+    """Some of a source's images: those to train on, or those held out."""
+
+    def __len__(self) -> int: ...
+
+    def shuffled(self, batches: Batches) -> Epoch:
+        """Full training batches in an order that the epoch's key determines."""
+
+    def in_order(self, batches: Batches) -> tf.data.Dataset:
+        """Batches in a fixed order, for evaluation; the last one may be smaller."""
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """A part whose images can be had by index.
+
+    Attributes:
+        images: those of the whole source.
+        indices: int (count,), those of this part.
+    """
+
+    images: Images
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def shuffled(self, batches: Batches) -> Epoch:
+        """Full batches.
+
+        Their order is a pseudo-random permutation that is computed, not stored
+        (`tf.random.experimental.index_shuffle`), so that it shuffles the whole set and takes no memory. Unreadable
+        images leave their places to others, and an epoch has as many batches as if there were none.
+        """
+        count = len(self)
+        steps = count // batches.size
+
+        def epoch(key: tf.Tensor, skipped: tf.Tensor) -> tf.data.Dataset:
+            def once(time: tf.Tensor) -> tf.data.Dataset:
+                places = tf.data.Dataset.range(count).batch(batches.size).skip(tf.where(time == 0, skipped, 0))
+                return places.map(
+                    lambda place: tf.random.experimental.index_shuffle(
+                        place, tf.stack([key, time]), tf.cast(count - 1, tf.int64)
+                    )
+                )
+
+            # Once through all of them, and a second time for the places of those that cannot be read.
+            order = _shared(tf.data.Dataset.range(2).flat_map(once), batches)
+            read = order.map(self._read, num_parallel_calls=CORES)
+            read = read.rebatch(batches.share.rows(batches.size), drop_remainder=True)
+            return _augmented(read.take((steps - skipped) * batches.share.count), batches, key, skipped)
+
+        return epoch
+
+    def in_order(self, batches: Batches) -> tf.data.Dataset:
+        """Batches in a fixed order; the last one, and those with unreadable images, are smaller."""
+        places = _shared(tf.data.Dataset.range(len(self)).batch(batches.size), batches)
+        return _evaluated(places.map(self._read, num_parallel_calls=CORES), len(self), batches)
+
+    def _read(self, places: tf.Tensor) -> dict[str, tf.Tensor]:
+        images, indices = self.images, self.indices
+
+        def read(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            pixels, good = images.read(indices[places])
+            after = int(places[-1]) if len(places) else 0
+            while len(places) and not len(pixels):  # an empty batch has no mean: the next readable image stands in
+                after = (after + 1) % len(indices)
+                pixels, good = images.read(indices[[after]])
+            if images.attributes is None:
+                return pixels, np.empty((len(pixels), 0), np.uint8)
+            return pixels, images.attributes[good]
+
+        pixels, attributes = tf.numpy_function(read, [places], (tf.uint8, tf.uint8), stateful=False)
+        pixels.set_shape((None, *images.shape))
+        attributes.set_shape((None, 0 if images.attributes is None else images.attributes.shape[1]))
+        return {"image": pixels, "attributes": attributes}
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A part whose images come one after the other.
+
+    Attributes:
+        dataset: of `{"image": uint8 (height, width, channels), "attributes": uint8 (attributes,)}`.
+        count: number of examples.
+        image_shape: (height, width, channels).
+    """
+
+    dataset: tf.data.Dataset
+    count: int
+    image_shape: tuple[int, int, int]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def shuffled(self, batches: Batches) -> Epoch:
+        """Full batches, shuffled in a buffer of at most 256 MiB."""
+        most = max(batches.size, SHUFFLE_BYTES // int(np.prod(self.image_shape)))
+        buffer = min(self.count, SHUFFLE_EXAMPLES, most)
+        examples = self.dataset.take(self.count)
+
+        def epoch(key: tf.Tensor, skipped: tf.Tensor) -> tf.data.Dataset:
+            tf.random.set_seed(1)  # of this graph alone: the key is to determine the order, not a global seed
+            order = examples.shuffle(buffer, seed=key, reshuffle_each_iteration=False)
+            whole = order.skip(skipped * batches.size).batch(batches.size, drop_remainder=True)
+            return _augmented(_shared(whole, batches), batches, key, skipped)
+
+        return epoch
+
+    def in_order(self, batches: Batches) -> tf.data.Dataset:
+        """Batches in the examples' own order."""
+        return _evaluated(_shared(self.dataset.take(self.count).batch(batches.size), batches), self.count, batches)
+
+
+_CACHES: list[tempfile.TemporaryDirectory[str]] = []  # removed when the program ends
+
+
+def cached(train: Examples, test: Examples) -> tuple[Examples, Examples]:
+    """Both parts of a source, kept after the first epoch: in memory where they fit, else on disk, else not.
+
+    When an iterator is dropped, TensorFlow 2.21 cancels the stages it reads from, and a cancelled `prefetch` reports
+    the end of its data: the cache would then take what it has for everything. Asserting the cardinality prevents that.
+    """
+    size = (len(train) + len(test)) * int(np.prod(train.image_shape))
+    keeps, folder = fits_in_memory(size), ""
+    if not keeps and fits_on_disk(size):
+        _CACHES.append(tempfile.TemporaryDirectory(prefix="keras_vae"))
+        keeps, folder = True, _CACHES[-1].name
+
+    def kept(part: Examples, name: str) -> Examples:
+        dataset = part.dataset.apply(tf.data.experimental.assert_cardinality(len(part)))
+        if keeps:
+            dataset = dataset.cache(str(Path(folder) / name) if folder else "")
+        return Examples(dataset, len(part), part.image_shape)
+
+    return kept(train, "train"), kept(test, "test")
 
 
 def epochs(epoch: Epoch, steps: int, batches: Batches) -> tf.data.Dataset:
@@ -80,80 +220,6 @@ def continued(epoch: Epoch, steps: int, batches: Batches, step: int) -> tf.data.
         return epoch(key, tf.where(number == step // steps, tf.constant(step % steps, tf.int64), 0))
 
     return _ready(tf.data.Dataset.range(step // steps, np.iinfo(np.int64).max).flat_map(one))
-
-
-def shuffled(images: Images, indices: np.ndarray, batches: Batches) -> Epoch:
-    """Full batches of images that can be had by index.
-
-    Their order is a pseudo-random permutation that is computed, not stored (`tf.random.experimental.index_shuffle`), so
-    that it shuffles the whole set and takes no memory. Images that cannot be read leave their places to others, and an
-    epoch has as many batches as if there were none.
-    """
-    count = len(indices)
-    steps = count // batches.size
-
-    def epoch(key: tf.Tensor, skipped: tf.Tensor) -> tf.data.Dataset:
-        def once(time: tf.Tensor) -> tf.data.Dataset:
-            places = tf.data.Dataset.range(count).batch(batches.size).skip(tf.where(time == 0, skipped, 0))
-            return places.map(
-                lambda place: tf.random.experimental.index_shuffle(
-                    place, tf.stack([key, time]), tf.cast(count - 1, tf.int64)
-                )
-            )
-
-        # Once through all of them, and a second time for the places of those that cannot be read.
-        order = _shared(tf.data.Dataset.range(2).flat_map(once), batches)
-        read = order.map(lambda places: _read(images, indices, places), num_parallel_calls=CORES)
-        read = read.rebatch(batches.share.rows(batches.size), drop_remainder=True)
-        return _augmented(read.take((steps - skipped) * batches.share.count), batches, key, skipped)
-
-    return epoch
-
-
-def in_order(images: Images, indices: np.ndarray, batches: Batches) -> tf.data.Dataset:
-    """Batches in a fixed order, for evaluation; the last one, and those with unreadable images, are smaller."""
-    places = _shared(tf.data.Dataset.range(len(indices)).batch(batches.size), batches)
-    read = places.map(lambda places: _read(images, indices, places), num_parallel_calls=CORES)
-    return _evaluated(read, len(indices), batches)
-
-
-def shuffled_examples(examples: tf.data.Dataset, shape: tuple[int, int, int], count: int, batches: Batches) -> Epoch:
-    """Full batches of examples {"image": uint8, "attributes": uint8} that come in sequence.
-
-    They are shuffled in a buffer of at most 256 MiB.
-    """
-    buffer = min(count, SHUFFLE_EXAMPLES, max(batches.size, SHUFFLE_BYTES // int(np.prod(shape))))
-    examples = examples.take(count)
-
-    def epoch(key: tf.Tensor, skipped: tf.Tensor) -> tf.data.Dataset:
-        tf.random.set_seed(1)  # of this graph alone: the order is to follow from the key, not from a global seed
-        order = examples.shuffle(buffer, seed=key, reshuffle_each_iteration=False)
-        whole = order.skip(skipped * batches.size).batch(batches.size, drop_remainder=True)
-        return _augmented(_shared(whole, batches), batches, key, skipped)
-
-    return epoch
-
-
-def examples_in_order(examples: tf.data.Dataset, count: int, batches: Batches) -> tf.data.Dataset:
-    """Batches of such examples in their order, for evaluation."""
-    return _evaluated(_shared(examples.take(count).batch(batches.size), batches), count, batches)
-
-
-def _read(images: Images, indices: np.ndarray, places: tf.Tensor) -> dict[str, tf.Tensor]:
-    def read(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        pixels, good = images.read(indices[places])
-        after = int(places[-1]) if len(places) else 0
-        while len(places) and not len(pixels):  # a batch of none has no mean: the next image that can be read stands in
-            after = (after + 1) % len(indices)
-            pixels, good = images.read(indices[[after]])
-        if images.attributes is None:
-            return pixels, np.empty((len(pixels), 0), np.uint8)
-        return pixels, images.attributes[good]
-
-    pixels, attributes = tf.numpy_function(read, [places], (tf.uint8, tf.uint8), stateful=False)
-    pixels.set_shape((None, *images.shape))
-    attributes.set_shape((None, 0 if images.attributes is None else images.attributes.shape[1]))
-    return {"image": pixels, "attributes": attributes}
 
 
 def _shared(batches_: tf.data.Dataset, batches: Batches) -> tf.data.Dataset:

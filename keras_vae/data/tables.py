@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from keras_vae.data.decoding import EXTENSIONS
-from keras_vae.data.listing import Listing
+from keras_vae.data.image_files import EXTENSIONS
 from keras_vae.support.errors import InputError
 
 NAMES = ("attributes.csv", "list_attr_celeba.txt", "list_attr_celeba.csv", "attributes.tsv", "attributes.txt")
@@ -18,6 +17,7 @@ DELIMITERS = (",", ";", "\t", "|")
 VALUES = {"1": 1, "0": 0, "-1": 0, "true": 1, "false": 0, "yes": 1, "no": 0, "1.0": 1, "0.0": 0, "-1.0": 0}
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
 ABSENT = 255  # in values: the table says nothing
+CLASSES_AT_MOST = 1000  # labels or subfolders of more classes are names, not attributes
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class Matched:
     unused: list[str]
 
 
-def match(table: Table, listing: Listing) -> Matched:
+def match(table: Table, listing: Sequence[str]) -> Matched:
     """Finds each image's row: by its path in the folder, else by its file name where only one image has it."""
     by_path: dict[str, int] = {}
     by_name: dict[str, list[int]] = {}

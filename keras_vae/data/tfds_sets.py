@@ -1,157 +1,124 @@
-"""TensorFlow Datasets sets by name: found, prepared where they can be, and read as examples."""
+"""TensorFlow Datasets sets as a source: `tfds:NAME`, or the folder of a prepared set."""
 
 from __future__ import annotations
 
-import contextlib
-import difflib
-import io
-import re
-import struct
-import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-import absl.logging
 import numpy as np
 import tensorflow as tf
 
-from keras_vae.data.listing import held_out_of
-from keras_vae.support import hosts
+from keras_vae.data import tables, tfds_builders
+from keras_vae.data.image_files import fit_array, held_out_of
+from keras_vae.data.images import Images, Skips
+from keras_vae.data.pipelines import CORES, Examples, Indexed, cached
+from keras_vae.data.sources import Named, Opened, Request, Source, fitted, is_named, output_shape
 from keras_vae.support.errors import InputError
 
-CLASSES_AT_MOST = 1000  # labels or subfolders of more classes are names, not attributes
-# Debian's package dataset-fashion-mnist holds the files that TFDS downloads, without the name and time in their heads.
-DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-FASHION_MNIST_TIMES = {
-    "train-images-idx3-ubyte": 1504176606,
-    "train-labels-idx1-ubyte": 1504176606,
-    "t10k-images-idx3-ubyte": 1504176627,
-    "t10k-labels-idx1-ubyte": 1504176627,
-}
+PREFIX = "tfds:"
+
+
+def is_name(source: Source) -> TypeGuard[Named]:
+    """Whether it is `tfds:` and a name."""
+    return is_named(source) and str(source).startswith(PREFIX)
+
+
+def takes(source: Source) -> bool:
+    """Whether it is such a name, or the folder of a prepared set."""
+    return is_name(source) or (is_named(source) and _is_prepared_folder(Path(source)))
+
+
+def check(source: Named, image_size: int | None) -> None:
+    """Refuses a name whose set is neither prepared nor can be.
+
+    Raises:
+        InputError: it is refused.
+    """
+    if is_name(source):
+        tfds_builders.check(tfds_builders.find(_name(source).builder))
+
+
+def open(source: Named, request: Request) -> Opened:
+    """Opens a set, which is downloaded and prepared at the first use.
+
+    Raises:
+        InputError: there is no such set or split, it cannot be downloaded, is damaged, or holds no images.
+    """
+    if not is_name(source):
+        return open_builder(str(source), tfds_builders.from_folder(Path(source)), request)
+    name = _name(source)
+    builder = tfds_builders.find(name.builder)
+    tfds_builders.prepare(builder)
+    return open_builder(str(source), builder, request, name.split)
+
+
+def open_builder(name: str, builder: Any, request: Request, split: str | None = None) -> Opened:
+    """Opens a prepared set.
+
+    Args:
+        name: the source, for messages.
+        builder: of the set.
+        request: how the images are wanted.
+        split: what is taken of the set; None for all.
+
+    Raises:
+        InputError: it holds no images, or no such split.
+    """
+    images = ImageSet.of(name, builder, split)
+    shape = output_shape(name, images.image_shape, request.image_size)
+    skips = Skips(name, images.train_size + images.test_size)
+    parts = _by_index if images.random_access else _in_sequence
+    train, test = parts(images, shape, request.crop, skips)
+    return Opened(name, shape, train, test, skips, images.attribute_names, tuple(images.image_shape))
+
+
+def _name(source: Named) -> tfds_builders.Name:
+    return tfds_builders.Name.parse(str(source).removeprefix(PREFIX))
+
+
+def _is_prepared_folder(folder: Path) -> bool:
+    try:
+        return (folder / "dataset_info.json").is_file()
+    except OSError:  # an unreadable folder: listing its images says more
+        return False
+
+
+def _in_sequence(
+    images: ImageSet, shape: tuple[int, int, int], crop: int | None, skips: Skips
+) -> tuple[Examples, Examples]:
+    """Both parts of a set whose images can only be read one after the other."""
+
+    def prepare(example: dict[str, Any]) -> dict[str, tf.Tensor]:
+        prepared = fitted(example["image"], images.image_shape, shape, crop)
+        return prepared | {"attributes": images.attributes(example)} if images.attribute_names else prepared
+
+    def part(examples: tf.data.Dataset, count: int) -> Examples:
+        return Examples(examples.map(prepare, num_parallel_calls=CORES), count, shape)
+
+    return cached(part(images.train(), images.train_size), part(images.test(), images.test_size))
+
+
+def _by_index(images: ImageSet, shape: tuple[int, int, int], crop: int | None, skips: Skips) -> tuple[Indexed, Indexed]:
+    """Both parts of a set stored as ArrayRecord."""
+    records = images.records()
+    attributes = np.zeros((len(records), len(images.attribute_names)), np.uint8)
+    fits = images.image_shape == shape and crop is None
+
+    def decode(indices: np.ndarray) -> Iterable[np.ndarray]:
+        for index, example in zip(indices, records[indices], strict=True):
+            attributes[index] = images.attributes_of_record(example)
+            image = example["image"]
+            yield image if fits else fit_array(image, shape[0], crop)
+
+    stored = Images(len(records), shape, decode, str, skips, attributes)
+    order = np.arange(len(records))
+    return Indexed(stored, order[: images.train_size]), Indexed(stored, order[images.train_size :])
 
 
 @dataclass(frozen=True)
-class Name:
-    """What follows `tfds:`, as NAME[/CONFIG][:VERSION][:SPLIT]."""
-
-    builder: str
-    split: str | None
-
-    @classmethod
-    def parse(cls, text: str) -> Name:
-        """Takes a name apart.
-
-        Raises:
-            InputError: it is empty.
-        """
-        builder, *rest = text.split(":", 1)
-        if not builder:
-            raise InputError("tfds: names no set: give tfds:NAME, as in tfds:mnist")
-        if rest and (version := re.fullmatch(r"(\d+\.[\d*]+\.[\d*]+)(?::(.*))?", rest[0])):
-            return cls(f"{builder}:{version[1]}", version[2] or None)
-        return cls(builder, rest[0] if rest and rest[0] else None)
-
-
-def find(name: str) -> Any:
-    """The builder of a set by NAME[/CONFIG][:VERSION], prepared or not.
-
-    Raises:
-        InputError: there is none of that name.
-    """
-    import tensorflow_datasets as tfds
-
-    from keras_vae.data import avatars  # noqa: F401 (registers tfds:avatars)
-
-    try:
-        with tidy():
-            return _described(tfds.builder(name))
-    except tfds.core.DatasetNotFoundError as error:
-        near = difflib.get_close_matches(
-            re.split("[/:]", name)[0], tfds.list_builders(with_community_datasets=False), 3
-        )
-        hint = f"did you mean {' or '.join(near)}?" if near else "`tfds.list_builders()` names those there are"
-        raise InputError(f"unknown TFDS set {name!r}: {hint}") from error
-    except (ValueError, AssertionError, RuntimeError) as error:
-        raise InputError(f"tfds:{name}: {' '.join(str(error).split())[:300]}") from error
-
-
-def from_folder(folder: Path) -> Any:
-    """The builder of a prepared set in a folder of its own.
-
-    Raises:
-        InputError: it is damaged.
-    """
-    import tensorflow_datasets as tfds
-
-    try:
-        with tidy():
-            return tfds.builder_from_directory(folder)
-    except Exception as error:  # whatever parsing a damaged description raises
-        raise InputError(f"{folder} is a damaged TFDS set: {str(error).splitlines()[0]}") from error
-
-
-def is_prepared(builder: Any) -> bool:
-    """Whether a set lies ready in the data folder."""
-    # TFDS warns of a folder that does not exist as of a damaged one.
-    return builder.data_path.exists() and builder.is_prepared()
-
-
-def check(builder: Any) -> None:
-    """Refuses a set that is neither prepared nor can be: TFDS itself would try for minutes to reach a silent host.
-
-    Raises:
-        InputError: its files cannot be had.
-    """
-    if is_prepared(builder) or _local_files(builder) is not None:
-        return
-    where = (
-        f"run `tfds build {builder.name}` where there is a network, or set TFDS_DATA_DIR to the folder that holds it"
-    )
-    missing = f"tfds:{builder.name} is not prepared under {builder.data_path.parent}"
-    if not callable(getattr(builder, "_generate_examples", None)):
-        raise InputError(f"{missing}: {where}")
-    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
-        raise InputError(
-            f"{missing}, and its files must be fetched by hand (see {builder.info.homepage}): then {where}"
-        )
-    silent = _silent_hosts(builder)
-    if silent:
-        raise InputError(f"{missing}, and {', '.join(silent)} cannot be reached: {where}")
-
-
-def prepare(builder: Any) -> None:
-    """Downloads and writes a set, showing progress; does nothing where that is done.
-
-    Raises:
-        InputError: its files cannot be had, or the data folder cannot be written to.
-    """
-    import tensorflow_datasets as tfds
-
-    if is_prepared(builder):
-        return
-    check(builder)
-    print(f"preparing tfds:{builder.name}, once, into {builder.data_path}")
-    try:
-        with _as_downloaded(_local_files(builder)) as manual_dir:
-            config = tfds.download.DownloadConfig(manual_dir=manual_dir)
-            with quiet(progress=builder.name != "avatars"):  # that builder shows its own
-                builder.download_and_prepare(download_config=config)
-    except OSError as error:
-        raise InputError(
-            f"cannot prepare tfds:{builder.name} in {builder.data_path}: {error.strerror or error}; set TFDS_DATA_DIR "
-            "to a folder that can be written to"
-        ) from error
-    except (tfds.download.DownloadError, tfds.download.NonMatchingChecksumError) as error:
-        raise InputError(
-            f"cannot download tfds:{builder.name}: {str(error).splitlines()[0]}; try again later"
-        ) from error
-
-
-@dataclass(frozen=True)
-class Opened:
+class ImageSet:
     """A prepared set of images: what it holds, and its two parts.
 
     Attributes:
@@ -170,7 +137,7 @@ class Opened:
     test_size: int
 
     @classmethod
-    def of(cls, name: str, builder: Any, split: str | None) -> Opened:
+    def of(cls, name: str, builder: Any, split: str | None) -> ImageSet:
         """Looks at a prepared set.
 
         Raises:
@@ -254,7 +221,7 @@ def _classes(label: Any) -> tuple[str, ...]:
     """Classes as attributes; labels without names are numbered."""
     import tensorflow_datasets as tfds
 
-    if not isinstance(label, tfds.features.ClassLabel) or not 2 <= (label.num_classes or 0) <= CLASSES_AT_MOST:
+    if not isinstance(label, tfds.features.ClassLabel) or not 2 <= (label.num_classes or 0) <= tables.CLASSES_AT_MOST:
         return ()
     return tuple(label.names)
 
@@ -282,63 +249,3 @@ def _sizes(name: str, builder: Any, split: str | None) -> tuple[int, int]:
         raise InputError(f"{name} holds {count} images: give at least 2, one of them to hold out")
     test_size = held_out_of(count)
     return count - test_size, test_size
-
-
-def _silent_hosts(builder: Any) -> list[str]:
-    """Hosts of the set's files that do not answer."""
-    by_host = {url.split("/")[2]: url for url in builder.url_infos or () if url.startswith("http")}
-    failures = hosts.silent(by_host.values())
-    return sorted(host for host, url in by_host.items() if url in failures)
-
-
-def _local_files(builder: Any) -> Path | None:
-    if builder.name == "fashion_mnist" and DEBIAN_FASHION_MNIST.is_dir():
-        return DEBIAN_FASHION_MNIST
-    return None
-
-
-@contextlib.contextmanager
-def _as_downloaded(folder: Path | None) -> Iterator[str | None]:
-    """Debian's files of Fashion-MNIST as TFDS's checksums know them: with the original's name and time in each head."""
-    if folder is None:
-        yield None
-        return
-    with tempfile.TemporaryDirectory() as rebuilt:
-        for name, time in FASHION_MNIST_TIMES.items():
-            packed = (folder / f"{name}.gz").read_bytes()
-            head = b"\x1f\x8b\x08\x08" + struct.pack("<I", time) + packed[8:10] + name.encode() + b"\0"
-            (Path(rebuilt) / f"{name}.gz").write_bytes(head + packed[10:])
-        yield rebuilt
-
-
-def _described(builder: Any) -> Any:
-    builder.info  # noqa: B018 (made at the first look)
-    return builder
-
-
-@contextlib.contextmanager
-def quiet(progress: bool = True) -> Iterator[None]:
-    """Without TFDS's banners, and without its progress bars where they cannot be redrawn or are not wanted."""
-    import tensorflow_datasets as tfds
-
-    tfds.display_progress_bar(progress and sys.stderr.isatty())
-    verbosity = absl.logging.get_verbosity()
-    absl.logging.set_verbosity(absl.logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        tfds.display_progress_bar(True)
-        absl.logging.set_verbosity(verbosity)
-
-
-@contextlib.contextmanager
-def tidy() -> Iterator[None]:
-    """Takes away the empty temporary folder that TFDS leaves behind for each builder it describes."""
-    before = tempfile.tempdir
-    with tempfile.TemporaryDirectory() as folder:
-        tempfile.tempdir = folder
-        try:
-            yield
-        finally:
-            tempfile.tempdir = before

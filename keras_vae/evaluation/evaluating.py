@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_vae import data
-from keras_vae.data.sources import check_outside
+from keras_vae.data.loading import check_outside
 from keras_vae.evaluation import distances, fidelity, learned_prior, posterior, report
 from keras_vae.evaluation.bounds import importance_weighted_bound
 from keras_vae.export import latents

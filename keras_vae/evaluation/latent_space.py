@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn.manifold import TSNE, trustworthiness
 
-from keras_vae.data.sources import check_outside
+from keras_vae.data.loading import check_outside
 from keras_vae.evaluation import charts
 from keras_vae.latents import attributes as measures
 from keras_vae.latents import disentanglement

@@ -93,20 +93,6 @@ class DiagonalGaussian:
         """
         return kl_per_latent(self.mean, self.log_var)
 
-
-def kl_per_latent(mean: Any, log_var: Any) -> Any:
-    """Kullback-Leibler divergence of N(mean, exp(log_var)) from the standard normal, in nats, element by element.
-
-    In closed form (arXiv 1312.6114, appendix B): KL = 1/2 * (exp(log_var) + mean^2 - 1 - log_var).
-
-    Args:
-        mean, log_var: arrays or tensors of one shape, float32 or float64.
-
-    Returns:
-        tensor of that shape and dtype.
-    """
-    return 0.5 * (ops.exp(log_var) + ops.square(mean) - 1.0 - log_var)
-
     def kl_with_free_bits(self, nats: float) -> Any:
         """The KL that is charged where each latent may carry some nats for free, the same for each image of the batch.
 
@@ -121,6 +107,20 @@ def kl_per_latent(mean: Any, log_var: Any) -> Any:
         per_latent = ops.mean(self.kl_per_latent(), axis=0)
         charged = ops.sum(ops.maximum(per_latent, nats))
         return ops.broadcast_to(charged, ops.shape(self.mean)[:1])
+
+
+def kl_per_latent(mean: Any, log_var: Any) -> Any:
+    """Kullback-Leibler divergence of N(mean, exp(log_var)) from the standard normal, in nats, element by element.
+
+    In closed form (arXiv 1312.6114, appendix B): KL = 1/2 * (exp(log_var) + mean^2 - 1 - log_var).
+
+    Args:
+        mean, log_var: arrays or tensors of one shape, float32 or float64.
+
+    Returns:
+        tensor of that shape and dtype.
+    """
+    return 0.5 * (ops.exp(log_var) + ops.square(mean) - 1.0 - log_var)
 
 
 @keras.saving.register_keras_serializable("keras_vae")

@@ -71,7 +71,7 @@ def read_images(model: Model, paths: Sequence[Path]) -> np.ndarray:
     Raises:
         InputError: a file is missing or cannot be read, or the model's images are not square.
     """
-    from keras_vae.data.decoding import UnreadableError, decode
+    from keras_vae.data.image_files import UnreadableError, decode
 
     height, width, channels = model.whole("encoding images").image_shape
     if height != width:

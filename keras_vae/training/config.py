@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from keras_vae.data import sources
+from keras_vae.data import loading
 from keras_vae.features.perceptual import PerceptualLoss
 from keras_vae.model import networks, schedules
 from keras_vae.model.compiling import LEARNING_RATE
@@ -158,15 +158,15 @@ def check(config: TrainingConfig, perceptual: PerceptualLoss | None) -> None:
         raise InputError(f"learning_rate={config.learning_rate}: give a number above 0")
     if not 0 <= config.seed < 2**32:
         raise InputError(f"seed={config.seed}: give a whole number from 0 to 4294967295")
-    size = config.image_size or sources.DEFAULT_SIZE
+    size = config.image_size or loading.DEFAULT_SIZE
     networks.check(config.network, (size, size, 3), config.latent_dim, config.network_options)
     precision.check(config.precision)
     check_prior(config.prior)
     check_likelihood(config.likelihood)
-    sources.check_outside(Path(config.out), config.data)
-    sources.check(config.data, config.image_size, config.batch_size)
+    loading.check_outside(Path(config.out), config.data)
+    loading.check(config.data, config.image_size, config.batch_size)
 
 
 def absolute(source: str) -> str:
-    folder = sources.folder_of(source)
+    folder = loading.folder_of(source)
     return source if folder is None else str(folder.absolute())

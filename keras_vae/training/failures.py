@@ -1,4 +1,4 @@
-"""What ends training, in words: what happened, where, and what of the run is kept."""
+"""What training fails of, as one line: what happened, at which step, what was saved and how to resume."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from keras_vae.model.vae import VAE
 from keras_vae.runs.folder import checkpoints
 from keras_vae.runs.keras_file import save_vae
 from keras_vae.support.errors import InputError, NotFiniteError, RunError
-from keras_vae.training import callbacks
+from keras_vae.training import resuming
+from keras_vae.training.clock import Progress
 from keras_vae.training.config import TrainingConfig
 
 LAST_FINITE_FILE = "last-finite.keras"
 
-
-# What TensorFlow's collectives raise where a worker is gone.
+# What TensorFlow's collectives raise when a worker is gone.
 LOST = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
@@ -37,12 +37,19 @@ def worded(
     images: data.ImageData,
     config: TrainingConfig,
     strategy: tf.distribute.Strategy,
-    progress: callbacks.Progress,
+    progress: Progress,
     chief: bool,
 ) -> Iterator[None]:
-    """Words what ends training, and says what is kept."""
+    """A block in which training runs: what ends it is raised anew in the words of a user.
+
+    After a step that was not finite, the chief of a single replica also saves the weights before it.
+
+    Raises:
+        InputError: too much of the data is unreadable, or the memory is too small.
+        NotFiniteError: a step was not finite.
+        RunError: the folder cannot be written to, the data not be read, or another worker was lost.
+    """
     out = Path(config.out)
-    at = f"at step {progress.steps + 1}"
     try:
         yield
     except NotFiniteError as error:
@@ -55,13 +62,13 @@ def worded(
     except tf.errors.OpError as error:
         at = f"at step {progress.steps + 1}"
         text = _reason(error)
-        if images.skips.error is not None:  # raised within the pipeline, which words it anew
+        if images.skips.error is not None:  # raised within the pipeline, which wraps it
             raise InputError(f"{images.skips.error}; {_kept(out)}") from None
         if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) and isinstance(error, LOST):
             raise RunError(f"another worker was lost {at}: start all of them again; {_kept(out)}") from error
         if str(out) in text:
             reason = "No space left on device" if "no space left on device" in text.lower() else text
-            raise RunError(f"cannot write to {out} {at}: {reason}; mend that; {_kept(out)}") from error
+            raise RunError(f"cannot write to {out} {at}: {reason}; fix that; {_kept(out)}") from error
         # oneDNN and CUDA have their own words for it.
         words = ("could not create a memory object", "out of memory", "OUT_OF_MEMORY")
         if isinstance(error, tf.errors.ResourceExhaustedError) or any(each in str(error) for each in words):
@@ -71,12 +78,12 @@ def worded(
                 f"give a smaller --batch-size or --image-size, or another --precision ({text})"
             ) from error
         if isinstance(error, tf.errors.DataLossError | tf.errors.NotFoundError | tf.errors.PermissionDeniedError):
-            raise RunError(f"cannot read {images.name} {at}: {text}; mend it; {_kept(out)}") from error
+            raise RunError(f"cannot read {images.name} {at}: {text}; fix that; {_kept(out)}") from error
         raise
     except OSError as error:
         where = error.filename or out
         raise RunError(
-            f"cannot write {where} at step {progress.steps}: {error.strerror or error}; mend that; {_kept(out)}"
+            f"cannot write {where} at step {progress.steps}: {error.strerror or error}; fix that; {_kept(out)}"
         ) from error
     except KeyboardInterrupt:
         print(f"stopped at step {progress.steps}: {_kept(out)}", file=sys.stderr)
@@ -92,7 +99,7 @@ def _writing(out: Path) -> Iterator[None]:
 
 
 def _reason(error: tf.errors.OpError) -> str:
-    """What went wrong, of an error of TensorFlow's, whose messages hold the places in the code too."""
+    """The cause in an error of TensorFlow's, whose message also holds a stack trace and the names of operations."""
     noise = ("File ", "[[", "Detected at node", "Graph execution error", "<stack traces", "0 successful", "0 derived")
     lines = [line.strip() for line in str(error).splitlines()]
     said = [line for line in lines if line and not line.startswith(noise)]
@@ -100,8 +107,8 @@ def _reason(error: tf.errors.OpError) -> str:
 
 
 def _kept(out: Path) -> str:
-    """What of a run can be gone on from, and how."""
+    """The last checkpoint of a run, and how to resume from it."""
     kept = checkpoints(out)
     if not kept:
-        return f"no checkpoint was made yet; remove {out} to begin again" if out.exists() else f"{out} is gone"
-    return f"{kept[-1]} is kept; go on with: {callbacks.resuming(out)}"
+        return f"there is no checkpoint yet; remove {out} to start again" if out.exists() else f"{out} is gone"
+    return f"{kept[-1]} is kept; resume with: {resuming.command(out)}"

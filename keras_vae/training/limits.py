@@ -1,16 +1,20 @@
-"""When a run ends: at a number of epochs, steps or minutes, each counted from the beginning of the run."""
+"""When a run ends: after so many epochs, steps or minutes, counted from its beginning."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from keras_vae.training.config import TrainingConfig
 
 DEFAULT_EPOCHS = 5
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of a run, of which the first that is reached ends it; five epochs where none is given.
+    """The limits of a run, which ends at the first one reached; five epochs where none is given.
 
     Attributes:
         steps_per_epoch: number of batches.
@@ -28,7 +32,7 @@ class Limits:
 
     @property
     def last_step(self) -> int | None:
-        """The step that training ends with; None where only the minutes end it."""
+        """The last training step; None where only the minutes end training."""
         ends = [] if self.steps is None else [self.steps]
         if self.epochs is not None:
             ends.append(self.epochs * self.steps_per_epoch)
@@ -36,19 +40,19 @@ class Limits:
 
     @property
     def last_epoch(self) -> int | None:
-        """The epoch, from 1 on, that training ends in; None where only the minutes end it."""
+        """The epoch, counted from 1, in which training ends; None where only the minutes end it."""
         return None if self.last_step is None else math.ceil(self.last_step / self.steps_per_epoch)
 
     def is_late(self, seconds: float) -> bool:
-        """Whether the minutes are over."""
+        """Whether the minutes are up."""
         return self.minutes is not None and seconds >= 60 * self.minutes
 
     def reached(self, step: int, seconds: float) -> bool:
-        """Whether there is no step left to make."""
+        """Whether there is no step left to take."""
         return self.is_late(seconds) or (self.last_step is not None and step >= self.last_step)
 
     def seconds_left(self, step: int, seconds: float, seconds_per_step: float | None) -> float | None:
-        """How long training will go on; None where that cannot be told yet."""
+        """Seconds until training ends; None while that cannot be estimated."""
         left = [] if self.minutes is None else [60 * self.minutes - seconds]
         if self.last_step is not None and seconds_per_step is not None:
             left.append((self.last_step - step) * seconds_per_step)
@@ -66,7 +70,7 @@ class Limits:
         return ", ".join(rest)
 
     def extension(self, step: int, seconds: float) -> str:
-        """The option that makes a run whose limits are reached go on for as long again as was asked for."""
+        """The option that makes a finished run train for as long again as was asked for."""
         if self.minutes is not None and self.is_late(seconds):
             total = seconds / 60 + self.minutes
             total = round(total, 1) if self.minutes >= 1 else math.ceil(10 * total) / 10
@@ -82,6 +86,11 @@ class Limits:
         return " ".join(f"--{name} {_number(value)}" for name, value in given.items() if value is not None)
 
 
+def limits_of(config: TrainingConfig, steps_per_epoch: int) -> Limits:
+    """The limits that a run's configuration sets."""
+    return Limits(steps_per_epoch, config.epochs, config.steps, config.minutes)
+
+
 def _number(value: float) -> str:
-    """As many digits as are read: 3, 2.5, 0.05."""
+    """A number with as many digits as a reader needs: 3, 2.5, 0.05."""
     return f"{value:.0f}" if value >= 100 else f"{round(value, 1 if value >= 1 else 2):g}"

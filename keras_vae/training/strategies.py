@@ -5,12 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import os
-import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,6 +16,7 @@ import tensorflow as tf
 from keras_vae.data.pipelines import ALONE, Share
 from keras_vae.support.errors import InputError, RunError
 from keras_vae.support.progress import SECONDS_BETWEEN_LINES
+from keras_vae.training import signals
 
 STRATEGIES = ("auto", "none", "mirrored", "multi-worker")
 TASKS = ("chief", "worker")
@@ -170,7 +168,7 @@ def _multi_worker(waiting: str) -> tf.distribute.Strategy:
             failed.append(error)
 
     # TensorFlow waits outside of Python, where no Ctrl-C comes through, and has a handler of its own for SIGTERM.
-    with _ending_at_once():
+    with signals.handled(lambda number, frame: _end("interrupted", 128 + number)):
         thread = threading.Thread(target=make, daemon=True)
         thread.start()
         start, spoke = time.monotonic(), False
@@ -188,25 +186,6 @@ def _multi_worker(waiting: str) -> tf.distribute.Strategy:
     if failed:
         raise RunError(f"the workers cannot be joined: {' '.join(str(failed[0]).split())[:300]}") from failed[0]
     return made[0]
-
-
-@contextmanager
-def _ending_at_once() -> Iterator[None]:
-    """Within it, SIGTERM and Ctrl-C end the process, for TensorFlow would let no one else do it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(number: int, frame: Any) -> None:
-        _end("interrupted", 128 + number)
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, end) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _end(message: str, status: int) -> None:

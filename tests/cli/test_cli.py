@@ -24,7 +24,7 @@ from PIL import Image
 
 from keras_vae import PRESETS, VAE, __version__, cli, data, training
 from keras_vae.cli import demo
-from keras_vae.data import Avatars, sources
+from keras_vae.data import Avatars, avatars
 from keras_vae.features import weight_files
 from keras_vae.support import progress
 
@@ -438,7 +438,7 @@ def test_limits_and_seeds(image_folder: Path, command: Command, tmp_path: Path) 
 def test_demo(small_avatars: Avatars, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole of it, with few avatars and seconds of training."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sources, "_avatars_builder", lambda size: small_avatars)
+    monkeypatch.setattr(avatars, "builder_for", lambda size: small_avatars)
     (tmp_path / "runs" / "demo").mkdir(parents=True)
     (tmp_path / "runs" / "demo" / "config.json").write_text("{}")  # an earlier one, which is left alone
     result = command("demo", "--minutes", 0.05, "--json")
@@ -543,7 +543,7 @@ TRAIN = ("train", "--data", "{folder}", "--out", "{here}/out")
         (("train", "--data", "{folder}", "--out", "{here}/taken"), "is not a run"),
         (("train", "--data", "{folder}", "--out", "{here}/picture.png"), "is not a run"),
         (("train", "--data", "{folder}", "--out", "{here}/picture.png/run"), "is not a folder"),
-        (("train", "--data", "{folder}", "--out", "{run}"), "already holds a run: --resume goes on"),
+        (("train", "--data", "{folder}", "--out", "{run}"), "already holds a run: continue it with --resume"),
         (("train", "--data", "{folder}"), "--out"),
         ((*TRAIN, "--colour", "red"), "--colour"),
         (("train", "--data", "{folder}", "--out", "{folder}/run"), "lies in the data folder"),

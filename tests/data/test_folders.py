@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from keras_vae import InputError, data
-from keras_vae.data import decoding
-from keras_vae.data.listing import Listing, scan
+from keras_vae.data import image_files
+from keras_vae.data.image_files import Listing, scan
 
 SMALL = [
     "--image-size",
@@ -137,7 +137,7 @@ def test_decoded_rightly(
     path = tmp_path / name
     make(path)
     before = path.read_bytes()
-    image = decoding.decode(path, 32).astype(int)
+    image = image_files.decode(path, 32).astype(int)
     assert image.shape == (32, 32, 3)
     assert abs(image[:, :12].mean((0, 1)) - left).max() < 6
     assert abs(image[:, -12:].mean((0, 1)) - right).max() < 6
@@ -185,7 +185,7 @@ def test_more_than_a_tenth_unreadable_is_refused(tmp_path: Path) -> None:
 @pytest.fixture
 def late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of which loading reads nothing: all is found out in the first epoch."""
-    monkeypatch.setattr(data.sources, "SAMPLE", 0)
+    monkeypatch.setattr(data.folders, "SAMPLE", 0)
     for index in range(100):
         picture((index, 100, 100)).save(tmp_path / f"{index:02d}.png")
     return tmp_path

@@ -393,7 +393,7 @@ def test_noise_by_place_is_standard_normal_and_the_same_everywhere() -> None:
 
 
 def test_a_seed_gives_the_same_noise_in_another_process() -> None:
-    script = "from keras_vae import replicas; print(replicas.NoiseByPlace(3).draw((2, 3)).numpy().tolist())"
+    script = "from keras_vae.support import replicas; print(replicas.NoiseByPlace(3).draw((2, 3)).numpy().tolist())"
     environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": "0"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
     np.testing.assert_array_equal(eval(done.stdout), replicas.NoiseByPlace(3).draw((2, 3)).numpy().astype(float))

@@ -18,7 +18,7 @@ from PIL import Image
 
 import keras_vae
 from keras_vae import InputError, data
-from keras_vae.data import Avatars, sources
+from keras_vae.data import Avatars, avatars, datasets, pipelines
 
 
 def collect(pipeline: object) -> np.ndarray:
@@ -127,7 +127,7 @@ def test_tfds_set_from_the_data_folder(grey_set: str) -> None:
 
 
 def test_attributes_come_with_the_images(small_avatars: Avatars, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_avatars_builder", lambda size: small_avatars)
+    monkeypatch.setattr(avatars, "builder_for", lambda size: small_avatars)
     loaded = data.load("avatars", 32, 8, attributes=True)
     batch = next(loaded.train.as_numpy_iterator())
     assert batch["image"].shape == (8, 32, 32, 3)
@@ -262,7 +262,7 @@ def test_datasets(images: np.ndarray, form: str) -> None:
 def test_datasets_that_shuffle_show_no_held_out_image_in_training(
     images: np.ndarray, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (sources, keras_vae.data.images):
+    for module in (datasets, pipelines, keras_vae.data.images):
         monkeypatch.setattr(module, "fits_in_memory", lambda size: place == "memory" or size > 10**6)
         monkeypatch.setattr(module, "fits_on_disk", lambda size: False)
     loaded = data.load(tf.data.Dataset.from_tensor_slices(images).shuffle(96), 32, batch_size=1)
@@ -306,7 +306,7 @@ def test_epochs_are_the_same_wherever_images_are_kept(
 ) -> None:
     source = image_folder if kind == "folder" else tf.data.Dataset.from_tensor_slices(images)
     wanted = [collect(part) for part in (data.load(source, 32, 8).train, data.load(source, 32, 8).test)]
-    for module in (sources, keras_vae.data.images):
+    for module in (datasets, pipelines, keras_vae.data.images):
         monkeypatch.setattr(module, "fits_in_memory", lambda size: place == "memory")
         monkeypatch.setattr(module, "fits_on_disk", lambda size: place == "disk")
     loaded = data.load(source, 32, 8)
@@ -407,8 +407,8 @@ def test_an_iterator_that_is_given_up_does_not_cut_the_cache_short() -> None:
     counts = []
     for _ in range(5):
         part = tf.data.Dataset.range(40).map(lambda number: tf.numpy_function(slow, [number], tf.int64)).prefetch(1)
-        cached, _ = sources._cached((part, part), (40, 40), (1, 1, 1))
-        batches = cached.batch(10).prefetch(2)
+        cached, _ = pipelines.cached(*2 * [pipelines.Examples(part, 40, (1, 1, 1))])
+        batches = cached.dataset.batch(10).prefetch(2)
         given_up = iter(batches)
         next(given_up)
         del given_up

@@ -13,7 +13,7 @@ from PIL import Image
 
 from keras_vae import InputError, data
 from keras_vae.data import tables
-from keras_vae.data.listing import Listing
+from keras_vae.data.image_files import Listing
 
 COUNT = 40
 

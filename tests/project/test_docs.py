@@ -21,7 +21,7 @@ from pages import PAGES, ROOT, blocks, commands, inline, name
 
 import keras_vae
 from keras_vae import cli
-from keras_vae.data import sources
+from keras_vae.data import loading
 from keras_vae.latents.directions import AttributeVectors
 
 # What the Python of other pages needs is not there: a server, a C program.
@@ -52,7 +52,7 @@ def workplace(image_folder: Path, run: Path, tmp_path: Path, monkeypatch: pytest
         shutil.copy(file, folder)
     monkeypatch.chdir(tmp_path)
 
-    load, fit = sources.load, keras_vae.VAE.fit
+    load, fit = loading.load, keras_vae.VAE.fit
 
     def from_folder(source: Any, *args: Any, **kwargs: Any) -> Any:
         return load(
@@ -62,7 +62,7 @@ def workplace(image_folder: Path, run: Path, tmp_path: Path, monkeypatch: pytest
     def two_steps(vae: Any, x: Any, **kwargs: Any) -> Any:
         return fit(vae, x, **{**kwargs, "epochs": 1, "steps_per_epoch": 2, "verbose": 0})
 
-    monkeypatch.setattr(sources, "load", from_folder)
+    monkeypatch.setattr(loading, "load", from_folder)
     monkeypatch.setattr(keras_vae.VAE, "fit", two_steps)
     return tmp_path
 

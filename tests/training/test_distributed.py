@@ -33,7 +33,8 @@ import numpy as np, tensorflow as tf, keras
 replicas, settings = int(sys.argv[1]), json.loads(sys.argv[2])
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 4)
-from keras_vae import VAE, data, strategies
+from keras_vae import VAE, data
+from keras_vae.training import strategies
 x = np.load(sys.argv[3])
 strategy = tf.distribute.get_strategy()
 if replicas > 1:
@@ -341,14 +342,14 @@ def test_two_workers_train_die_and_go_on(image_folder: Path, tmp_path: Path, com
     assert both[0].returncode == 1
     last = err.splitlines()[-1]
     assert "keras-vae: another worker was lost at step" in err, err[-1500:]
-    assert f"go on with: keras-vae train --resume --out {lost}" in last
+    assert f"resume with: keras-vae train --resume --out {lost}" in last
     found = checkpoints.latest(lost)
     assert found is not None
     steps = found[1].step
     both = workers("train", "--out", lost, "--resume", "--steps", steps + 3)
     said = [each.communicate(timeout=300) for each in both]
     assert [each.returncode for each in both] == [0, 0], said
-    assert f"going on from step {steps}" in said[0][0]
+    assert f"resuming from step {steps}" in said[0][0]
     assert figures(lost)[-1]["step"] == steps + 3
 
 

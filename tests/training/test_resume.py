@@ -218,8 +218,8 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
     assert process.returncode == status
     last = said.splitlines()[-1]
     kept = checkpoints_of(run)[-1]
-    assert re.fullmatch(rf"keras-vae: stopped at step \d+, which {kept} holds; go on with: (.*)", last), said
-    again = last.partition("go on with: ")[2].split()
+    assert re.fullmatch(rf"keras-vae: stopped at step \d+, saved in {kept}; resume with: (.*)", last), said
+    again = last.partition("resume with: ")[2].split()
     assert again == ["keras-vae", "train", "--resume", "--out", str(run)]
     subprocess.run(program(*again[1:]), check=True, capture_output=True)
     assert_same(uninterrupted / "model.keras", run / "model.keras")
@@ -246,7 +246,7 @@ def stopping_at(step: int) -> pytest.MonkeyPatch:
 def stopped_once(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "stopped"
     patch = stopping_at(13)
-    with pytest.raises(errors.StoppedError, match=r"step 13, which .*step-00000013.keras holds; go on with"):
+    with pytest.raises(errors.StoppedError, match=r"step 13, saved in .*step-00000013.keras; resume with"):
         training.train(config(image_folder, run, epochs=2))
     patch.undo()
     return run
@@ -263,7 +263,7 @@ def test_a_run_goes_on_at_its_step_and_can_be_made_longer(stopped: Path, command
     assert result.status == 0
     assert json.loads(result.out)["steps"] == 30
     assert json.loads(result.out)["epochs"] == 3
-    assert re.search(r"going on from step 13 \(.*step-00000013.keras\); left: 1.7 of 3 epochs", result.err)
+    assert re.search(r"resuming from step 13 \(.*step-00000013.keras\); left: 1.7 of 3 epochs", result.err)
     assert "epoch 3/3  reconstruction" in result.err
     assert [line["step"] for line in figures(stopped)] == [10, 20, 30]
     assert json.loads((stopped / "config.json").read_text())["epochs"] == 3
@@ -295,7 +295,7 @@ def test_a_finished_run_is_left_alone_and_the_way_on_is_named(
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     new = command("train", "--data", image_folder, "--out", run, *OPTIONS)
     assert new.status == 2
-    assert "already holds a run: --resume goes on with it" in new.err
+    assert "already holds a run: continue it with --resume" in new.err
 
 
 def test_what_would_make_another_run_of_it_is_refused(stopped: Path, command: Command) -> None:
@@ -338,7 +338,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(stopped: Path, damag
     result = command("train", "--resume", "--out", stopped, "--json")
     assert result.status == 0
     assert f"{kept[-1]} is damaged" in result.err
-    assert "going on from step 10" in result.err
+    assert "resuming from step 10" in result.err
     assert json.loads(result.out)["steps"] == 20
 
 
@@ -387,7 +387,7 @@ def assert_kept(run: Path, result: Any, status: int = 1) -> None:
     assert "Traceback" not in result.err
     found = checkpoints.latest(run)
     assert found is not None
-    assert f"{found[0]} is kept; go on with: keras-vae train --resume --out {run}" in line
+    assert f"{found[0]} is kept; resume with: keras-vae train --resume --out {run}" in line
     assert isinstance(load_vae(found[0]), VAE)
 
 
@@ -446,7 +446,7 @@ def test_a_folder_of_images_that_turns_unreadable(
     image_folder: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beyond the images that are read before training."""
-    monkeypatch.setattr("keras_vae.data.sources.SAMPLE", 8)
+    monkeypatch.setattr("keras_vae.data.folders.SAMPLE", 8)
     folder, run = shutil.copytree(image_folder, tmp_path / "images"), tmp_path / "run"
     own = training.callbacks.Checkpoints.on_train_batch_end
 

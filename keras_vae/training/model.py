@@ -1,0 +1,64 @@
+"""The model of a run and its optimizer: new, or from a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from keras_vae import data
+from keras_vae.features.perceptual import PerceptualLoss
+from keras_vae.model.vae import VAE
+from keras_vae.runs.keras_file import load_vae
+from keras_vae.training.config import TrainingConfig
+
+
+def new(config: TrainingConfig, images: data.ImageData, perceptual: PerceptualLoss | None, policy: str) -> VAE:
+    """A compiled model for images of the data's shape.
+
+    Args:
+        config: the run's.
+        images: its data.
+        perceptual: the feature loss, its network loaded; None for none.
+        policy: a Keras dtype policy.
+    """
+    vae = VAE(
+        image_shape=images.image_shape,
+        latent_dim=config.latent_dim,
+        network=config.network,
+        network_options=config.network_options,
+        perceptual=perceptual,
+        perceptual_weight=config.perceptual_weight,
+        pixel_weight=config.pixel_weight,
+        beta=config.beta,
+        free_bits=config.free_bits,
+        likelihood=config.likelihood,
+        seed=config.seed,
+        dtype=policy,
+    )
+    averaging = {} if config.ema is None else {"use_ema": True, "ema_momentum": config.ema}
+    learning_rate = _learning_rate(config, images.train_size // config.batch_size)
+    vae.compile(keras.optimizers.Adam(learning_rate, **averaging))
+    return vae
+
+
+def restored(config: TrainingConfig, checkpoint: Path) -> VAE:
+    """The model of a checkpoint, with its optimizer's state and the configuration's learning rate.
+
+    Raises:
+        InputError: the checkpoint is damaged, or the weights of its feature network cannot be found.
+    """
+    vae = load_vae(checkpoint)
+    vae.load_perceptual()
+    if config.learning_rate_decay == 1.0:
+        vae.optimizer.learning_rate = config.learning_rate
+    return vae
+
+
+def _learning_rate(config: TrainingConfig, steps_per_epoch: int) -> Any:
+    if config.learning_rate_decay == 1.0:
+        return config.learning_rate
+    return keras.optimizers.schedules.ExponentialDecay(
+        config.learning_rate, steps_per_epoch, config.learning_rate_decay, staircase=True
+    )

@@ -11,6 +11,7 @@ import typer
 
 from keras_vae._version import __version__
 from keras_vae.cli.commands import data, deploy, evaluate, images, start, train
+from keras_vae.cli.options import Command
 from keras_vae.export.errors import ExportError, VerificationError
 from keras_vae.support.errors import InputError, RunError, StoppedError
 
@@ -39,7 +40,7 @@ for command in (
     deploy.export,
     deploy.verify,
 ):
-    app.command()(command)
+    app.command(cls=Command)(command)
 app.add_typer(data.app)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from keras_vae.export.formats import kinds
 from keras_vae.support.errors import InputError
@@ -57,7 +58,6 @@ def check_exists(model: Path, whole: bool) -> None:
 
 # Images -------------------------------------------------------------------------------------------
 
-SOURCES = "'avatars', 'tfds:NAME[/CONFIG][:SPLIT]', a folder of images, or an .npy or .npz file"
 RunDataOption = Annotated[
     str | None, typer.Option("--data", help="Images, as for train; by default those the run was trained on.")
 ]
@@ -85,3 +85,17 @@ def typed(context: typer.Context, parameter: str) -> bool:
     """Whether an option was given on the command line, rather than left at its default."""
     source = context.get_parameter_source(parameter)
     return source is not None and source.name == "COMMANDLINE"
+
+
+class Command(TyperCommand):
+    """A command whose help lists options under the titles of their panels, which typer leaves to rich."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            title = getattr(parameter, "rich_help_panel", None) or f"{parameter.param_type_name.title()}s"
+            if (record := parameter.get_help_record(ctx)) is not None:
+                panels.setdefault(title, []).append(record)
+        for title, records in panels.items():
+            with formatter.section(title):
+                formatter.write_dl(records)

@@ -24,12 +24,11 @@ from keras_vae.features import perceptual as features
 
 # As modules: any of them may be what imported Keras first, whose import brings this module along (see `keras_vae`).
 from keras_vae.model import distributions, fusion, metrics, networks, priors, schedules, watch
-from keras_vae.model.presets import DEFAULT_LAYERS, DEFAULT_PERCEPTUAL_WEIGHT
+from keras_vae.model.presets import DEFAULT_LAYERS, DEFAULT_LEARNING_RATE, DEFAULT_PERCEPTUAL_WEIGHT
 from keras_vae.support import precision, replicas
 from keras_vae.support.errors import InputError, check_count, check_weight
 from keras_vae.support.keras_defaults import keras_defaults
 
-LEARNING_RATE = 5e-4  # Hou et al., section 4.1
 # Where float16's loss scale begins. Keras begins at 2^15, meant for losses near 1. Likelihoods are sums over pixels: it
 # then leaves out a dozen steps, whose gradients overflow, before it arrives here.
 INITIAL_LOSS_SCALE = 4.0
@@ -1110,7 +1109,7 @@ class _Untracked:
 def _optimizer(optimizer: Any, variables: list[Any]) -> keras.optimizers.Optimizer:
     """The optimizer that is asked for, refused where Keras does not know it or it belongs to another model."""
     if optimizer is None:
-        return keras.optimizers.Adam(LEARNING_RATE)
+        return keras.optimizers.Adam(DEFAULT_LEARNING_RATE)
     try:
         found = keras.optimizers.get(optimizer)
     except (ValueError, TypeError, KeyError) as error:

@@ -35,7 +35,8 @@ from keras_vae.support.errors import InputError
 from keras_vae.support.files import sweep, write_aside
 from keras_vae.support.true_float32 import true_float32
 from keras_vae.training import callbacks, failures, strategies
-from keras_vae.training.config import AUTO, KL_SCHEDULES, TrainingConfig, absolute, check
+from keras_vae.training.checks import check
+from keras_vae.training.config import AUTO, TrainingConfig, absolute
 from keras_vae.training.folder import check_folder, held, made
 
 SKIPPED_FILE = "skipped.csv"
@@ -370,7 +371,7 @@ def _kl_schedule(config: TrainingConfig) -> list[keras.callbacks.Callback]:
         return [schedules.TargetKL(config.kl_target)]
     if config.kl_schedule == "constant":
         return []
-    return [KL_SCHEDULES[config.kl_schedule](config.kl_steps)]
+    return [schedules.KL_SCHEDULES[config.kl_schedule](config.kl_steps)]
 
 
 def _write_config(out: Path, config: TrainingConfig, policy: str, images: data.ImageData) -> None:

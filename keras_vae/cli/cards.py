@@ -1,9 +1,9 @@
 """NVIDIA cards, as the driver sees them.
 
-    python keras_vae/cli/cards.py    # names them; where there is none it says so in one line and exits with 2
+    python keras_vae/cli/cards.py    # lists them; without one, says so in one line and exits with 2
 
-Python's own library alone, and no TensorFlow: it is asked before anything is installed, and where what is installed
-does not work.
+Takes nothing but Python's standard library: it runs before anything is installed, and when what is installed is
+broken.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 DRIVER_VERSION = Path("/proc/driver/nvidia/version")
-# Of CUDA's driver API: cuDeviceGetAttribute's numbers, and what cuInit says.
+# Of CUDA's driver API: attributes for cuDeviceGetAttribute, and errors of cuInit.
 MAJOR, MINOR = 75, 76
 REASONS = {
     100: "the NVIDIA driver finds no card (is CUDA_VISIBLE_DEVICES set?)",
@@ -32,9 +32,9 @@ class Card:
     """One card.
 
     Attributes:
-        name: what the driver calls it, "NVIDIA H100 80GB HBM3" for one.
+        name: the driver's name for it, such as "NVIDIA H100 80GB HBM3".
         capability: compute capability, major and minor.
-        memory_mib: all its memory.
+        memory_mib: its total memory.
     """
 
     name: str
@@ -47,10 +47,10 @@ class Cards:
     """What the driver sees.
 
     Attributes:
-        cards: as CUDA numbers them, those that CUDA_VISIBLE_DEVICES leaves.
-        driver: version of the driver, empty where it is not known.
-        cuda: the newest CUDA that the driver runs, "12.8" for one, empty where there is no driver.
-        problem: why there are no cards, in words; empty where there are.
+        cards: the cards that CUDA_VISIBLE_DEVICES leaves, in CUDA's order.
+        driver: version of the driver; empty if unknown.
+        cuda: the newest CUDA that the driver supports, such as "12.8"; empty without a driver.
+        problem: why there are no cards, in words; empty if there are some.
     """
 
     cards: tuple[Card, ...] = ()
@@ -60,7 +60,7 @@ class Cards:
 
 
 def find() -> Cards:
-    """The cards of this machine. It starts the driver, which can take seconds, and holds no memory of a card."""
+    """The cards of this machine. Starting the driver can take seconds; no memory is taken on a card."""
     try:
         cuda = ctypes.CDLL(LIBRARY)
     except OSError:
@@ -78,7 +78,7 @@ def find() -> Cards:
 
 
 def _called(cuda: Any, function: str, into: Any, *arguments: Any) -> int:
-    """Calls a function of the driver that writes where its first argument points; returns its status, 0 being well."""
+    """Calls a driver function that writes to its first argument; returns its status, 0 for success."""
     return int(getattr(cuda, function)(ctypes.byref(into), *arguments))
 
 
@@ -101,10 +101,10 @@ def _driver_version() -> str:
 
 
 def require() -> Cards:
-    """The cards of this machine, for what measures them.
+    """The cards of this machine, for benchmarks that need one.
 
     Raises:
-        SystemExit: there is none; it has said so in a line, and the status is 2.
+        SystemExit: there is none. A line on standard error has said so, and the status is 2.
     """
     found = find()
     if found.problem:

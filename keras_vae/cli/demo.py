@@ -1,4 +1,4 @@
-"""`keras-vae demo`: from nothing to a trained VAE, its pictures, and a decoder proven equal in both formats."""
+"""What `keras-vae demo` does: from nothing to a trained VAE, pictures, and a decoder verified in both formats."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def run(out: Path | None, minutes: float, seed: int) -> dict[str, Any]:
     """Trains on avatars with the offline feature network, exports, verifies and samples.
 
     Args:
-        out: the run folder; by default runs/demo, or runs/demo-2 and so on where that is taken.
-        minutes: of training.
-        seed: of the training.
+        out: the run folder; by default runs/demo, or the next free one of runs/demo-2, runs/demo-3, ...
+        minutes: minutes of training.
+        seed: seed of the training.
 
     Returns:
-        Paths of what was made, and the figures that were measured.
+        The paths of what was made, and what was measured.
 
     Raises:
         InputError: as `train`.
@@ -36,7 +36,7 @@ def run(out: Path | None, minutes: float, seed: int) -> dict[str, Any]:
             minutes=minutes,
             image_size=64,
             perceptual="hed-vgg16",
-            # More and larger steps than the paper's, for minutes instead of hours.
+            # Smaller batches and a higher learning rate than the paper's, which takes hours instead of minutes.
             batch_size=16,
             learning_rate=2e-3,
             seed=seed,
@@ -81,7 +81,7 @@ def _free_folder() -> Path:
 
 
 def _peak_memory_gib() -> float:
-    """The most memory this process has held, in GiB."""
+    """The peak memory of this process, in GiB."""
     # Linux counts in KiB, macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

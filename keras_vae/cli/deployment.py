@@ -1,4 +1,4 @@
-"""What `keras-vae export` and `keras-vae verify` do, apart from parsing and printing."""
+"""What `keras-vae export` and `keras-vae verify` do."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ def export(
     encoder: bool = False,
     version: int = 1,
 ) -> dict[str, Any]:
-    """Exports the decoder of a run or .keras file, and its generator: prior and decoder in one.
+    """Exports the decoder of a run or .keras file, and its generator, which is prior and decoder in one.
 
     Args:
         path: the model.
-        out: the folder for the artifacts; a run's own export folder.
-        formats: keys of `keras_vae.export.formats.FORMATS`, and "triton": a model repository with both ONNX files.
-        precision: of the ONNX files.
-        source: for int8, images to calibrate on; by default what the run trained on.
-        encoder: whether the SavedModel gets the encoder too, and an ONNX encoder is written beside the decoder.
-        version: of the SavedModel, the name of its folder; TF Serving serves the highest.
+        out: the folder for the artifacts; by default the run's export folder.
+        formats: keys of `keras_vae.export.formats.FORMATS`, and "triton", a model repository with both ONNX files.
+        precision: precision of the ONNX files.
+        source: images to calibrate int8 on; by default what the run trained on.
+        encoder: whether to export the encoder too: in the SavedModel, and as an ONNX file beside the decoder.
+        version: version of the SavedModel, which names its folder; TF Serving serves the highest.
 
     Returns:
         `artifacts`: for each its `format`, `part` ("decoder", "generator", or both), `precision`, `path`, `bytes`, and
-        how far it is from Keras, `max_difference` and `psnr` (dB). `beside`: the encoder and attribute vectors that
-        were put there too.
+        how far its images are from Keras's, `max_difference` and `psnr` (dB). `beside`: paths of the encoder and the
+        attribute vectors, if they were written too.
 
     Raises:
         InputError, ExportError, VerificationError: as `VAE.export`.
@@ -66,7 +66,7 @@ def export(
         raise InputError(f"{path} is exported already: copy it, or give a run or .keras file")
     folder = out or _export_folder(model)
     if folder is None:
-        raise InputError(f"{path} is no run with a place of its own for exports: give --out")
+        raise InputError(f"{path} is not a run, which has a folder for exports: give --out")
     written = dict.fromkeys(name if name != TRITON else "onnx" for name in formats)
     targets = {
         (name, part): folder / place(name, precision, version, part)
@@ -115,7 +115,7 @@ def export(
 
 
 def _copy_vectors(model: Model, folder: Path) -> list[Path]:
-    """Copies attribute vectors that were found for these weights beside the artifacts."""
+    """Copies attribute vectors, if they belong to these weights, to the artifacts' folder."""
     source, target = model.path / VECTORS_FILE, folder / VECTORS_FILE
     if model.kind != "run" or not source.is_file():
         return []
@@ -125,7 +125,7 @@ def _copy_vectors(model: Model, folder: Path) -> list[Path]:
         print(f"{error}; they are not copied", file=sys.stderr)
         return []
     if found.metadata.get("model") != model.whole("exporting").fingerprint():
-        print(f"{source} is of earlier weights: it is not copied; find the vectors again", file=sys.stderr)
+        print(f"{source} belongs to earlier weights and is not copied: find the vectors again", file=sys.stderr)
         return []
     with write_aside(target) as aside:
         shutil.copyfile(source, aside)
@@ -133,7 +133,7 @@ def _copy_vectors(model: Model, folder: Path) -> list[Path]:
 
 
 def place(format: str, precision: str = "float32", version: int = 1, part: str = "decoder") -> str:
-    """Where `export` keeps a format below its folder."""
+    """Where `export` puts a format, relative to its folder."""
     if not FORMATS[format].ending:
         return str(version)
     found = Path(FORMATS[format].place_of(part))
@@ -141,7 +141,7 @@ def place(format: str, precision: str = "float32", version: int = 1, part: str =
 
 
 def size(path: Path) -> int:
-    """Bytes of an artifact's files."""
+    """Size of an artifact's files, in bytes."""
     if path.is_dir():
         return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     companions = {each.ending: each.companion for each in FORMATS.values() if each.companion}
@@ -154,16 +154,15 @@ def verify(path: Path, artifacts: list[Path]) -> dict[str, Any]:
 
     Args:
         path: any MODEL.
-        artifacts: further MODELs; by default those that `export` wrote into the run.
+        artifacts: other MODELs; by default those that `export` wrote to the run.
 
     Returns:
-        What `keras_vae.export.verify.Report.to_json` has, and `artifacts`: of each its `path`, `format`, `precision`,
-        `bytes`, whether its `checksum` is right (None where it has none), and what is wrong with it, the `problem`, or
-        None; one of the run's own whose runtime is not installed is `skipped`, and says so there. `passed` is of all
-        together.
+        What `keras_vae.export.verify.Report.to_json` returns, and `artifacts`: for each its `path`, `format`,
+        `precision`, `bytes`, whether its `checksum` is right (None without one), and the `problem` with it, or None. If
+        the runtime of one of the run's own is not installed, `skipped` says so. `passed` is for all together.
 
     Raises:
-        InputError: no model, nothing to compare it with, or decoders of different sizes.
+        InputError: there is no model, nothing to compare it with, or the decoders differ in size.
     """
     model = open_model(path)
     folder = _export_folder(model)
@@ -214,14 +213,16 @@ def verify(path: Path, artifacts: list[Path]) -> dict[str, Any]:
         if len(found) > 1 and next(iter(found)) == next(iter(models)):
             reports.append(compare(found, model.latent_dim, precisions=precisions))
     if not reports and opened:
-        raise InputError(f"{path} has nothing in common with them: compare decoders with decoders, generators alike")
+        raise InputError(
+            f"{path} has no part in common with them: compare decoders with decoders, generators with generators"
+        )
     report = joined(reports) if reports else Report((), TOLERANCE, 0)
     passed = report.passed and all(check["problem"] is None for check in checks)
     return {**report.to_json(), "artifacts": checks, "passed": passed}
 
 
 def _present(folder: Path) -> list[Path]:
-    """The artifacts that are in an export folder."""
+    """The artifacts in an export folder."""
     versions = sorted((path for path in folder.glob("*") if path.name.isdecimal()), key=lambda path: int(path.name))
     names = [
         place(name, precision, part=part)
@@ -239,10 +240,10 @@ def _is_tritons(path: Path) -> bool:
 
 
 def _decoder_of(path: Path) -> Path:
-    """The model in a folder of Triton's, which fits its configuration; anything else as it is.
+    """The ONNX file of a Triton model folder; any other path as it is.
 
     Raises:
-        ExportError: the configuration does not fit.
+        ExportError: Triton's configuration does not fit the file.
     """
     if not _is_tritons(path):
         return path
@@ -255,7 +256,7 @@ def _precision(model: Model) -> str:
 
 
 def _wrong_metadata(model: Model, other: Model, own: bool) -> str | None:
-    """What an artifact says of itself that is not so, or one of the run's own does not say."""
+    """What is wrong with an artifact's metadata; None if nothing is."""
     if own and not other.metadata:
         return "it has lost its metadata and checksums: export it again"
     wanted, found = (each.get("run_id", "") for each in (model.config, other.metadata))
@@ -265,7 +266,7 @@ def _wrong_metadata(model: Model, other: Model, own: bool) -> str | None:
 
 
 def _check_sizes(models: dict[str, Model]) -> None:
-    """Raises InputError where decoders take other latents, or make other images, than the first."""
+    """Raises InputError if a decoder's latents or images differ in size from the first one's."""
     first = next(iter(models.values()))
     for other in models.values():
         if other.latent_dim != first.latent_dim:
@@ -282,7 +283,7 @@ def _check_sizes(models: dict[str, Model]) -> None:
 
 
 def _labelled(models: list[Model]) -> dict[str, Model]:
-    """Models by what to call them: their kind and precision, with the path where one comes more than once."""
+    """Models by label: their kind and precision, with the path if that is not unique."""
     kinds = ["keras" if model.vae is not None else model.kind for model in models]
     kinds = [f"{kind} generator" if model.decoder is None else kind for kind, model in zip(kinds, models, strict=True)]
     precisions = ["" if _precision(model) == "float32" else f" {_precision(model)}" for model in models]
@@ -301,12 +302,12 @@ def _export_folder(model: Model) -> Path | None:
 
 
 def _decoder_of_model(model: Model) -> Any:
-    """What exported decoders must equal: the Keras decoder in float32, whatever precision it trains in."""
+    """What exported decoders must equal: the Keras decoder in float32, in whatever precision it was trained."""
     return model.decoder if model.vae is None else keras_runner(float32_copy(model.vae.decoder))
 
 
 def _generator_of_model(model: Model) -> Any:
-    """The same of generators."""
+    """The same for generators."""
     if model.vae is None:
         return model.generator
     return keras_runner(compose(float32_copy(model.vae.decoder), model.vae.prior))
@@ -316,7 +317,7 @@ def _calibration(model: Model, source: str | None) -> np.ndarray:
     """Some of the images that a model was trained on.
 
     Raises:
-        InputError: it does not say what they were, or they cannot be read.
+        InputError: the model does not say what they were, or they cannot be read.
     """
     images = data_of(model, model.whole("calibrating"), source, batch_size=1)
     taken = images.train.unbatch().take(CALIBRATION_IMAGES).batch(CALIBRATION_IMAGES)

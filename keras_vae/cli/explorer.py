@@ -1,4 +1,4 @@
-"""What `keras-vae explore` does: a static page on which a decoder can be played with, or that page served here."""
+"""What `keras-vae explore` does: writes a static page on which to explore a model, or serves it locally."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ RUNTIME_FOLDER = "ort"
 ABOUT = "explorer.json"
 LATENTS = 12
 DIGITS = 5
-MARK = "explore.mjs"  # by which a folder is known to be one of ours
+MARK = "explore.mjs"  # marks a folder as an earlier explorer
 
 
 def write(
     path: Path, out: Path, runtime: Path | None = None, source: str | None = None, name: str = ""
 ) -> dict[str, Any]:
-    """Writes the page with the model's prior, decoder and encoder, into a folder that any web server can serve.
+    """Writes the page, with the model's prior, decoder and encoder, to a folder that any web server can serve.
 
     Args:
-        path: a run or .keras file; beside a .keras file, what `about` found before is used.
-        out: the folder to write; an earlier one of the kind is replaced.
+        path: a run or .keras file. An `explorer.json` beside a .keras file is used as it is.
+        out: the folder to write; an earlier explorer there is replaced.
         runtime: folder of onnxruntime-web's two files; by default where `npm ci` puts them.
-        source: images that the latents' strengths, and attributes, are found by; what the run trained on.
-        name: the page's title.
+        source: images by which to find the strongest latents and the attributes; by default what the run trained on.
+        name: title of the page; by default the model's name.
 
     Returns:
-        `folder`, `latents` and `attributes`, how many sliders of each, and `bytes`.
+        `folder`, the number of sliders for `latents` and for `attributes`, and `bytes`.
 
     Raises:
-        InputError, ExportError: no model, no runtime, or a folder of something else.
+        InputError, ExportError: there is no model or no runtime, or the folder holds something else.
     """
     if out.exists() and not (out / MARK).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} holds something else: name a new folder, or an explorer's")
@@ -63,7 +63,7 @@ def write(
         vae.export(new / "decoder.onnx", format="onnx", run_id=model.config.get("run_id", ""))
         with vae.averaged_weights():
             export_encoder(vae.encoder, new / "encoder.onnx", {"model": vae.fingerprint()})
-        # Not the generator: sliders change latents between prior and decoder, whose weights it would hold once more.
+        # Not the generator: sliders act on latents, between prior and decoder, and it would hold their weights twice.
         export_prior(vae.prior, new / "prior.onnx", {"model": vae.fingerprint()})
         for file in PAGE:
             shutil.copyfile(_web() / file, new / ("index.html" if file == "explore.html" else file))
@@ -82,7 +82,7 @@ def write(
 
 
 def serve(folder: Path, port: int) -> None:
-    """Serves a folder to browsers on this machine until it is interrupted.
+    """Serves a folder on this machine until interrupted.
 
     Raises:
         InputError: the port is taken.
@@ -99,7 +99,7 @@ def serve(folder: Path, port: int) -> None:
 
 
 def explore(path: Path, out: Path | None, port: int, runtime: Path | None, source: str | None, name: str = "") -> None:
-    """Writes the page into a folder, or serves it from one of its own until it is interrupted."""
+    """Writes the page to a folder, or serves it from a temporary one until interrupted."""
     if out is not None:
         found = write(path, out, runtime, source, name)
         print(f"{out}: {found['latents']} latents, {found['attributes']} attributes, {found['bytes'] / 1e6:.0f} MB")
@@ -110,12 +110,12 @@ def explore(path: Path, out: Path | None, port: int, runtime: Path | None, sourc
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder as the page wants it: modules under their type, isolated from other sites' pages."""
+    """Serves a folder the way the page needs it: modules with their type, isolated from other sites."""
 
     extensions_map = {**http.server.SimpleHTTPRequestHandler.extensions_map, ".mjs": "text/javascript"}  # noqa: RUF012
 
     def end_headers(self) -> None:
-        # They isolate the page, which threads require.
+        # Isolation from other sites, which threads require.
         self.send_header("Cross-Origin-Opener-Policy", "same-origin")
         self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
         self.send_header("Cache-Control", "no-cache")
@@ -126,7 +126,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 
 def find_runtime(folder: Path | None) -> Path:
-    """The folder with onnxruntime-web's two files.
+    """The folder of onnxruntime-web's two files.
 
     Raises:
         InputError: they are not there.
@@ -145,7 +145,7 @@ def find_runtime(folder: Path | None) -> Path:
 
 
 def _web() -> Path:
-    """The page's files: in a wheel they lie in the package, in a checkout beside it."""
+    """The folder of the page's files: inside the package in a wheel, beside it in a checkout."""
     package = Path(__file__).parents[1]
     installed = package / "kits" / "web"
     return installed if installed.is_dir() else package.parent / "export" / "web"
@@ -156,18 +156,19 @@ def _title(path: Path) -> str:
 
 
 def about_of(model: Model, source: str | None = None) -> dict[str, Any]:
-    """What the page knows of a model beside its networks, for JSON.
+    """What the page needs to know about a model besides its networks, for JSON.
 
     Args:
-        model: with its encoder.
-        source: training images by which latents' strengths, and attributes, are found; what it was trained on.
+        model: a model with its encoder.
+        source: training images by which to find the strongest latents and the attributes; by default what the model
+            was trained on.
 
     Returns:
-        `model`, the weights it is of, and `prior`, the kind of its prior; the `latents` that change most, each with
-        its `direction`, the change of z for one standard deviation; the vectors of `attributes`.
+        `model`, a fingerprint of its weights, and `prior`, the kind of its prior; the `latents` that vary most, each
+        with its `direction`, the change of z for one standard deviation; `attributes` with their vectors.
 
     Raises:
-        InputError: a decoder alone, or images that cannot be had.
+        InputError: the model is a decoder alone, or the images are not available.
     """
     vae = model.whole("exploring")
     encoded = encode_training(model, vae, source, limit=5_000)
@@ -188,7 +189,7 @@ def about_of(model: Model, source: str | None = None) -> dict[str, Any]:
 
 
 def _directions(vae: VAE, encoded: Encoded) -> list[tuple[str, np.ndarray]]:
-    """Names and directions of what to move latents along: the codes' widest axes, or the strongest latents by their KL.
+    """Names and directions to move latents along: the codes' widest axes, or the latents with the highest KL.
 
     Each direction, float32 (latent_dim,), is as long as the codes' standard deviation along it.
     """
@@ -201,7 +202,7 @@ def _directions(vae: VAE, encoded: Encoded) -> list[tuple[str, np.ndarray]]:
 
 
 def _known(model: Model, source: str | None) -> dict[str, Any] | None:
-    """What was found of a pretrained model when it was made, so that its images need not be at hand."""
+    """What was found for a pretrained model when it was made, so that its images are not needed."""
     file = model.folder / ABOUT
     if source is not None or not file.is_file():
         return None

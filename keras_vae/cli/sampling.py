@@ -1,4 +1,4 @@
-"""What `keras-vae sample` does. An .onnx file takes neither TensorFlow nor Keras."""
+"""What `keras-vae sample` does. For an .onnx file it imports neither TensorFlow nor Keras."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ def sample(path: Path, out: Path, count: int, seed: int, prior: str = "learned",
     """Writes a grid of decoded draws from the prior.
 
     Args:
-        path: any MODEL that knows its prior: all but a decoder alone.
+        path: any MODEL with a prior, that is, not a decoder alone.
         out: the picture.
-        count: images.
-        seed: of the draw.
+        count: number of images.
+        seed: seed of the noise.
         prior: "learned", the model's own, or "standard", the standard normal.
         temperature: the noise's standard deviation.
 
     Raises:
-        InputError, ExportError: no model, no such prior, or a picture that cannot be written.
+        InputError, ExportError: there is no such model or prior, or the picture cannot be written.
     """
     check_output_file(out, pictures.ENDINGS)
     check_prior(prior)
     if not (math.isfinite(temperature) and temperature >= 0):
-        raise InputError(f"--temperature {temperature}: give a number from 0 on, such as 0.7")
+        raise InputError(f"--temperature {temperature}: give a number of at least 0, such as 0.7")
     images = open_model(path).sample(count, seed, temperature, prior == "standard")
     pictures.save(pictures.grid(images), out)

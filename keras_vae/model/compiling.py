@@ -8,9 +8,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_vae.model.presets import DEFAULT_LEARNING_RATE
 from keras_vae.support.errors import InputError
 
-LEARNING_RATE = 5e-4  # Hou et al., section 4.1
 # Where float16's loss scale starts. Keras starts at 2^15, meant for losses near 1. Likelihoods are sums over pixels, of
 # which the first dozen steps would overflow and be skipped before the scale is down here.
 INITIAL_LOSS_SCALE = 4.0
@@ -26,7 +26,7 @@ def optimizer_for(optimizer: Any, variables: list[Any]) -> keras.optimizers.Opti
         InputError: Keras does not know it, or it belongs to another model.
     """
     if optimizer is None:
-        return keras.optimizers.Adam(LEARNING_RATE)
+        return keras.optimizers.Adam(DEFAULT_LEARNING_RATE)
     try:
         found = keras.optimizers.get(optimizer)
     except (ValueError, TypeError, KeyError) as error:

@@ -12,6 +12,7 @@ from keras_vae.support.errors import InputError
 PRIORS = ("learned", "standard")
 DEFAULT_LAYERS = "vae-123"
 DEFAULT_PERCEPTUAL_WEIGHT = "balanced"
+DEFAULT_LEARNING_RATE = 5e-4  # Hou et al., section 4.1
 
 # Arguments of `VAE`, and fields of `TrainingConfig`.
 OBJECTIVES: dict[str, dict[str, Any]] = {

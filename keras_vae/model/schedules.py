@@ -143,6 +143,14 @@ class TargetKL(keras.callbacks.Callback):
         self.model.beta = min(max(self.model.beta * math.exp(self.gain * error), LEAST_WEIGHT), 1.0 / LEAST_WEIGHT)
 
 
+# Names that `TrainingConfig.kl_schedule` takes, besides "constant".
+KL_SCHEDULES = {
+    "linear": LinearWarmup,
+    "cosine": CosineWarmup,
+    "cyclical": CyclicalAnnealing,
+}
+
+
 def check_target(nats: float, free_bits: float, latent_dim: int) -> None:
     """Refuses a target for the KL below what free bits leave uncharged.
 

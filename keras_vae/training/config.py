@@ -1,109 +1,210 @@
-"""The settings of a training run: what each means, what may not be, and what may change when a run is resumed."""
+"""The options of a training run, each declared once.
+
+A field's metadata has its help text, its check, and how it is typed on the command line if that differs from the field.
+`keras-vae train` and `keras_vae.training.checks` follow from the fields. No TensorFlow is imported here: --help needs
+this module.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from keras_vae.data import loading
-from keras_vae.features.perceptual import PerceptualLoss
-from keras_vae.model import networks, schedules
-from keras_vae.model.compiling import LEARNING_RATE
-from keras_vae.model.distributions import check_likelihood
-from keras_vae.model.feature_terms import check_perceptual_weight
-from keras_vae.model.presets import DEFAULT_LAYERS, DEFAULT_PERCEPTUAL_WEIGHT, check_prior
+from keras_vae.model.presets import DEFAULT_LAYERS, DEFAULT_LEARNING_RATE, DEFAULT_PERCEPTUAL_WEIGHT, check_prior
 from keras_vae.runs.folder import read_config
-from keras_vae.support import precision
 from keras_vae.support.errors import InputError, check_count, check_weight
-from keras_vae.training import strategies
+from keras_vae.support.precision import PRECISIONS
+from keras_vae.support.precision import check as check_precision
+from keras_vae.training.limits import DEFAULT_EPOCHS
 
-KL_SCHEDULES = {
-    "linear": schedules.LinearWarmup,
-    "cosine": schedules.CosineWarmup,
-    "cyclical": schedules.CyclicalAnnealing,
-}
 AUTO = "auto"
+SOURCES = "'avatars', 'tfds:NAME[/CONFIG][:SPLIT]', a folder of images, or an .npy or .npz file"
 LIMITS = ("epochs", "steps", "minutes")
-# What may change when a run is taken up again; the rest would make another run of it.
+# What may change when a run is resumed; anything else would make it a different run.
 CHANGEABLE = (*LIMITS, "prior", "learning_rate", "strategy", "deterministic", "checkpoint_minutes", "checkpoints_kept")
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """Everything a run depends on; `config.json` holds it.
+def option(
+    default: Any = MISSING,
+    help: str = "",
+    check: Callable[[str, Any], object] = lambda name, value: None,
+    parse: Callable[[Any], Any] = lambda value: value,
+    **typed: Any,
+) -> Any:
+    """Declares a field.
 
-    Attributes:
-        data: as `keras_vae.data.load` takes it.
-        out: the run folder.
-        epochs, steps, minutes: training ends at whichever of those given comes first; after five epochs where
-            none is. They count from the run's beginning, however often it is resumed; minutes from the first training
-            step's start.
-        perceptual: feature network; None for the plain ELBO, "auto" for the best that needs no download.
-        precision: a name of `keras_vae.precision.PRECISIONS`.
-        seed: of weights, noise and shuffling.
-        kl_schedule: "constant", or a key of `KL_SCHEDULES`: beta rises over the first `kl_steps` training steps.
-        kl_target: nats to steer the KL to, with beta as the first weight; instead of a schedule.
-        learning_rate: of Adam; multiplied by `learning_rate_decay` after each epoch.
-        strategy: devices to train on, one of `strategies.STRATEGIES`; `batch_size` is of all together.
-        deterministic: whether TensorFlow's operations are to give the same bits each time, where they can be slower.
-        resume: go on with the run in `out`, where there is one, from its last checkpoint.
-        checkpoint_minutes: a checkpoint is written so often, and after each epoch.
-        checkpoints_kept: how many of them are kept.
-        prior: "learned", fitted to the codes of training images when training ends, or "standard", the standard normal.
-        ema: momentum of an exponential moving average of the weights, such as 0.999, which evaluation, pictures and
-            the saved model use; None for none.
-        Others: as `VAE` and `keras_vae.data.load` take them.
+    Args:
+        default: its default, or a function that makes it, such as `dict`.
+        help: what --help says.
+        check: called with name and value, unless the value is None; raises InputError.
+        parse: turns what is typed on the command line into the field's value.
+        typed: `flag`, `type` and `metavar` on the command line, if they are not the field's own.
     """
+    start: dict[str, Any] = {"default_factory": default} if callable(default) else {"default": default}
+    return field(**start, metadata={"help": help, "check": check, "parse": parse, **typed})
 
-    data: str
-    out: str
-    epochs: int | None = None
-    steps: int | None = None
-    minutes: float | None = None
-    batch_size: int = 64
-    image_size: int | None = None
-    crop: int | None = None
-    flip: bool = False
-    random_crop: int = 0
-    strict: bool = False
-    latent_dim: int = 100
-    network: str = "dfc"
-    network_options: Mapping[str, Any] = field(default_factory=dict)
-    perceptual: str | None = AUTO
-    perceptual_layers: str | tuple[str, ...] = DEFAULT_LAYERS
-    perceptual_weight: float | tuple[float, ...] | str = DEFAULT_PERCEPTUAL_WEIGHT
-    pixel_weight: float = 1.0
-    likelihood: str = "gaussian-calibrated"
-    beta: float = 1.0
-    kl_schedule: str = "constant"
-    kl_steps: int = 1000
-    kl_target: float | None = None
-    free_bits: float = 0.0
-    learning_rate: float = LEARNING_RATE
-    learning_rate_decay: float = 1.0
-    prior: str = "learned"
-    ema: float | None = None
-    precision: str = "auto"
-    strategy: str = "auto"
-    deterministic: bool = False
-    seed: int = 0
-    resume: bool = False
-    checkpoint_minutes: float = 5.0
-    checkpoints_kept: int = 3
+
+# Checks -------------------------------------------------------------------------------------------
+
+
+def _positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise InputError(f"{name}={value}: give a number above 0")
+
+
+def _momentum(name: str, value: float) -> None:
+    if not 0.0 < value < 1.0:
+        raise InputError(f"{name}={value}: give a momentum between 0 and 1, such as 0.999")
+
+
+def _seed(name: str, value: int) -> None:
+    if not 0 <= value < 2**32:
+        raise InputError(f"{name}={value}: give a whole number from 0 to {2**32 - 1}")
+
+
+# Parsers ------------------------------------------------------------------------------------------
+
+
+def _network_options(pairs: Sequence[str] | None) -> dict[str, Any]:
+    """Integers, true and false are recognized; the network checks names and values."""
+    options: dict[str, Any] = {}
+    for pair in pairs or ():
+        name, _, value = pair.partition("=")
+        if not (name and value):
+            raise InputError(f"--network-option {pair!r}: give NAME=VALUE, such as blocks=2")
+        words = {"true": True, "false": False}
+        options[name] = words.get(value.lower(), int(value) if value.isdecimal() else value)
+    return options
+
+
+def _layers(text: str) -> str | tuple[str, ...]:
+    several = "," in text or text.startswith("relu")  # else the name of a preset, or of one layer
+    return tuple(name.strip() for name in text.split(",")) if several else text
+
+
+def _weights(text: str) -> float | tuple[float, ...] | str:
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        return text  # a name, or a mistake that the check reports
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+# Options ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What to train on."""
+
+    data: str = option(help=f"{SOURCES}.", type=str | None)
+    batch_size: int = option(64, "Images per training step, on all devices together.")
+    image_size: int | None = option(None, "Side in pixels; by default 64, or the data set's own size.")
+    crop: int | None = option(None, "Side in pixels of the centred square to cut out first.", _positive)
+    flip: bool = option(False, "Mirror half of the training images.")
+    random_crop: int = option(0, "Shift training images by up to this many pixels, mirroring at the edges.")
+    strict: bool = option(False, "Refuse a folder if any of its images would be skipped.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The model and its objective, as `keras_vae.VAE` takes them."""
+
+    latent_dim: int = option(100, "Number of latents.")
+    network: str = option("dfc", "Encoder and decoder family, such as dfc or resnet.")
+    network_options: Mapping[str, Any] = option(
+        dict,
+        "Option of the network, such as blocks=2; can be repeated.",
+        flag="--network-option",
+        type=list[str] | None,
+        metavar="NAME=VALUE",
+        parse=_network_options,
+    )
+    perceptual: str | None = option(
+        AUTO,
+        "Feature network: vgg19, vgg16 (downloaded), hed-vgg16 (offline), none, or auto: what is on this machine.",
+        parse=lambda text: None if text == "none" else text,
+    )
+    perceptual_layers: str | tuple[str, ...] = option(
+        DEFAULT_LAYERS,
+        "vae-123, vae-1234, vae-345, vae-12345, or layer names such as relu1_2,relu3_1.",
+        type=str,
+        parse=_layers,
+    )
+    perceptual_weight: float | tuple[float, ...] | str = option(
+        DEFAULT_PERCEPTUAL_WEIGHT,
+        "Weight of the perceptual term: a number, one per layer (1,0.5,2), calibrated or balanced.",
+        type=str,
+        parse=_weights,
+    )
+    pixel_weight: float = option(1.0, "Weight of the pixel likelihood; 0 in the paper.", check_weight)
+    likelihood: str = option(
+        "gaussian-calibrated", "Of pixels, such as gaussian-calibrated, gaussian, bernoulli or discretized-logistic."
+    )
+    beta: float = option(1.0, "Weight of the KL in the loss; with --kl-target, the initial weight.", check_weight)
+    free_bits: float = option(0.0, "Nats that each latent may carry at no cost.", check_weight)
+    prior: str = option(
+        "learned",
+        "learned (fitted to the training images' codes) or standard (normal).",
+        lambda _, name: check_prior(name),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """How training proceeds: Adam, averaged weights, and the weight of the KL."""
+
+    learning_rate: float = option(DEFAULT_LEARNING_RATE, "Adam's learning rate.", _positive)
+    learning_rate_decay: float = option(1.0, "Factor on the learning rate after each epoch.", _positive)
+    ema: float | None = option(
+        None, "Momentum of averaged weights, such as 0.999, for evaluation, pictures and the saved model.", _momentum
+    )
+    kl_schedule: str = option("constant", "How beta rises: constant, linear, cosine or cyclical.")
+    kl_steps: int = option(1000, "Training steps over which beta rises.", _positive)
+    kl_target: float | None = option(None, "KL in nats to reach by adjusting beta, instead of a schedule.", _positive)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The run folder, how long the run lasts, and what it is computed on."""
+
+    out: str = option(help="Run folder to create, or to resume.", metavar="PATH")
+    # Whichever limit is reached first ends the run. Minutes count from its first training step.
+    epochs: int | None = option(
+        None, f"Maximum epochs in total, resumed or not; {DEFAULT_EPOCHS} without any limit.", _positive
+    )
+    steps: int | None = option(None, "Maximum training steps in total.", _positive)
+    minutes: float | None = option(None, "Maximum minutes of training in total.", _positive)
+    resume: bool = option(
+        False, "Resume the run in --out, if there is one, with its settings; limits are still those of the whole run."
+    )
+    checkpoint_minutes: float = option(5.0, "Minutes between checkpoints; each epoch ends with one too.", _positive)
+    checkpoints_kept: int = option(3, "Number of checkpoints to keep.", check_count)
+    precision: str = option("auto", f"Number format: {', '.join(PRECISIONS)}.", lambda _, name: check_precision(name))
+    strategy: str = option(
+        "auto", "Devices: auto, none (one device), mirrored (all local GPUs) or multi-worker (from TF_CONFIG)."
+    )
+    deterministic: bool = option(False, "Give the same bits every time, even if that is slower.")
+    seed: int = option(0, "Seed of weights, noise and shuffling.", _seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(RunConfig, OptimizerConfig, ModelConfig, DataConfig):
+    """Everything a run depends on, flat; `config.json` records it."""
 
 
 def continued(run: Path, changes: Mapping[str, Any]) -> TrainingConfig:
-    """The configuration with which a run is taken up: its own, less what is changed.
+    """The configuration of a resumed run: its own, with changes.
 
     Args:
         run: the run folder.
-        changes: settings by name. A limit, of epochs, steps or minutes, takes the place of all the run had.
+        changes: settings by name. A limit (epochs, steps or minutes) replaces all limits the run had.
 
     Raises:
-        InputError: it is no run, or a change would make another run of it.
+        InputError: the folder is not a run, or a change would make it a different one.
     """
     record = read_config(run)
     settings = {each.name: record[each.name] for each in fields(TrainingConfig) if each.name in record}
@@ -112,7 +213,7 @@ def continued(run: Path, changes: Mapping[str, Any]) -> TrainingConfig:
         own = settings.get(name)
         if name not in CHANGEABLE and (absolute(value) if name == "data" else value) != own:
             raise InputError(
-                f"{run} was begun with {name}={own!r}, not {value!r}: leave it out to go on, or begin another run "
+                f"{run} was begun with {name}={own!r}, not {value!r}: leave it out to resume, or start another run "
                 f"(what may change is {', '.join(CHANGEABLE)})"
             )
     limits = dict.fromkeys(LIMITS) if set(changes) & set(LIMITS) else {}
@@ -120,53 +221,9 @@ def continued(run: Path, changes: Mapping[str, Any]) -> TrainingConfig:
     return TrainingConfig(**{**settings, "out": str(run), "resume": True})
 
 
-def check(config: TrainingConfig, perceptual: PerceptualLoss | None) -> None:
-    """Refuses what can be refused before any work."""
-    strategies.check(config.strategy)
-    check_count("checkpoints_kept", config.checkpoints_kept)
-    for name in (
-        "checkpoint_minutes",
-        "epochs",
-        "steps",
-        "minutes",
-        "crop",
-        "kl_target",
-        "kl_steps",
-        "learning_rate_decay",
-    ):
-        value = getattr(config, name)
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise InputError(f"{name}={value}: give a number above 0")
-    check_weight("beta", config.beta)
-    check_perceptual_weight(config.perceptual_weight, len(perceptual.keras_layers) if perceptual else None)
-    check_weight("free_bits", config.free_bits)
-    if not check_weight("pixel_weight", config.pixel_weight) and perceptual is None:
-        raise InputError("pixel_weight=0 and no perceptual network: nothing says what an image should look like")
-    if config.kl_schedule != "constant" and config.kl_schedule not in KL_SCHEDULES:
-        raise InputError(
-            f"unknown kl_schedule {config.kl_schedule!r}: choose one of constant, {', '.join(KL_SCHEDULES)}"
-        )
-    if config.kl_target is not None and config.kl_schedule != "constant":
-        raise InputError(f"kl_target and kl_schedule {config.kl_schedule!r} both set beta: give one of them")
-    if config.kl_target is not None and not config.beta:
-        raise InputError("kl_target multiplies beta, which is 0: give a positive beta to begin with, such as 1")
-    if config.kl_target is not None:
-        schedules.check_target(config.kl_target, config.free_bits, config.latent_dim)
-    if config.ema is not None and not 0.0 < config.ema < 1.0:
-        raise InputError(f"ema={config.ema}: give a momentum between 0 and 1, such as 0.999")
-    if not (math.isfinite(config.learning_rate) and config.learning_rate > 0):
-        raise InputError(f"learning_rate={config.learning_rate}: give a number above 0")
-    if not 0 <= config.seed < 2**32:
-        raise InputError(f"seed={config.seed}: give a whole number from 0 to 4294967295")
-    size = config.image_size or loading.DEFAULT_SIZE
-    networks.check(config.network, (size, size, 3), config.latent_dim, config.network_options)
-    precision.check(config.precision)
-    check_prior(config.prior)
-    check_likelihood(config.likelihood)
-    loading.check_outside(Path(config.out), config.data)
-    loading.check(config.data, config.image_size, config.batch_size)
-
-
 def absolute(source: str) -> str:
+    """The source of images, with an absolute path if it is one."""
+    from keras_vae.data import loading  # imports TensorFlow
+
     folder = loading.folder_of(source)
     return source if folder is None else str(folder.absolute())

@@ -25,8 +25,9 @@ from keras_vae.runs.keras_file import save_vae
 from keras_vae.support import precision
 from keras_vae.support.errors import InputError
 from keras_vae.training import callbacks, failures, model, prior, results, resuming, strategies
+from keras_vae.training.checks import check
 from keras_vae.training.clock import Progress
-from keras_vae.training.config import AUTO, KL_SCHEDULES, TrainingConfig, check
+from keras_vae.training.config import AUTO, TrainingConfig
 from keras_vae.training.folder import check_folder, held, made, write_config
 from keras_vae.training.limits import limits_of
 from keras_vae.training.signals import Signals
@@ -237,4 +238,4 @@ def _kl_schedule(config: TrainingConfig) -> list[keras.callbacks.Callback]:
         return [schedules.TargetKL(config.kl_target)]
     if config.kl_schedule == "constant":
         return []
-    return [KL_SCHEDULES[config.kl_schedule](config.kl_steps)]
+    return [schedules.KL_SCHEDULES[config.kl_schedule](config.kl_steps)]

@@ -16,7 +16,7 @@ import pytest
 import tensorflow as tf
 
 from keras_vae import __version__
-from keras_vae.cli import cards, doctor
+from keras_vae.cli import cards, doctor, probes
 
 Command = Callable[..., Any]
 ON_A_GPU: dict[str, Any] = {
@@ -173,8 +173,8 @@ def test_a_broken_tensorflow_is_told_of(
 ) -> None:
     (tmp_path / "tensorflow.py").write_text(tensorflow)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(doctor, "SECONDS", 3.0)
-    found = doctor._in_own_process("tensorflow")
+    monkeypatch.setattr(probes, "SECONDS", 3.0)
+    found = probes.in_own_process("tensorflow")
     assert words in found["error"]
     (line,) = doctor.problems(changed("tensorflow", found))
     assert "TensorFlow does not work here" in line
@@ -182,7 +182,7 @@ def test_a_broken_tensorflow_is_told_of(
 
 def test_another_backend_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KERAS_BACKEND", "jax")
-    assert "KERAS_BACKEND is 'jax'" in doctor._in_own_process("tensorflow")["error"]
+    assert "KERAS_BACKEND is 'jax'" in probes.in_own_process("tensorflow")["error"]
 
 
 # The driver --------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from pages import PAGES, ROOT, blocks, commands, inline, name
 
 import keras_vae
 from keras_vae import cli
+from keras_vae.cli.app import app
 from keras_vae.data import loading
 from keras_vae.latents.directions import AttributeVectors
 
@@ -117,7 +118,7 @@ def test_commands_of_a_page_exist(page: Path) -> None:
 
 @functools.cache
 def _command() -> Any:
-    return typer.main.get_command(cli.app)
+    return typer.main.get_command(app)
 
 
 def _parsed(group: Any, called: str, arguments: list[str]) -> None:

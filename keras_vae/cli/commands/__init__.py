@@ -1,0 +1,1 @@
+"""The commands: their options, and the call that does the work."""

@@ -375,9 +375,9 @@ def test_perceptual_network_is_neither_saved_nor_needed(
     "order",
     [
         "import keras, keras_vae",
-        "import keras_vae.perceptual, keras",
+        "import keras_vae.features.perceptual, keras",
         pytest.param("import keras_vae, keras", marks=pytest.mark.slow),
-        pytest.param("import keras_vae.distributions, keras", marks=pytest.mark.slow),
+        pytest.param("import keras_vae.model.distributions, keras", marks=pytest.mark.slow),
     ],
 )
 def test_a_fresh_process_loads_the_model(make_vae: MakeVAE, tmp_path: Path, order: str) -> None:

@@ -33,7 +33,8 @@ import numpy as np, tensorflow as tf, keras
 replicas, settings = int(sys.argv[1]), json.loads(sys.argv[2])
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 4)
-from keras_vae import VAE, data, strategies
+from keras_vae import VAE, data
+from keras_vae.training import strategies
 x = np.load(sys.argv[3])
 strategy = tf.distribute.get_strategy()
 if replicas > 1:

@@ -24,8 +24,8 @@ SHUFFLE_EXAMPLES = 16_384
 class Share:
     """The replicas of this process among those that share each batch: from `first` on, `count` of `replicas`.
 
-    Each replica takes an equal share of a batch's rows, in order: together they see the batch that one alone would. Of a
-    smaller last batch the last replicas get fewer rows, or none.
+    Each replica takes an equal share of a batch's rows, in order: together they see the batch that one alone would.
+    Of a smaller last batch the last replicas get fewer rows, or none.
     """
 
     first: int = 0

@@ -70,7 +70,7 @@ class Listing(Sequence[str]):
         self._ends = np.frombuffer(ends, np.uint64)
         self._order = np.argsort(np.frombuffer(keys, np.uint64), kind="stable")
         held_out = np.frombuffer(parts, bool)[self._order]
-        if len(held_out) and (held_out.all() or not held_out.any()):  # a handful, where chance left one side empty
+        if len(held_out) and (held_out.all() or not held_out.any()):  # too few images: chance left one side empty
             held_out = np.arange(len(held_out)) == 0
         self.held_out = held_out
 
@@ -85,12 +85,12 @@ class Listing(Sequence[str]):
 
 
 def scan(folder: Path) -> Iterator[tuple[str, str | None]]:
-    """The images in a folder and below it: each one's path from there, and why it cannot be read, where that is plain.
+    """The images in and below a folder: each one's path in it, and why it is unreadable where that is plain.
 
-    Hidden files and files without an image's extension are passed over. Links are followed, each folder once.
+    Hidden files and files without an image's extension are ignored. Links are followed, each folder once.
 
     Raises:
-        InputError: the folder is none.
+        InputError: it is not a folder, or cannot be read.
     """
     if not os.path.lexists(folder):
         also = f"; for a TFDS set give tfds:{folder}" if re.fullmatch(r"[a-z][a-z0-9_/]*", str(folder)) else ""
@@ -101,7 +101,7 @@ def scan(folder: Path) -> Iterator[tuple[str, str | None]]:
         raise InputError(f"{folder} is a file: give the folder that holds the images, or an .npy or .npz file")
     folders, links, seen = [""], list[str](), set[tuple[int, int]]()
     while folders or links:
-        # Links last and in order, so that a folder that also lies here itself goes by its own name.
+        # Links last and sorted, so that a folder reached both directly and by a link has its own name.
         below = folders.pop() if folders else heapq.heappop(links)
         try:
             status = (folder / below).stat()
@@ -139,11 +139,11 @@ def _fault(entry: os.DirEntry[str]) -> str | None:
             return None
     except OSError:
         return "broken link"
-    return "broken link" if entry.is_symlink() else "not a regular file"  # opening a pipe would wait for ever
+    return "broken link" if entry.is_symlink() else "not a regular file"  # opening a pipe would block forever
 
 
 def held_out_of(count: int) -> int:
-    """How many of a number of images in a fixed order are held out: the last tenth, and one at least."""
+    """How many of `count` images in a fixed order are held out: the last tenth, at least one."""
     return max(1, count * HELD_OUT_PERCENT // 100)
 
 
@@ -156,7 +156,7 @@ def shown(name: str) -> str:
 
 
 class UnreadableError(Exception):
-    """An image that cannot be had; its text says why."""
+    """An image that cannot be read; its message says why."""
 
 
 def decode(path: str | os.PathLike[str], size: int, crop: int | None = None) -> np.ndarray:
@@ -170,7 +170,7 @@ def decode(path: str | os.PathLike[str], size: int, crop: int | None = None) -> 
         crop: pixels a side of the square that is cut out, at most; None for the largest there is.
 
     Raises:
-        UnreadableError: there is no image in it that could be shown, or too large a one.
+        UnreadableError: the file holds no image, a damaged one, or one that is too large.
     """
     try:
         with Image.open(path, formats=_OPENED) as image:

@@ -24,8 +24,8 @@ from keras_vae.support.errors import InputError
 SHARE = 0.5
 UNREAD, READ, UNREADABLE = 0, 1, 2
 PARCEL = 64  # images that a thread reads at a time
-LIMIT = 0.1  # share of a source's images that may be unreadable before it is refused
-NAMED = 1000  # of each reason, so that memory stays flat
+LIMIT = 0.1  # share of a source's images that may be unreadable
+NAMED = 1000  # for each reason, so that memory stays bounded
 HEAD = 3
 
 
@@ -64,7 +64,7 @@ class Images:
 
     @classmethod
     def of_array(cls, pixels: np.ndarray, attributes: np.ndarray | None = None) -> Images:
-        """Images that are there already: uint8 (count, height, width, channels)."""
+        """Images that are decoded already: uint8 (count, height, width, channels)."""
         images = cls.__new__(cls)
         images.shape = pixels.shape[1:]
         images.attributes = attributes
@@ -108,7 +108,7 @@ class Images:
         yield from zip(parcels, reading(joblib.delayed(self.read)(parcel) for parcel in parcels), strict=True)
 
     def readable(self, indices: np.ndarray) -> np.ndarray:
-        """Those of the indices that were not found unreadable so far."""
+        """The indices less those found unreadable so far."""
         return indices[self._state[indices] != UNREADABLE]
 
 
@@ -145,7 +145,7 @@ class Skips:
         strict: the first skip is an error.
         reasons: how many were skipped for each reason.
         files: the first thousand of each reason, as (name, reason).
-        error: what ended the reading, for those who only see it fail.
+        error: what ended the reading, for callers that only see TensorFlow or TFDS fail.
     """
 
     def __init__(self, source: str, total: int, strict: bool = False) -> None:
@@ -166,10 +166,10 @@ class Skips:
         return self.reasons.total()
 
     def add(self, name: str, reason: str, unreadable: bool = True) -> None:
-        """Counts an image. Unreadable ones are part of the tenth that is borne.
+        """Counts an image; up to a tenth of all may be unreadable.
 
         Raises:
-            InputError: in strict sources, and where a tenth of all images has turned out unreadable.
+            InputError: the source is strict, or more than a tenth of all images is unreadable.
         """
         with self._lock:
             self.reasons[reason] += 1
@@ -183,10 +183,10 @@ class Skips:
 
     @contextlib.contextmanager
     def sampling(self, size: int) -> Iterator[None]:
-        """A block in which so many images are read, to refuse the source of which a tenth of them was unreadable.
+        """A block in which a sample of this size is read, to refuse a source early.
 
         Raises:
-            InputError: it is so, with all the block's skips counted.
+            InputError: more than a tenth of the sample was unreadable; all of the block's skips are counted first.
         """
         before, self._sampling = self.unreadable, True
         yield
@@ -207,7 +207,7 @@ class Skips:
         return f"skipped {len(self)} of {self.total} images of {self.source}: " + ", ".join(parts)
 
     def write(self, path: Path) -> None:
-        """Writes the named ones as a CSV file with the columns file and reason."""
+        """Writes `files` as a CSV file with the columns file and reason."""
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(("file", "reason"))

@@ -15,7 +15,7 @@ import tensorflow as tf
 from keras_vae.data.images import Images, fits_in_memory, fits_on_disk
 
 CORES = os.cpu_count() or 1
-PREFETCH = 2  # batches made ready while the model works on one
+PREFETCH = 2  # batches prepared while the model works on one
 SHUFFLE_BYTES = 2**28  # of the buffer in which examples that come in sequence are shuffled
 SHUFFLE_EXAMPLES = 16_384
 
@@ -24,8 +24,8 @@ SHUFFLE_EXAMPLES = 16_384
 class Share:
     """The replicas of this process among those that share each batch: from `first` on, `count` of `replicas`.
 
-    A replica takes as many rows of the batch as every other, at its place among them: together they see the batch that
-    one alone would. Of a smaller last batch the last replicas get fewer rows, or none.
+    Each replica takes an equal share of a batch's rows, in order: together they see the batch that one alone would.
+    Of a smaller last batch the last replicas get fewer rows, or none.
     """
 
     first: int = 0
@@ -203,16 +203,16 @@ def cached(train: Examples, test: Examples) -> tuple[Examples, Examples]:
 
 
 def epochs(epoch: Epoch, steps: int, batches: Batches) -> tf.data.Dataset:
-    """Training batches that are drawn anew each time the dataset is gone through."""
+    """One epoch of training batches, reshuffled and augmented anew at each iteration of the dataset."""
     keys = tf.data.Dataset.random(seed=batches.seed, rerandomize_each_iteration=True).take(1)
     once = keys.flat_map(lambda key: epoch(key, tf.constant(0, tf.int64)))
     return _ready(once.apply(tf.data.experimental.assert_cardinality(steps * batches.share.count)))
 
 
 def continued(epoch: Epoch, steps: int, batches: Batches, step: int) -> tf.data.Dataset:
-    """Training batches without end, from a step on; epochs follow on each other.
+    """Training batches without end, from a step on, one epoch after another.
 
-    A batch depends on the seed and its step alone: whoever goes on at a step sees what they would have seen.
+    A batch depends on the seed and its step alone, so that a resumed run sees the batches it would have seen.
     """
 
     def one(number: tf.Tensor) -> tf.data.Dataset:
@@ -223,7 +223,7 @@ def continued(epoch: Epoch, steps: int, batches: Batches, step: int) -> tf.data.
 
 
 def _shared(batches_: tf.data.Dataset, batches: Batches) -> tf.data.Dataset:
-    """Each batch's rows for the replicas of this process, an element each."""
+    """The rows of each batch for the replicas of this process, one element for each replica."""
     share = batches.share
     if share.replicas == 1:
         return batches_
@@ -237,7 +237,7 @@ def _shared(batches_: tf.data.Dataset, batches: Batches) -> tf.data.Dataset:
 
 
 def _augmented(read: tf.data.Dataset, batches: Batches, key: tf.Tensor, skipped: tf.Tensor) -> tf.data.Dataset:
-    """Training batches, from the one after those skipped on, flipped, moved and scaled."""
+    """Training batches flipped, shifted and scaled; the first is number `skipped` of its epoch."""
     share, rows = batches.share, batches.share.rows(batches.size)
 
     def finish(number: tf.Tensor, batch: dict[str, tf.Tensor]) -> Any:
@@ -245,7 +245,7 @@ def _augmented(read: tf.data.Dataset, batches: Batches, key: tf.Tensor, skipped:
         step, replica = skipped + number // share.count, share.first + number % share.count
 
         def draw(kind: int, shape: tuple[int, ...], most: int) -> tf.Tensor:
-            # For all the replicas' images, of which these take theirs: however many there are, they draw the same.
+            # Drawn for the whole batch, then sliced: the draws do not depend on how many replicas share it.
             seed = tf.stack([key, 2 * step + kind])
             drawn = tf.random.stateless_uniform((share.replicas * rows, *shape), seed, 0, most, tf.int32)
             return drawn[replica * rows :][: tf.shape(image)[0]]
@@ -271,14 +271,14 @@ def _scaled(batch: dict[str, tf.Tensor], batches: Batches) -> Any:
 
 
 def of_array(images: np.ndarray, batch_size: int) -> tf.data.Dataset:
-    """The images in batches and in order, shared among workers as Keras's own, without its autotuning: see `_ready`."""
+    """Batches of an array in order, sharded among workers as Keras does it, without autotuning (see `_ready`)."""
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return _ready(tf.data.Dataset.from_tensor_slices(images).batch(batch_size).with_options(options))
 
 
 def _ready(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    # With autotuning (TensorFlow 2.21) an iterator that is given up now and then waits for the thread that tunes, which
+    # With autotuning (TensorFlow 2.21) an iterator that is dropped sometimes waits for the tuning thread, which
     # sleeps for up to a minute and is not always woken (seen in gdb: RootDataset::Iterator's destructor). Four runs
     # stood idle for 33 to 57 s, three of them where one epoch's iterator gives way to the next; without it none did.
     options = tf.data.Options()
@@ -287,7 +287,7 @@ def _ready(dataset: tf.data.Dataset) -> tf.data.Dataset:
 
 
 def _moved(images: tf.Tensor, most: int, offsets: tf.Tensor) -> tf.Tensor:
-    """Each image moved by up to so many pixels either way, its edges mirrored into what opens up."""
+    """Each image shifted by its offset, int32 (batch, 2) in 0..2 * most, its edges mirrored into the gap."""
     height, width = images.shape[1], images.shape[2]
     padded = tf.pad(images, [[0, 0], [most, most], [most, most], [0, 0]], "REFLECT")
     padded = tf.gather(padded, offsets[:, :1] + tf.range(height), axis=1, batch_dims=1)

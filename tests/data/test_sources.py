@@ -6,7 +6,7 @@ import hashlib
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -258,13 +258,19 @@ def test_datasets(images: np.ndarray, form: str) -> None:
     assert data.load(dataset, 16, 8).image_shape == (16, 16, 3)
 
 
+def room(monkeypatch: pytest.MonkeyPatch, memory: Callable[[int], bool], disk: Callable[[int], bool]) -> None:
+    """Sets what is said to fit in memory and on disk, of a number of bytes."""
+    for module in (datasets, pipelines, keras_vae.data.images):
+        monkeypatch.setattr(module, "fits_in_memory", memory)
+    for module in (pipelines, keras_vae.data.images):
+        monkeypatch.setattr(module, "fits_on_disk", disk)
+
+
 @pytest.mark.parametrize("place", ["memory", "nowhere"])
 def test_datasets_that_shuffle_show_no_held_out_image_in_training(
     images: np.ndarray, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (datasets, pipelines, keras_vae.data.images):
-        monkeypatch.setattr(module, "fits_in_memory", lambda size: place == "memory" or size > 10**6)
-        monkeypatch.setattr(module, "fits_on_disk", lambda size: False)
+    room(monkeypatch, memory=lambda size: place == "memory" or size > 10**6, disk=lambda size: False)
     loaded = data.load(tf.data.Dataset.from_tensor_slices(images).shuffle(96), 32, batch_size=1)
     tests = [{image.tobytes() for image in collect(loaded.test)} for _ in range(2)]
     assert tests[0] == tests[1]
@@ -306,9 +312,7 @@ def test_epochs_are_the_same_wherever_images_are_kept(
 ) -> None:
     source = image_folder if kind == "folder" else tf.data.Dataset.from_tensor_slices(images)
     wanted = [collect(part) for part in (data.load(source, 32, 8).train, data.load(source, 32, 8).test)]
-    for module in (datasets, pipelines, keras_vae.data.images):
-        monkeypatch.setattr(module, "fits_in_memory", lambda size: place == "memory")
-        monkeypatch.setattr(module, "fits_on_disk", lambda size: place == "disk")
+    room(monkeypatch, memory=lambda size: place == "memory", disk=lambda size: place == "disk")
     loaded = data.load(source, 32, 8)
     for _ in range(2):
         np.testing.assert_array_equal(collect(loaded.test), wanted[1])

@@ -22,7 +22,7 @@ PANELS = {"Data": DataConfig, "Model": ModelConfig, "Optimizer": OptimizerConfig
 
 
 def _parameters() -> Iterator[inspect.Parameter]:
-    """A parameter for each field, as typer reads them."""
+    """A parameter for each field, annotated for typer."""
     for panel, group in PANELS.items():
         types = get_type_hints(group)
         for each in fields(group):
@@ -41,7 +41,7 @@ def _parameters() -> Iterator[inspect.Parameter]:
 
 
 def _with_fields(command: Callable[..., None]) -> Callable[..., None]:
-    """Has typer see a parameter for each field where a command takes **options."""
+    """Shows typer a parameter for each field in place of a command's **options."""
     own = inspect.signature(command, eval_str=True).parameters.values()
     kept = [each.replace(kind=each.KEYWORD_ONLY) for each in own if each.kind is not each.VAR_KEYWORD]
     command.__signature__ = inspect.Signature([*_parameters(), *kept])  # type: ignore[attr-defined]

@@ -30,6 +30,20 @@ _HOMES = {
     "DiagonalGaussian": "keras_vae.model.distributions",
     "from_pretrained": "keras_vae.runs.pretrained",
 }
+_IN_FILES = {  # classes that .keras files name
+    "ActiveUnits": "keras_vae.model.metrics",
+    "Bernoulli": "keras_vae.model.distributions",
+    "DiscretizedLogistic": "keras_vae.model.distributions",
+    "FlowMatchingPrior": "keras_vae.model.priors",
+    "Gaussian": "keras_vae.model.distributions",
+    "GaussianCalibrated": "keras_vae.model.distributions",
+    "PerceptualLoss": "keras_vae.features.perceptual",
+    "ReplicationPadding2D": "keras_vae.model.networks",
+    "RunningVariance": "keras_vae.model.distributions",
+    "SafeLogVariance": "keras_vae.model.networks",
+    "StandardNormal": "keras_vae.model.priors",
+    "VAE": "keras_vae.model.vae",
+}
 _MODULES = {
     "data": "keras_vae.data",
     "distributions": "keras_vae.model.distributions",
@@ -79,17 +93,24 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-def _register_with_keras(keras: Any) -> None:
-    """Makes `keras.saving.load_model` know our classes as soon as Keras itself is there.
+class _StandIn:
+    """Stands in Keras's registry for a class that files name, and imports it when it is used."""
 
-    Keras looks classes up in its registry alone, which `import keras_vae` would otherwise have to load
-    Keras, and with it TensorFlow, to write to.
-    """
-    if keras.backend.backend() == "tensorflow":  # else the user's other work goes on undisturbed
-        importlib.import_module("keras_vae.model.vae")
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def from_config(self, config: dict[str, Any]) -> Any:
+        load_tensorflow()
+        return getattr(importlib.import_module(_IN_FILES[self.name]), self.name).from_config(config)
+
+
+def _register_with_keras(keras: Any) -> None:
+    """Lets `keras.saving.load_model` find our classes, which Keras looks up in its registry alone."""
+    for name in _IN_FILES:
+        keras.saving.get_custom_objects().setdefault(f"keras_vae>{name}", _StandIn(name))
 
 
 if importlib.util.find_spec("keras"):  # else a decoder is run, which takes numpy and onnxruntime alone
     import wrapt
 
-    wrapt.register_post_import_hook(_register_with_keras, "keras")
+    wrapt.register_post_import_hook(_register_with_keras, "keras")  # Keras itself is slow to import

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import keras_vae
 from keras_vae import OBJECTIVES, VAE, InputError, PerceptualLoss
 from keras_vae.data import pipelines
 from keras_vae.export.runtime import Generator
@@ -385,6 +386,11 @@ def test_a_fresh_process_loads_the_model(make_vae: MakeVAE, tmp_path: Path, orde
     script = f"{order}; print(type(keras.saving.load_model({str(tmp_path / 'vae.keras')!r})).__name__)"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "VAE"
+
+
+def test_every_class_in_files_is_known_to_keras_before_it_is_imported() -> None:
+    registered = {name for name in keras.saving.get_custom_objects() if name.startswith("keras_vae>")}
+    assert registered == {f"keras_vae>{name}" for name in keras_vae._IN_FILES}
 
 
 def test_import_is_quick_and_silent() -> None:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from keras_vae import data
 from keras_vae.runs.opening import Model
 from keras_vae.support.errors import InputError
 from keras_vae.support.pictures import LUMA
 
 if TYPE_CHECKING:
+    from keras_vae import data
     from keras_vae.model.vae import VAE
 
 
@@ -33,6 +33,8 @@ def data_of(
     Raises:
         InputError: it does not say what it was trained on, or the images are of no use to it.
     """
+    from keras_vae import data  # TensorFlow, which an .onnx file does without
+
     given = source
     source = model.config.get("data") if source is None else source
     if source is None:

@@ -98,12 +98,11 @@ class Model:
         """The VAE, encoder and all.
 
         Raises:
-            InputError: this is an exported decoder.
+            InputError: this is an exported decoder or generator.
         """
         if self.vae is None:
-            raise InputError(
-                f"{self.path} is a decoder alone: {purpose} needs the encoder too, of a run or .keras file"
-            )
+            kind = "generator" if self.decoder is None else "decoder"
+            raise InputError(f"{self.path} is a {kind} alone: {purpose} needs the encoder too, of a run or .keras file")
         return self.vae
 
 
@@ -143,8 +142,10 @@ def open_model(path: str | os.PathLike[str]) -> Model:
         file = path / MODEL_FILE
         if not file.is_file():
             kept = checkpoints(path)
-            instead = f"go on with `keras-vae train --resume --out {path}`" + (f", or use {kept[-1]}" if kept else "")
-            raise InputError(f"{path} is a run without {MODEL_FILE}, whose training did not end: {instead}")
+            instead = f"resume it with `keras-vae train --resume --out {path}`" + (
+                f", or use {kept[-1]}" if kept else ""
+            )
+            raise InputError(f"{path} is a run without {MODEL_FILE}, whose training did not finish: {instead}")
         return _open_keras(file, "run", path, read_config(path))
     if path.is_file() and path.suffix == ".keras":
         run = path.parent.parent if path.parent.name == CHECKPOINT_FOLDER else path.parent

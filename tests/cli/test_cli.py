@@ -613,8 +613,8 @@ def test_a_run_that_did_not_end_is_named(run: Path, command: Command, tmp_path: 
     shutil.copy(run / "config.json", half)
     result = command("sample", half)
     assert result.status == 2
-    again = f"go on with `keras-vae train --resume --out {half}`"
-    assert f"did not end: {again}" in result.err
+    again = f"resume it with `keras-vae train --resume --out {half}`"
+    assert f"did not finish: {again}" in result.err
     shutil.copytree(run / "checkpoints", half / "checkpoints")
     result = command("sample", half)
     assert f"{again}, or use " in result.err

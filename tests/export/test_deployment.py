@@ -191,16 +191,19 @@ def test_wrong_options_get_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_sampling_an_onnx_file_takes_no_tensorflow(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [["sample", "--count", "3"], ["interpolate", "--count", "2"], ["traverse"]])
+def test_an_onnx_file_takes_no_tensorflow(run: Path, tmp_path: Path, command: list[str]) -> None:
+    name, *options = command
+    arguments = [name, str(run / "export" / "generator.onnx"), *options, "--out", "picture.png"]
     script = f"""
 import sys
 for name in ("tensorflow", "keras", "onnx", "tf2onnx"):
     sys.modules[name] = None  # importing it fails
 from keras_vae import cli
-assert cli.run(["sample", {str(run / "export" / "generator.onnx")!r}, "--count", "3", "--out", "samples.png"]) == 0
+assert cli.run({arguments!r}) == 0
 """
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, capture_output=True)
-    assert Image.open(tmp_path / "samples.png").size[0] > 100
+    assert Image.open(tmp_path / "picture.png").size[0] > 100
 
 
 @pytest.mark.parametrize("name", ["generator.int8.onnx", "generator.tflite", "generator.xml", "1"])

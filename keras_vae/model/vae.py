@@ -23,7 +23,7 @@ from keras_vae.export.generator import compose
 from keras_vae.features import perceptual as features
 
 # As modules: any of them may be what imported Keras first, whose import brings this module along (see `keras_vae`).
-from keras_vae.model import distributions, fusion, metrics, networks, priors, schedules, watch
+from keras_vae.model import distributions, metrics, networks, priors, schedules, watch
 from keras_vae.model.presets import DEFAULT_LAYERS, DEFAULT_PERCEPTUAL_WEIGHT
 from keras_vae.support import precision, replicas
 from keras_vae.support.errors import InputError, check_count, check_weight
@@ -176,7 +176,6 @@ class VAE(keras.Model):
         self._statistics_averages = _Untracked([])
         self._averages_to_begin = _Untracked([])
         self._xla_functions: dict[str, Any] = {}
-        self._fusions = _Untracked({})
         self._prior = _Untracked(priors.StandardNormal(self.latent_dim))
         self.watch = watch.Watch(self._metric_names())
         self.build((None, *self.image_shape))
@@ -848,8 +847,6 @@ class VAE(keras.Model):
     def _make_networks(self) -> None:
         """All that a step calls, before it is traced: replicas trace it in threads, whose names Keras counts apart."""
         self.load_perceptual()
-        for network in (self.encoder, self.decoder):
-            self._fused(network)
 
     def _maybe_symbolic_build(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: the model is built when it is made, and Keras 3.15 fails here to put replicas' batches together."""
@@ -1027,14 +1024,7 @@ class VAE(keras.Model):
             if role not in self._xla_functions:
                 self._xla_functions[role] = tf.function(network, jit_compile=True)
             return self._xla_functions[role](inputs, training=training)
-        return self._fused(network)(inputs, training=training)
-
-    def _fused(self, network: keras.Model) -> keras.Model:
-        """The network as it is computed, made when it is first used."""
-        if id(network) not in self._fusions.items:
-            with tf.init_scope():  # out of the function that is being traced
-                self._fusions.items[id(network)] = (network, fusion.fuse(network))
-        return self._fusions.items[id(network)][1]
+        return network(inputs, training=training)
 
     def _calibration(self, images: Any) -> np.ndarray:
         """Latents as decoders meet them, float32 (count, latent_dim): codes of images, and as many of the prior's."""

@@ -21,9 +21,11 @@ from keras_vae.model.resnet import check_resnet_options, resnet_decoder, resnet_
 from keras_vae.support.errors import InputError
 from keras_vae.support.keras_defaults import keras_defaults
 
-__all__ = ["FAMILIES", "Family", "ReplicationPadding2D", "SafeLogVariance", "adopt", "build", "check"]
+__all__ = ["FAMILIES", "Family", "ReplicationPadding2D", "SafeLogVariance", "adopt", "build", "check", "check_layout"]
 
 LEAST_SIZE = 16
+LAYOUT = 2  # of the weights in a .keras file; 1 had a layer for each step of a block
+CHANGED = ("dfc", "resnet")  # with layout 2
 
 
 @dataclass(frozen=True)
@@ -117,3 +119,21 @@ def build(
         family.encoder(image_shape, latent_dim, dtype, **complete),
         family.decoder(image_shape, latent_dim, dtype, **complete),
     )
+
+
+def check_layout(network: str, layout: int, own: bool = False) -> None:
+    """Refuses a .keras file whose weights belong to other layers than a family has now.
+
+    Args:
+        network: name of the family.
+        layout: of the file, `LAYOUT` when it was saved.
+        own: whether the networks are the user's own, which the file describes.
+
+    Raises:
+        InputError: it is of another layout.
+    """
+    if layout != LAYOUT and network in CHANGED and not own:
+        raise InputError(
+            f"the network {network!r} had other layers when this model was saved, by another version of keras-vae: "
+            "load it there and pass vae.get_weights() to set_weights of a model made here, or train again"
+        )

@@ -19,6 +19,7 @@ from keras_vae.support import replicas
 # which the paper's code is written, uses.
 MOMENTUM = 0.9
 EPSILON = 1e-3
+FUSED = ("float32", "bfloat16", "float16")  # what TensorFlow's fused operation takes
 PADDINGS = ("edge", "zero")
 MATRIX_PLACES = 100  # up to so many, a 2x2 convolution in bfloat16 is faster as a matrix product on a CPU
 HALVED_PLACES = 36  # the same where pixels have to be laid out for it
@@ -35,7 +36,7 @@ class BatchNormalization(layers.BatchNormalization):
     """Batch normalization of images, (batch, height, width, channels), in one operation forward and one back.
 
     Statistics are float32 whatever the images are, and over the whole batch where several replicas share it. In
-    inference, or with `trainable=False`, it is Keras's.
+    inference, with `trainable=False`, or in float64, it is Keras's.
 
     Args:
         momentum: of the moving mean and variance.
@@ -47,8 +48,8 @@ class BatchNormalization(layers.BatchNormalization):
         super().__init__(momentum=momentum, epsilon=epsilon, **kwargs)
 
     def call(self, images: Any, training: bool | None = None) -> Any:
-        if not (training and self.trainable):
-            return super().call(images, training=False)
+        if not (training and self.trainable) or self.compute_dtype not in FUSED:
+            return super().call(images, training=training)
         if replicas.count() > 1:
             mean, variance = replicas.moments(images)
             self._follow(mean, variance)

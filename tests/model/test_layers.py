@@ -150,6 +150,14 @@ def test_normalization_is_keras_s() -> None:
     assert_close(everything(model, training=False), everything(written(model), training=False))
 
 
+def test_float64_is_computed_in_float64() -> None:
+    wide = stack(
+        UpsampledConv2D(3, "edge", (1, 0), normalized=True, dtype="float64"), BatchNormalization(dtype="float64")
+    )
+    assert wide.output.dtype == "float64"
+    assert_close(everything(wide), everything(written(wide)), 1e-5)
+
+
 @pytest.mark.parametrize("block", [lambda: BatchNormalization(), lambda: UpsampledConv2D(3, normalized=True)])
 def test_frozen_normalization_stays_frozen(block: Any) -> None:
     """As Keras does: what it would do in evaluation, and its statistics do not move."""

@@ -162,7 +162,7 @@ def prepare(folder: Path, alone: bool) -> None:
         export_decoder(decoder, folder / "ours", "tf_saved_model")
     decoder(np.zeros((1, LATENTS), np.float32))  # Keras exports what was called once
     decoder.export(str(folder / "keras.onnx"), format="onnx", verbose=False)
-    arrays: dict[str, Any] = {"epsilon": decoder.get_layer("conv1_norm").epsilon}
+    arrays: dict[str, Any] = {"epsilon": decoder.get_layer("conv1").normalization.epsilon}
     arrays |= {
         f"{layer.name}/{place}": np.array(weight)
         for layer in decoder.layers
@@ -429,17 +429,17 @@ def torch_decoder(weights: dict[str, np.ndarray]) -> Any:
     project.bias.data = bias.reshape(4, 4, -1).permute(2, 0, 1).reshape(-1).contiguous()
     layers: list[torch.nn.Module] = [project, torch.nn.Unflatten(1, (-1, 4, 4))]
     for index in range(1, 5):
-        conv_weights = of(f"conv{index}")
-        filters, channels = conv_weights[0].shape[3], conv_weights[0].shape[2]
-        conv = torch.nn.Conv2d(channels, filters, 3, bias=len(conv_weights) > 1)
-        conv.weight.data = conv_weights[0].permute(3, 2, 0, 1).contiguous()
+        kernel, *rest = of(f"conv{index}")
+        channels, filters = kernel.shape[2:]
+        conv = torch.nn.Conv2d(channels, filters, 3, bias=index == 4)
+        conv.weight.data = kernel.permute(3, 2, 0, 1).contiguous()
         layers += [torch.nn.Upsample(scale_factor=2), torch.nn.ReplicationPad2d(1), conv]
         if index == 4:
             assert conv.bias is not None
-            conv.bias.data = conv_weights[1]
+            (conv.bias.data,) = rest
             layers.append(torch.nn.Sigmoid())
         else:
-            gamma, beta, mean, variance = of(f"conv{index}_norm")
+            gamma, beta, mean, variance = rest
             norm = torch.nn.BatchNorm2d(filters, eps=float(weights["epsilon"]))
             norm.weight.data, norm.bias.data = gamma, beta
             norm.running_mean, norm.running_var = mean, variance

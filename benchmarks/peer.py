@@ -164,13 +164,16 @@ class Step:
     def load(self, weights: dict[str, np.ndarray]) -> None:
         """Takes over the weights of our encoder and decoder, arrays by role and path: "decoder/conv1/kernel"."""
         small = self.decoder.small
-        blocks = [f"conv{index}{part}" for index in range(1, 5) for part in ("", "_norm")]
+        blocks = {
+            role: [f"conv{index}{part}" for index in range(1, 5) for part in ("", norm)]
+            for role, norm in (("encoder", "_norm"), ("decoder", "/norm"))
+        }
         layers = {
             "encoder": (
                 [*self.encoder.layers, self.encoder.mean, self.encoder.log_var],
-                [*blocks, "mean", "raw_log_var"],
+                [*blocks["encoder"], "mean", "raw_log_var"],
             ),
-            "decoder": (list(self.decoder.layers), ["project", *blocks]),
+            "decoder": (list(self.decoder.layers), ["project", *blocks["decoder"]]),
         }
         for role, (modules, names) in layers.items():
             learning = [module for module in modules if list(module.parameters())]
@@ -179,7 +182,7 @@ class Step:
                 parts = {
                     path.rpartition("/")[2]: torch.from_numpy(weights[path])
                     for path in weights
-                    if path.startswith(f"{name}/")
+                    if path.rpartition("/")[0] == name
                 }
                 if isinstance(module, nn.BatchNorm2d):
                     parameters = {"weight": parts["gamma"], "bias": parts["beta"]}

@@ -15,7 +15,6 @@ from keras_vae.export.errors import ExportError, VerificationError
 from keras_vae.export.files import aside, check_parent
 from keras_vae.export.formats import FORMATS, PRECISIONS, Runner, format_of, open_artifact
 from keras_vae.export.generator import compose
-from keras_vae.export.rewrite import rewrite
 from keras_vae.export.verify import Report, joined, verify
 from keras_vae.support.files import replace
 from keras_vae.support.keras_defaults import keras_defaults
@@ -67,7 +66,7 @@ def export_decoder(
     latent_dim, image_shape = reference.input_shape[1], reference.output_shape[1:]
     entries = {"format_version": str(seal.FORMAT_VERSION), "precision": precision, **(metadata or {})}
     with aside(path) as new:
-        FORMATS[format].write(rewrite(reference), new, entries, prior=prior, **options)
+        FORMATS[format].write(reference, new, entries, prior=prior, **options)
         opened = open_artifact(new)
         name = format if precision == "float32" else f"{format} {precision}"
         models = [(reference, opened.decode)] if prior is None or FORMATS[format].holds_all else []

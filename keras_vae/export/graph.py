@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import collections
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
+
+from keras_vae.export import edges, onnx_nodes
 
 BATCH = "batch"
-ELEMENTWISE = frozenset({"LeakyRelu", "Relu", "Sigmoid", "Tanh", "Elu", "Softplus", "Clip"})
-FORTH, BACK = [0, 2, 3, 1], [0, 3, 1, 2]  # channels last, and first again
-LAYOUT = frozenset({"DepthToSpace", "Slice"})
+LAYOUT = frozenset({"DepthToSpace", "Slice", "Transpose"})
 
 
 def clean(model: onnx.ModelProto, pixels_in_blocks: bool = True) -> None:
@@ -23,11 +22,13 @@ def clean(model: onnx.ModelProto, pixels_in_blocks: bool = True) -> None:
         pixels_in_blocks: whether DepthToSpace becomes transposes; onnxruntime is faster with them, OpenVINO slower.
     """
     graph = model.graph
-    _gathers_to_pads(graph)
     _narrow_slices(graph)
+    edges.concats_to_pads(graph)
+    _drop_unused(graph)
+    _activations_first(graph)
+    edges.drop_repeated_edges(model)
     _drop_unused(graph)
     _pads_past_transposes(graph)
-    _activations_first(graph)
     _drop_unused(graph)
     _dense_in_layout(graph)
     _drop_unused(graph)
@@ -51,77 +52,40 @@ def tidy(graph: onnx.GraphProto, name: str = "decoder") -> None:
     graph.name = name
 
 
-def _constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
-    return {each.name: numpy_helper.to_array(each) for each in graph.initializer}
-
-
-def _uses(graph: onnx.GraphProto) -> collections.Counter[str]:
-    return collections.Counter(name for node in graph.node for name in node.input) + collections.Counter(
-        value.name for value in graph.output
-    )
-
-
-def _attribute(node: onnx.NodeProto, name: str, default: int = 0) -> int:
-    return next((each.i for each in node.attribute if each.name == name), default)
-
-
-def _pads_edges(node: onnx.NodeProto) -> bool:
-    return node.op_type == "Pad" and any(each.name == "mode" and each.s == b"edge" for each in node.attribute)
-
-
-def _permutation(node: onnx.NodeProto) -> list[int]:
-    return list(next(each.ints for each in node.attribute if each.name == "perm"))
-
-
-def _gathers_to_pads(graph: onnx.GraphProto) -> None:
-    """Two gathers that repeat the first and the last row, then column, become a Pad of mode edge."""
-    constants, uses = _constants(graph), _uses(graph)
-    makers = {node.output[0]: node for node in graph.node}
-
-    def repeats_ends(node: onnx.NodeProto | None, axis: int) -> bool:
-        if node is None or node.op_type != "Gather" or _attribute(node, "axis") != axis:
-            return False
-        indices = constants.get(node.input[1])
-        if indices is None or indices.ndim != 1 or len(indices) < 3:
-            return False
-        return np.array_equal(indices, np.clip(np.arange(-1, len(indices) - 1), 0, len(indices) - 3))
-
-    for columns in list(graph.node):
-        rows = makers.get(columns.input[0]) if columns.op_type == "Gather" else None
-        if repeats_ends(columns, 2) and repeats_ends(rows, 1) and rows is not None and uses[rows.output[0]] == 1:
-            pads = _constant(graph, f"{columns.output[0]}_pads", np.array([0, 1, 1, 0, 0, 1, 1, 0], np.int64))
-            pad = helper.make_node("Pad", [rows.input[0], pads], [columns.output[0]], mode="edge")
-            columns.CopyFrom(pad)
-
-
 def _narrow_slices(graph: onnx.GraphProto) -> None:
     """Slices name the axes that they cut, and no others: shape inference loses the batch otherwise."""
-    constants = _constants(graph)
+    constants = onnx_nodes.constants(graph)
     for node in graph.node:
-        if node.op_type != "Slice" or len(node.input) != 4 or any(name not in constants for name in node.input[1:]):
+        if node.op_type != "Slice" or len(node.input) > 4 or any(name not in constants for name in node.input[1:]):
             continue
+        if len(node.input) == 3:
+            ranks = np.arange(len(constants[node.input[1]]))
+            node.input.append(onnx_nodes.constant(graph, f"{node.output[0]}_axes", ranks))
+            constants[node.input[3]] = ranks
         starts, ends, axes = (constants[name] for name in node.input[1:])
         cuts = (starts != 0) | (ends < np.iinfo(np.int32).max)
         if not cuts.all() and cuts.any():
             for place, values in enumerate((starts, ends, axes), start=1):
-                node.input[place] = _constant(graph, f"{node.output[0]}_{place}", values[cuts].astype(np.int64))
+                node.input[place] = onnx_nodes.constant(
+                    graph, f"{node.output[0]}_{place}", values[cuts].astype(np.int64)
+                )
 
 
 def _pads_past_transposes(graph: onnx.GraphProto) -> None:
     """Transpose, Pad, and the Transpose back become one Pad of the other layout."""
-    constants, uses = _constants(graph), _uses(graph)
+    constants, uses = onnx_nodes.constants(graph), onnx_nodes.uses(graph)
     makers = {node.output[0]: node for node in graph.node}
     for last in list(graph.node):
         pad = makers.get(last.input[0]) if last.op_type == "Transpose" else None
-        if pad is None or not _pads_edges(pad) or uses[pad.output[0]] != 1:
+        if pad is None or not onnx_nodes.pads_edges(pad) or uses[pad.output[0]] != 1:
             continue
         first = makers.get(pad.input[0])
-        forth = _permutation(last)
+        forth = onnx_nodes.permutation(last)
         source = pad.input[0]
         before = constants[pad.input[1]].reshape(2, -1)
-        pads = _constant(graph, f"{last.output[0]}_pads", before[:, forth].reshape(-1))
+        pads = onnx_nodes.constant(graph, f"{last.output[0]}_pads", before[:, forth].reshape(-1))
         if first is not None and first.op_type == "Transpose" and uses[source] == 1:
-            if [_permutation(first)[axis] for axis in forth] != list(range(len(forth))):
+            if [onnx_nodes.permutation(first)[axis] for axis in forth] != list(range(len(forth))):
                 continue
             last.CopyFrom(helper.make_node("Pad", [first.input[0], pads], [last.output[0]], mode="edge"))
         else:
@@ -134,11 +98,11 @@ def _pads_past_transposes(graph: onnx.GraphProto) -> None:
 
 def _dense_in_layout(graph: onnx.GraphProto) -> None:
     """The columns of the dense layer at the start come in the order of the layout that is wanted: no transpose."""
-    constants, uses = _constants(graph), _uses(graph)
+    constants, uses = onnx_nodes.constants(graph), onnx_nodes.uses(graph)
     makers = {node.output[0]: node for node in graph.node}
     for transpose in list(graph.node):
         reshape = makers.get(transpose.input[0]) if transpose.op_type == "Transpose" else None
-        if reshape is None or reshape.op_type != "Reshape" or _permutation(transpose)[0] != 0:
+        if reshape is None or reshape.op_type != "Reshape" or onnx_nodes.permutation(transpose)[0] != 0:
             continue
         shape = constants.get(reshape.input[1])
         if shape is None or len(shape) < 2 or (shape[1:] < 1).any():
@@ -150,7 +114,7 @@ def _dense_in_layout(graph: onnx.GraphProto) -> None:
             if node.op_type in ("Add", "MatMul"):
                 weights.append((node, 1))
                 is_dense = node.op_type == "MatMul"
-            elif node.op_type not in ELEMENTWISE:
+            elif node.op_type not in onnx_nodes.ELEMENTWISE:
                 break
             if is_dense:
                 break
@@ -159,22 +123,22 @@ def _dense_in_layout(graph: onnx.GraphProto) -> None:
         columns = int(np.prod(shape[1:]))
         if not (is_dense and uses_once) or any(each is None or each.shape[-1:] != (columns,) for each in found):
             continue
-        forth = [axis - 1 for axis in _permutation(transpose)[1:]]
+        forth = [axis - 1 for axis in onnx_nodes.permutation(transpose)[1:]]
         order = np.arange(columns).reshape(shape[1:]).transpose(forth).reshape(-1)
         for (each, place), weight in zip(weights, found, strict=True):
             assert weight is not None
-            each.input[place] = _constant(graph, f"{each.output[0]}_in_layout", weight[..., order])
+            each.input[place] = onnx_nodes.constant(graph, f"{each.output[0]}_in_layout", weight[..., order])
         turned = np.array([shape[0], *shape[1:][forth]], np.int64)
-        reshaped = [reshape.input[0], _constant(graph, f"{reshape.output[0]}_in_layout", turned)]
+        reshaped = [reshape.input[0], onnx_nodes.constant(graph, f"{reshape.output[0]}_in_layout", turned)]
         transpose.CopyFrom(helper.make_node("Reshape", reshaped, [transpose.output[0]]))
 
 
 def _activations_first(graph: onnx.GraphProto) -> None:
     """Puts a convolution's activation right after it, before its results are laid out as pixels: the two run as one."""
-    uses = _uses(graph)
+    uses = onnx_nodes.uses(graph)
     makers = {node.output[0]: node for node in graph.node}
     for activation in list(graph.node):
-        if activation.op_type not in ELEMENTWISE:
+        if activation.op_type not in onnx_nodes.ELEMENTWISE:
             continue
         layout: list[onnx.NodeProto] = []
         before = makers.get(activation.input[0])
@@ -207,7 +171,7 @@ def _constant_shapes(model: onnx.ModelProto) -> None:
             for value in (*inferred.input, *inferred.value_info, *inferred.output)
             if value.type.tensor_type.HasField("shape")
         }
-        constants = _constants(graph)
+        constants = onnx_nodes.constants(graph)
         for node in graph.node:
             if node.op_type != "Reshape" or any(each not in dims for each in (node.input[0], node.output[0])):
                 continue
@@ -220,13 +184,13 @@ def _constant_shapes(model: onnx.ModelProto) -> None:
                 continue  # the batch does not stay what it is
             shape = [0, *wanted]
             if not np.array_equal(constants.get(node.input[1], []), shape):
-                node.input[1] = _constant(graph, f"{node.output[0]}_shape", np.array(shape, np.int64))
+                node.input[1] = onnx_nodes.constant(graph, f"{node.output[0]}_shape", np.array(shape, np.int64))
                 changed = True
 
 
 def _take_empty_batches(graph: onnx.GraphProto) -> None:
     """Where reshaping fails on an empty batch, such as einsum's of attention, runs on one row instead and drops it."""
-    constants = _constants(graph)
+    constants = onnx_nodes.constants(graph)
     shapes = [constants.get(node.input[1]) for node in graph.node if node.op_type == "Reshape"]
     if all(shape is not None and shape[0] == 0 for shape in shapes):
         return
@@ -235,7 +199,7 @@ def _take_empty_batches(graph: onnx.GraphProto) -> None:
             renamed = [{"z": "z_rows", "image": "image_rows"}.get(name, name) for name in field]
             del field[:]
             field.extend(renamed)
-    zero = _constant(graph, "zero", np.array([0], np.int64))
+    zero = onnx_nodes.constant(graph, "zero", np.array([0], np.int64))
     make = helper.make_node
     graph.node.extend(
         [
@@ -258,10 +222,10 @@ def _pixels_in_blocks(model: onnx.ModelProto) -> None:
     graph = model.graph
     inferred = onnx.shape_inference.infer_shapes(model).graph
     shapes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in inferred.value_info}
-    constants, uses = _constants(graph), _uses(graph)
+    constants, uses = onnx_nodes.constants(graph), onnx_nodes.uses(graph)
     takers = {name: node for node in graph.node for name in node.input}
     for layout in list(graph.node):
-        if layout.op_type != "DepthToSpace" or _attribute(layout, "blocksize") != 2:
+        if layout.op_type != "DepthToSpace" or onnx_nodes.attribute(layout, "blocksize") != 2:
             continue
         if any(each.name == "mode" and each.s != b"DCR" for each in layout.attribute):
             continue
@@ -277,7 +241,9 @@ def _pixels_in_blocks(model: onnx.ModelProto) -> None:
             crops.append(taker)
             last = taker
         back = takers.get(last.output[0]) if uses[last.output[0]] == 1 else None
-        ends_channels_last = back is not None and back.op_type == "Transpose" and _permutation(back) == FORTH
+        ends_channels_last = (
+            back is not None and back.op_type == "Transpose" and onnx_nodes.permutation(back) == onnx_nodes.FORTH
+        )
         name, result = layout.output[0], back.output[0] if back is not None and ends_channels_last else last.output[0]
         nodes: list[onnx.NodeProto] = []
 
@@ -286,24 +252,27 @@ def _pixels_in_blocks(model: onnx.ModelProto) -> None:
             nodes.append(helper.make_node(kind, list(inputs), [output], **settings))
             return output
 
-        rows = _constant(graph, f"{name}_rows", np.array([0, height, width, 2, channels // 2], np.int64))
-        pixels = _constant(graph, f"{name}_pixels", np.array([0, 2 * height, 2 * width, channels // 4], np.int64))
-        x = add("Reshape", add("Transpose", layout.input[0], perm=FORTH), rows)
+        rows = onnx_nodes.constant(graph, f"{name}_rows", np.array([0, height, width, 2, channels // 2], np.int64))
+        pixels = onnx_nodes.constant(
+            graph, f"{name}_pixels", np.array([0, 2 * height, 2 * width, channels // 4], np.int64)
+        )
+        x = add("Reshape", add("Transpose", layout.input[0], perm=onnx_nodes.FORTH), rows)
         x = add("Reshape", add("Transpose", x, perm=[0, 1, 3, 2, 4]), pixels)
         for crop in crops:
-            axes = np.array([FORTH.index(axis % 4) for axis in constants[crop.input[3]]], np.int64)
-            x = add("Slice", x, *crop.input[1:3], _constant(graph, f"{crop.output[0]}_axes", axes), *crop.input[4:])
+            axes = np.array([onnx_nodes.FORTH.index(axis % 4) for axis in constants[crop.input[3]]], np.int64)
+            x = add(
+                "Slice",
+                x,
+                *crop.input[1:3],
+                onnx_nodes.constant(graph, f"{crop.output[0]}_axes", axes),
+                *crop.input[4:],
+            )
         if not ends_channels_last:
-            add("Transpose", x, perm=BACK)
+            add("Transpose", x, perm=onnx_nodes.BACK)
         nodes[-1].output[0] = result
         for node in (layout, *crops, *([back] if back is not None and ends_channels_last else [])):
             graph.node.remove(node)
         graph.node.extend(nodes)
-
-
-def _constant(graph: onnx.GraphProto, name: str, value: np.ndarray) -> str:
-    graph.initializer.append(numpy_helper.from_array(value, name))
-    return name
 
 
 def _drop_unused(graph: onnx.GraphProto) -> None:

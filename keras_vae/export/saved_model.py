@@ -13,6 +13,7 @@ import tensorflow as tf
 from keras_vae.export import seal, warmup
 from keras_vae.export.errors import ExportError
 from keras_vae.export.formats import LATENTS, NOISE, Opened
+from keras_vae.export.once import compute_weights_once
 from keras_vae.support.true_float32 import CPU, true_float32
 
 SIGNATURE = "serving_default"
@@ -44,15 +45,17 @@ def write(
     In assets.extra are requests that TF Serving warms up with, and the metadata with the sums of all files.
     """
 
+    latent_dim = decoder.input_shape[1]
+    spec = tf.TensorSpec((None, latent_dim), tf.float32, name=LATENTS)
+    run, weights = compute_weights_once(lambda z: decoder(z, training=False), spec)
+
     def decode(z: tf.Tensor) -> tf.Tensor:
-        return _with_empty_batches(lambda z: decoder(z, training=False), z)
+        return _with_empty_batches(run, z)
 
     # Not Keras's ExportArchive, which writes each weight twice (3.15): its variables' two faces count as two.
     module = tf.Module()
-    module.weights = [
-        variable.value for model in (decoder, prior, encoder) if model is not None for variable in model.variables
-    ]
-    latent_dim = decoder.input_shape[1]
+    others = [variable.value for model in (prior, encoder) if model is not None for variable in model.variables]
+    module.weights = [*weights, *others]
     signatures = {
         SIGNATURE: _image_function(decode, latent_dim, LATENTS),
         "sample": _sample_function(decode, prior, latent_dim),

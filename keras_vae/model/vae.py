@@ -271,6 +271,7 @@ class VAE(GenerativeModel):
             "image_shape": self.image_shape,
             "latent_dim": self.latent_dim,
             "network": self.network,
+            "layout": networks.LAYOUT,
             "network_options": self.network_options,
             "perceptual": keras.saving.serialize_keras_object(self.perceptual),
             "perceptual_weight": self.perceptual_weight,
@@ -286,6 +287,7 @@ class VAE(GenerativeModel):
     @keras_defaults()
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> VAE:
         config = dict(config)
+        networks.check_layout(config["network"], config.pop("layout", 1), own="encoder" in config)
         for name in ("perceptual", "likelihood", "encoder", "decoder"):
             if isinstance(config.get(name), dict):
                 config[name] = keras.saving.deserialize_keras_object(config[name], custom_objects)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ import tensorflow as tf
 
 from keras_vae import VAE, InputError
 from keras_vae.model import networks
+from keras_vae.model.layers import UpsampledConv2D
+from keras_vae.runs.keras_file import load_vae
 
 
 @pytest.mark.parametrize("network", sorted(networks.FAMILIES))
@@ -34,11 +38,13 @@ def test_shapes(network: str, shape: tuple[int, int, int]) -> None:
 def test_layers_are_the_papers() -> None:
     encoder, decoder = networks.build("dfc", (64, 64, 3), 100, "float32")
     down = [layer for layer in encoder.layers if isinstance(layer, keras.layers.Conv2D)]
-    up = [layer for layer in decoder.layers if isinstance(layer, keras.layers.Conv2D)]
+    up = [layer for layer in decoder.layers if isinstance(layer, UpsampledConv2D)]
     assert [(conv.filters, conv.kernel_size, conv.strides) for conv in down] == [
         (width, (4, 4), (2, 2)) for width in (32, 64, 128, 256)
     ]
-    assert [(conv.filters, conv.kernel_size) for conv in up] == [(width, (3, 3)) for width in (128, 64, 32, 3)]
+    assert [(conv.filters, conv.kernel_size, conv.strides, conv.padding) for conv in up] == [
+        (width, (3, 3), (1, 1), "edge") for width in (128, 64, 32, 3)
+    ]
     assert decoder.get_layer("project").units == 4 * 4 * 256
 
 
@@ -93,6 +99,27 @@ def test_families_train_save_and_export(network: str, shape: tuple[int, int, int
     assert vae.export(tmp_path / "decoder.onnx", format="onnx").passed
     if shape[2] == 1:
         assert vae.export(tmp_path / "1").passed
+
+
+@pytest.mark.parametrize("network", ["dfc", "resnet"])
+def test_files_of_the_layers_before_are_refused_in_one_line(network: str, tmp_path: Path) -> None:
+    vae = VAE((16, 16, 3), 2, network, perceptual=None, network_options={"width": 8})
+    vae.save(tmp_path / "vae.keras")
+    with zipfile.ZipFile(tmp_path / "vae.keras") as file:
+        parts = {name: file.read(name) for name in file.namelist()}
+    config = json.loads(parts["config.json"])
+    assert config["config"].pop("layout") == networks.LAYOUT
+    parts["config.json"] = json.dumps(config).encode()
+    with zipfile.ZipFile(tmp_path / "old.keras", "w") as file:
+        for name, content in parts.items():
+            file.writestr(name, content)
+    for load, where in ((load_vae, str(tmp_path / "old.keras")), (keras.saving.load_model, "")):
+        with pytest.raises(
+            InputError, match=f"{network!r} had other layers .* set_weights .* or train again"
+        ) as refused:
+            load(tmp_path / "old.keras")
+        assert "\n" not in str(refused.value)
+        assert where in str(refused.value)
 
 
 def test_replication_padding_repeats_the_border() -> None:

@@ -1,0 +1,109 @@
+"""Networks of the user's own."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from keras_vae.model.parts import ImageShape, SafeLogVariance
+from keras_vae.support.errors import InputError
+from keras_vae.support.keras_defaults import keras_defaults
+
+
+@keras_defaults()
+def adopt(
+    encoder: keras.Model, decoder: keras.Model, image_shape: ImageShape, latent_dim: int
+) -> tuple[keras.Model, keras.Model, ImageShape, int]:
+    """Makes any Keras encoder and decoder fit: named float32 outputs, a log-variance in a safe range.
+
+    Args:
+        encoder: from images to {"mean", "log_var"}, to the two in that order, or to one output
+            (batch, 2 * latent_dim), the means first.
+        decoder: from latents to images in [0, 1].
+        image_shape, latent_dim: what to call the models with where they do not say themselves.
+
+    Returns:
+        encoder, decoder, image_shape, latent_dim. What fits already is returned as it is.
+
+    Raises:
+        InputError: outputs of another form, models that do not fit each other, or images outside [0, 1].
+    """
+    for role, model in (("encoder", encoder), ("decoder", decoder)):
+        if not isinstance(model, keras.Model):
+            raise InputError(f"{role}={model!r}: give a Keras model")
+    image = keras.Input(_declared(encoder, "encoder", image_shape), name="image")
+    z = keras.Input(_declared(decoder, "decoder", (latent_dim,)), name="z")
+    outputs, decoded = encoder(image), decoder(z)
+    posterior = _named_posterior(outputs)
+    if not keras.utils.is_keras_tensor(decoded) or tuple(decoded.shape[1:]) != tuple(image.shape[1:]):
+        raise InputError(
+            f"the decoder makes {_shape(decoded)} of latents, the encoder takes images {tuple(image.shape)}: "
+            "give a pair that fits"
+        )
+    if posterior["mean"].shape[1] != z.shape[1]:
+        raise InputError(
+            f"the encoder makes {posterior['mean'].shape[1]} latents, the decoder takes {z.shape[1]}: give a pair that "
+            "fits (one output of the encoder is read as means and log-variances side by side)"
+        )
+    if not (isinstance(outputs, dict) and any(isinstance(layer, SafeLogVariance) for layer in encoder.layers)):
+        mean = layers.Activation("linear", dtype="float32", name="mean")(posterior["mean"])
+        log_var = SafeLogVariance(dtype="float32", name="log_var")(posterior["log_var"])
+        encoder = keras.Model(image, {"mean": mean, "log_var": log_var}, name="encoder")
+    if keras.backend.standardize_dtype(decoded.dtype) != "float32":
+        decoder = keras.Model(z, layers.Activation("linear", dtype="float32", name="image")(decoded), name="decoder")
+    # A linear end is 0 for latents of zeros; it fits a Gaussian likelihood, though no pictures.
+    far_out = 100.0 * np.random.default_rng(0).standard_normal((16, z.shape[1])).astype(np.float32)
+    for latents, severe in ((np.zeros_like(far_out), True), (far_out, False)):
+        made = ops.convert_to_numpy(decoder(latents))
+        if not (made.min() >= 0.0 and made.max() <= 1.0):
+            message = f"the decoder makes values from {made.min():g} to {made.max():g}: end it with a sigmoid, for "
+            if severe:
+                raise InputError(f"{message}images in [0, 1]")
+            warnings.warn(f"{message}images in [0, 1] whatever the latents", stacklevel=3)
+            break
+    return encoder, decoder, tuple(image.shape[1:]), int(z.shape[1])
+
+
+def _declared(model: keras.Model, role: str, otherwise: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of one input of a model, less the batch."""
+    shape = getattr(model, "input_shape", None) if model.built else None
+    if shape is None:
+        return otherwise
+    if isinstance(shape, (list, dict)) or len(shape) != len(otherwise) + 1 or None in shape[1:]:
+        wanted = "(height, width, channels)" if role == "encoder" else "(latents,)"
+        raise InputError(f"the {role} takes {shape}: give one with a single input of fixed shape, {wanted}")
+    return tuple(shape[1:])
+
+
+def _named_posterior(outputs: Any) -> dict[str, Any]:
+    if isinstance(outputs, dict) and set(outputs) == {"mean", "log_var"}:
+        posterior = outputs
+    elif isinstance(outputs, (list, tuple)) and len(outputs) == 2:
+        posterior = dict(zip(("mean", "log_var"), outputs, strict=True))
+    elif keras.utils.is_keras_tensor(outputs) and len(outputs.shape) == 2 and (outputs.shape[1] or 1) % 2 == 0:
+        half = outputs.shape[1] // 2
+        posterior = {"mean": outputs[:, :half], "log_var": outputs[:, half:]}
+    else:
+        posterior = {}
+    if (
+        not posterior
+        or any(len(part.shape) != 2 for part in posterior.values())
+        or (posterior["mean"].shape != posterior["log_var"].shape)
+    ):
+        raise InputError(
+            f"the encoder returns {_shape(outputs)}: give one that returns {{'mean', 'log_var'}}, "
+            "the two in that order, or one output (batch, 2 * latent_dim)"
+        )
+    return posterior
+
+
+def _shape(outputs: Any) -> str:
+    if isinstance(outputs, dict):
+        return "{" + ", ".join(f"{name!r}: {_shape(part)}" for name, part in outputs.items()) + "}"
+    if isinstance(outputs, (list, tuple)):
+        return ", ".join(map(_shape, outputs)) or "nothing"
+    return str(tuple(outputs.shape))

@@ -355,7 +355,7 @@ def _without(change: str) -> None:
     from keras import ops
 
     from keras_vae import PerceptualLoss
-    from keras_vae.model import layers
+    from keras_vae.networks import layers
 
     def distances(self: Any, targets: list[Any], decoded: Any) -> Any:
         pairs = zip(targets, self.features(decoded), strict=True)
@@ -378,7 +378,7 @@ def _ours(kind: str, case: dict[str, Any]) -> Answer:
     import tensorflow as tf
 
     from keras_vae import OBJECTIVES, VAE
-    from keras_vae.model.layers import UpsampledConv2D
+    from keras_vae.networks.layers import UpsampledConv2D
 
     _without(kind.removeprefix("ours without "))
     keras.utils.set_random_seed(0)

@@ -15,10 +15,10 @@ from keras_vae.support.backend import load_tensorflow
 from keras_vae.support.errors import InputError
 
 if TYPE_CHECKING:
-    from keras_vae import data
+    from keras_vae import data, networks
     from keras_vae.features import perceptual
     from keras_vae.features.perceptual import PerceptualLoss
-    from keras_vae.model import distributions, networks, priors, schedules
+    from keras_vae.model import distributions, priors, schedules
     from keras_vae.model.distributions import DiagonalGaussian
     from keras_vae.model.vae import VAE
     from keras_vae.runs.pretrained import from_pretrained
@@ -32,22 +32,25 @@ _HOMES = {
 }
 _IN_FILES = {  # classes that .keras files name
     "ActiveUnits": "keras_vae.model.metrics",
+    "BatchNormalization": "keras_vae.networks.layers",
     "Bernoulli": "keras_vae.model.distributions",
     "DiscretizedLogistic": "keras_vae.model.distributions",
     "FlowMatchingPrior": "keras_vae.model.priors",
     "Gaussian": "keras_vae.model.distributions",
     "GaussianCalibrated": "keras_vae.model.distributions",
+    "HalvingConv2D": "keras_vae.networks.layers",
     "PerceptualLoss": "keras_vae.features.perceptual",
-    "ReplicationPadding2D": "keras_vae.model.networks",
+    "ReplicationPadding2D": "keras_vae.networks.parts",
     "RunningVariance": "keras_vae.model.distributions",
-    "SafeLogVariance": "keras_vae.model.networks",
+    "SafeLogVariance": "keras_vae.networks.parts",
     "StandardNormal": "keras_vae.model.priors",
+    "UpsampledConv2D": "keras_vae.networks.layers",
     "VAE": "keras_vae.model.vae",
 }
 _MODULES = {
     "data": "keras_vae.data",
     "distributions": "keras_vae.model.distributions",
-    "networks": "keras_vae.model.networks",
+    "networks": "keras_vae.networks",
     "perceptual": "keras_vae.features.perceptual",
     "priors": "keras_vae.model.priors",
     "schedules": "keras_vae.model.schedules",

@@ -16,11 +16,11 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 import keras_vae
-from keras_vae import cli
+from keras_vae import cli, networks
 from keras_vae.data import tfds_builders
 from keras_vae.export.formats import FORMATS
 from keras_vae.features import perceptual
-from keras_vae.model import distributions, networks, priors
+from keras_vae.model import distributions, priors
 
 pytest_plugins = ("browser",)  # fixtures that several modules share, and take long to make
 

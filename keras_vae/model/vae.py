@@ -10,9 +10,10 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from keras_vae import networks
 from keras_vae.data import image_batches
 from keras_vae.features.perceptual import PerceptualLoss, perceptual_loss
-from keras_vae.model import distributions, feature_terms, metrics, networks, priors, watch
+from keras_vae.model import distributions, feature_terms, metrics, priors, watch
 from keras_vae.model.averaging import AveragedWeights
 from keras_vae.model.generative import GenerativeModel
 from keras_vae.model.presets import DEFAULT_LAYERS, DEFAULT_PERCEPTUAL_WEIGHT

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import fields
 from pathlib import Path
 
+from keras_vae import networks
 from keras_vae.data import loading
 from keras_vae.features.perceptual import PerceptualLoss
-from keras_vae.model import networks
 from keras_vae.model.distributions import check_likelihood
 from keras_vae.model.feature_terms import check_perceptual_weight
 from keras_vae.model.schedules import KL_SCHEDULES, check_target

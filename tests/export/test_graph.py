@@ -17,8 +17,8 @@ from keras import layers, ops
 
 from keras_vae import VAE
 from keras_vae.export import export_decoder, graph
-from keras_vae.model.layers import UpsampledConv2D, edge_padded
-from keras_vae.model.networks import ReplicationPadding2D
+from keras_vae.networks import ReplicationPadding2D
+from keras_vae.networks.layers import UpsampledConv2D, edge_padded
 
 
 def randomized(model: keras.Model) -> keras.Model:

@@ -16,24 +16,12 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_vae.model.dfc import dfc_decoder, dfc_encoder
-from keras_vae.model.own import adopt
-from keras_vae.model.parts import ImageShape, ReplicationPadding2D, SafeLogVariance
-from keras_vae.model.resnet import check_resnet_options, resnet_decoder, resnet_encoder
+from keras_vae.networks.dfc import dfc_decoder, dfc_encoder
+from keras_vae.networks.own import adopt
+from keras_vae.networks.parts import ImageShape
+from keras_vae.networks.resnet import check_resnet_options, resnet_decoder, resnet_encoder
 from keras_vae.support.errors import InputError
 from keras_vae.support.keras_defaults import keras_defaults
-
-__all__ = [
-    "FAMILIES",
-    "Family",
-    "ReplicationPadding2D",
-    "SafeLogVariance",
-    "adopt",
-    "build",
-    "check",
-    "check_layout",
-    "make",
-]
 
 LEAST_SIZE = 16
 LAYOUT = 2  # of the weights in a .keras file; 1 had a layer for each step of a block

@@ -12,9 +12,8 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from keras_vae import OBJECTIVES, VAE
-from keras_vae.model import networks
-from keras_vae.model.layers import BatchNormalization, HalvingConv2D, UpsampledConv2D
+from keras_vae import OBJECTIVES, VAE, networks
+from keras_vae.networks.layers import BatchNormalization, HalvingConv2D, UpsampledConv2D
 
 Shape = tuple[int, ...]
 
@@ -193,7 +192,7 @@ def test_mixed_precision_is_no_less_exact(network: str) -> None:
 
 def test_matrix_products_equal_the_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
     """In float32, where nothing is rounded away that could hide a slip."""
-    monkeypatch.setattr("keras_vae.model.layers.as_matrix", lambda images, places, most: places <= most)
+    monkeypatch.setattr("keras_vae.networks.layers.as_matrix", lambda images, places, most: places <= most)
     for model in networks.build("dfc", (64, 64, 3), 8, "float32", {"width": 8}):
         randomized(model)
         assert_close(everything(model), everything(written(model)))

@@ -8,8 +8,8 @@ from typing import Any
 import keras
 from keras import layers
 
-from keras_vae.model.layers import BatchNormalization, HalvingConv2D, UpsampledConv2D
-from keras_vae.model.parts import ImageShape, doublings, posterior
+from keras_vae.networks.layers import BatchNormalization, HalvingConv2D, UpsampledConv2D
+from keras_vae.networks.parts import ImageShape, doublings, posterior
 
 BLOCKS = 4
 # Hou et al. give no slope; 0.2 is that of their code (houxianxu/DFC-VAE, CVAE.lua).

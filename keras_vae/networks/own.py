@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from keras_vae.model.parts import ImageShape, SafeLogVariance
+from keras_vae.networks.parts import ImageShape, SafeLogVariance
 from keras_vae.support.errors import InputError
 from keras_vae.support.keras_defaults import keras_defaults
 

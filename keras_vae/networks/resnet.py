@@ -9,8 +9,8 @@ from typing import Any
 import keras
 from keras import layers
 
-from keras_vae.model.layers import UpsampledConv2D
-from keras_vae.model.parts import ImageShape, doublings, posterior
+from keras_vae.networks.layers import UpsampledConv2D
+from keras_vae.networks.parts import ImageShape, doublings, posterior
 from keras_vae.support.errors import InputError
 
 SMALLEST = 8  # pixels a side of the lowest resolution, at most
@@ -37,7 +37,7 @@ def resnet_encoder(
         attention: whether the lowest resolution has self-attention between its two last blocks.
 
     Returns:
-        as `keras_vae.model.dfc.dfc_encoder`.
+        as `keras_vae.networks.dfc.dfc_encoder`.
     """
     image = keras.Input(image_shape, name="image")
     halvings = _halvings(image_shape)
@@ -57,7 +57,7 @@ def resnet_decoder(
 ) -> keras.Model:
     """The mirror of `resnet_encoder`, with nearest x2 upsampling and a sigmoid at the end.
 
-    Args as in `resnet_encoder`; returns as `keras_vae.model.dfc.dfc_decoder`.
+    Args as in `resnet_encoder`; returns as `keras_vae.networks.dfc.dfc_decoder`.
     """
     halvings = _halvings(image_shape)
     lowest, crops = doublings(image_shape, halvings)

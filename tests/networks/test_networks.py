@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_vae import VAE, InputError
-from keras_vae.model import networks
-from keras_vae.model.layers import UpsampledConv2D
+from keras_vae import VAE, InputError, networks
+from keras_vae.networks.layers import UpsampledConv2D
 from keras_vae.runs.keras_file import load_vae
 
 

@@ -19,7 +19,7 @@ from keras_vae.model.generative import GenerativeModel
 from keras_vae.model.presets import DEFAULT_LAYERS, DEFAULT_PERCEPTUAL_WEIGHT
 from keras_vae.model.state import Untracked
 from keras_vae.support import precision, replicas
-from keras_vae.support.errors import InputError, check_count, check_weight
+from keras_vae.support.errors import InputError, check_weight
 from keras_vae.support.keras_defaults import keras_defaults
 
 
@@ -98,13 +98,7 @@ class VAE(GenerativeModel):
         self.network, self.network_options = network, dict(network_options or {})
         self.own_networks = encoder is not None or decoder is not None
         self.encoder, self.decoder, self.image_shape, self.latent_dim = networks.make(
-            network,
-            image_shape,
-            check_count("latent_dim", latent_dim),
-            self.dtype_policy,
-            self.network_options,
-            encoder,
-            decoder,
+            network, image_shape, latent_dim, self.dtype_policy, self.network_options, encoder, decoder
         )
         self.seed = seed
         self.initial_beta = check_weight("beta", beta)

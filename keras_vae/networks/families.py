@@ -20,7 +20,7 @@ from keras_vae.networks.dfc import dfc_decoder, dfc_encoder
 from keras_vae.networks.own import adopt
 from keras_vae.networks.parts import ImageShape
 from keras_vae.networks.resnet import check_resnet_options, resnet_decoder, resnet_encoder
-from keras_vae.support.errors import InputError
+from keras_vae.support.errors import InputError, check_count
 from keras_vae.support.keras_defaults import keras_defaults
 
 LEAST_SIZE = 16
@@ -152,7 +152,7 @@ def make(
     Raises:
         InputError: they cannot be had, do not fit in memory, or both a family and networks are named.
     """
-    image_shape = check_image_shape(image_shape)
+    image_shape, latent_dim = check_image_shape(image_shape), check_count("latent_dim", latent_dim)
     if encoder is None and decoder is None:
         try:
             return (*build(network, image_shape, latent_dim, dtype, options), image_shape, latent_dim)

@@ -18,9 +18,9 @@ from keras_vae.runs.folder import read_config
 from keras_vae.support.errors import InputError, check_count, check_weight
 from keras_vae.support.precision import PRECISIONS
 from keras_vae.support.precision import check as check_precision
-from keras_vae.training.limits import DEFAULT_EPOCHS
 
 AUTO = "auto"
+DEFAULT_EPOCHS = 5  # where a run has no limit
 SOURCES = "'avatars', 'tfds:NAME[/CONFIG][:SPLIT]', a folder of images, or an .npy or .npz file"
 LIMITS = ("epochs", "steps", "minutes")
 # What may change when a run is resumed; anything else would make it a different run.

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from keras_vae.training.config import TrainingConfig
-
-DEFAULT_EPOCHS = 5
+from keras_vae.training.config import DEFAULT_EPOCHS, TrainingConfig
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from keras_vae.export.files import aside, check_parent
 from keras_vae.export.formats import FORMATS, PRECISIONS, Runner, format_of, open_artifact
 from keras_vae.export.generator import compose
 from keras_vae.export.verify import Report, joined, verify
+from keras_vae.support import keras_internals
 from keras_vae.support.files import replace
 from keras_vae.support.keras_defaults import keras_defaults
 from keras_vae.support.true_float32 import true_float32
@@ -153,7 +154,7 @@ def float32_copy(decoder: keras.Model) -> keras.Model:
         ExportError: a model of mixed precision that Keras cannot rebuild: a subclassed one, or one with functions that
             are not registered.
     """
-    if all(layer.compute_dtype == "float32" for layer in decoder._flatten_layers()):
+    if all(layer.compute_dtype == "float32" for layer in keras_internals.all_layers(decoder)):
         return decoder
 
     def in_float32(layer: keras.layers.Layer) -> keras.layers.Layer:

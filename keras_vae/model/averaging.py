@@ -11,6 +11,8 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from keras_vae.support import keras_internals
+
 
 class AveragedWeights:
     """Exponential moving averages of a model's weights and statistics (Polyak and Juditsky 1992).
@@ -47,7 +49,9 @@ class AveragedWeights:
         if self._optimizer is None or not int(ops.convert_to_numpy(self._optimizer.iterations)):
             return []
         weights = zip(
-            self._optimizer._trainable_variables, self._optimizer._model_variables_moving_average, strict=True
+            keras_internals.trained_variables(self._optimizer),
+            keras_internals.moving_averages(self._optimizer),
+            strict=True,
         )
         return [*weights, *self.statistics_pairs()]
 

@@ -21,14 +21,14 @@ from keras_vae.features.perceptual import PerceptualLoss
 from keras_vae.model import compiling, schedules, watch
 from keras_vae.model.averaging import restored, swapped
 from keras_vae.model.state import StatefulModel
-from keras_vae.support import precision, replicas
+from keras_vae.support import keras_internals, precision, replicas
 from keras_vae.support.errors import InputError, check_count
 
 KERAS_BATCH = 32  # images, where no batch size is given
 SHARE_MARK = "fewer images than replicas"
 
 
-class CheckedModel(StatefulModel):
+class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
     """A Keras model of images that brings its own loss and metrics.
 
     Attributes:
@@ -48,7 +48,7 @@ class CheckedModel(StatefulModel):
     @functools.cached_property
     def computes_in_float16(self) -> bool:
         """Whether any layer does."""
-        layers = [*self.encoder._flatten_layers(), *self.decoder._flatten_layers()]
+        layers = [*keras_internals.all_layers(self.encoder), *keras_internals.all_layers(self.decoder)]
         return "float16" in {self.compute_dtype, *(layer.compute_dtype for layer in layers)}
 
     @functools.cached_property
@@ -194,7 +194,7 @@ class CheckedModel(StatefulModel):
             InputError: as `fit`.
         """
         options = {"callbacks": callbacks}
-        within_fit = "_use_cached_eval_dataset" in kwargs
+        within_fit = keras_internals.is_within_fit(kwargs)
         if not within_fit:
             self._check_compiled("evaluate")
             if sample_weight is not None:
@@ -262,9 +262,6 @@ class CheckedModel(StatefulModel):
     def make_test_function(self, force: bool = False) -> Any:
         self.load_perceptual()
         return super().make_test_function(force)
-
-    def _maybe_symbolic_build(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the model is built when it is made, and Keras 3.15 fails here to put replicas' batches together."""
 
     # What comes in, and what goes wrong --------------------------------------------------------
 

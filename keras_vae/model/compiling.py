@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from keras_vae.model.presets import DEFAULT_LEARNING_RATE
+from keras_vae.support import keras_internals
 from keras_vae.support.errors import InputError
 
 # Where float16's loss scale starts. Keras starts at 2^15, meant for losses near 1. Likelihoods are sums over pixels, of
@@ -34,7 +35,9 @@ def optimizer_for(optimizer: Any, variables: list[Any]) -> keras.optimizers.Opti
             f"unknown optimizer {optimizer!r}: give a Keras optimizer, or a name such as 'adam'"
         ) from error
     inner = getattr(found, "inner_optimizer", found)
-    if inner.built and [id(each) for each in inner._trainable_variables] != [id(each) for each in variables]:
+    if inner.built and [id(each) for each in keras_internals.trained_variables(inner)] != [
+        id(each) for each in variables
+    ]:
         raise InputError(
             "the optimizer was made for other weights, of another model or before some were frozen: give a new one"
         )

@@ -14,6 +14,7 @@ from keras import ops
 
 from keras_vae.model import priors
 from keras_vae.model.averaging import AveragedWeights, restored
+from keras_vae.support import keras_internals
 from keras_vae.support.errors import InputError, check_weight
 
 
@@ -42,7 +43,7 @@ class StatefulModel(keras.Model):
         """What the forward pass of a training step may assign: statistics, counters, the state of noise."""
         found = [variable for part in self._parts() for variable in part.non_trainable_variables]
         for network in (self.encoder, self.decoder):
-            for layer in network._flatten_layers():
+            for layer in keras_internals.all_layers(network):
                 if isinstance(layer, keras.layers.SpectralNormalization):  # it assigns its kernel, divided, anew
                     found += layer.trainable_variables
         return [*found, self.train_noise.state]

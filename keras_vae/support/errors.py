@@ -7,15 +7,15 @@ import numbers
 import operator
 from typing import Any
 
+from keras_vae.support.keras_internals import RaisedAsIs
 
-class InputError(ValueError):
+
+class InputError(RaisedAsIs, ValueError):
     """Wrong use or bad input: the message says what, where and what to do.
 
     A `ValueError`, so that users of the library catch it like any wrong argument. The command line prints only its
     message, without a traceback, and exits with 2.
     """
-
-    _keras_call_info_injected = True  # or Keras would wrap a paragraph around what `vae(images)` raises
 
 
 class NotFiniteError(InputError):

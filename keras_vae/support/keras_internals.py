@@ -1,0 +1,60 @@
+"""What is used of Keras beyond its public API, each with why, and the version it was last needed with.
+
+Everything else in the package keeps to the public API; look here first when a new Keras breaks something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import keras
+
+
+def all_layers(network: keras.Model) -> list[keras.layers.Layer]:
+    """Every layer in a network, those within other layers and models too.
+
+    Keras 3.15 has no public way to them: `layers` stops at the first level.
+    """
+    return list(network._flatten_layers())
+
+
+def trained_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:
+    """The variables that an optimizer was built for. Keras 3.15 tells them to nobody."""
+    return list(optimizer._trainable_variables)
+
+
+def moving_averages(optimizer: keras.optimizers.Optimizer) -> list[Any]:
+    """The averages of an optimizer with `use_ema=True`, in the order of `trained_variables`.
+
+    Keras 3.15 hands them out by overwriting the weights alone, at the end of `fit` or in `SwapEMAWeights`
+    (keras-team/keras#18949); evaluation and export need them beside the weights.
+    """
+    return list(optimizer._model_variables_moving_average)
+
+
+def is_within_fit(options: Mapping[str, Any]) -> bool:
+    """Whether `evaluate` was called by `fit`, which Keras 3.15 shows by an option of its own."""
+    return "_use_cached_eval_dataset" in options
+
+
+class BuiltBeforehand:
+    """A base of models that are built when they are made.
+
+    `fit` of Keras 3.15 builds and compiles a model symbolically from the first batch, and fails to do so with a batch
+    that is shared by several workers (keras-team/keras#20585).
+    """
+
+    def _maybe_symbolic_build(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing."""
+
+
+class RaisedAsIs:
+    """A base of exceptions whose message stays as it is.
+
+    Keras 3.15 rewrites what a model's `call` raises into a paragraph that lists the arguments, except for exceptions
+    that it has marked so already (keras-team/keras#23183).
+    """
+
+    _keras_call_info_injected = True

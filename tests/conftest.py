@@ -17,7 +17,7 @@ from PIL import Image
 
 import keras_vae
 from keras_vae import cli, networks
-from keras_vae.data import tfds_builders
+from keras_vae.data.tfds import builders
 from keras_vae.export.formats import FORMATS
 from keras_vae.features import perceptual
 from keras_vae.model import distributions, priors
@@ -67,8 +67,8 @@ def celeb_a(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     parts = {"train": 24, "validation": 8, "test": 8}
     splits = [tfds.core.SplitInfo(name, [count], 0, template) for name, count in parts.items()]
     builder.info.set_splits(tfds.core.splits.SplitDict(splits))
-    monkeypatch.setattr(tfds_builders, "find", lambda name: builder)
-    monkeypatch.setattr(tfds_builders, "is_prepared", lambda builder: True)
+    monkeypatch.setattr(builders, "find", lambda name: builder)
+    monkeypatch.setattr(builders, "is_prepared", lambda builder: True)
     with tfds.testing.mock_data(num_examples=24):
         yield builder
 

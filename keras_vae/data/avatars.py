@@ -11,8 +11,8 @@ import joblib
 import numpy as np
 import tensorflow_datasets as tfds
 
-from keras_vae.data import tfds_builders, tfds_sets
 from keras_vae.data.sources import DEFAULT_SIZE, Named, Opened, Request, Source, is_named
+from keras_vae.data.tfds import builders, sets
 from keras_vae.support import progress
 from keras_vae.support.errors import InputError
 
@@ -113,10 +113,10 @@ def open(source: Named, request: Request) -> Opened:
     """
     size = request.image_size or DEFAULT_SIZE
     builder = builder_for(size)
-    if not tfds_builders.is_prepared(builder):
+    if not builders.is_prepared(builder):
         print("the avatars are drawn: a minute or so")
-    tfds_builders.prepare(builder)
-    return tfds_sets.open_builder(NAME, builder, replace(request, image_size=size))
+    builders.prepare(builder)
+    return sets.open_builder(NAME, builder, replace(request, image_size=size))
 
 
 def builder_for(size: int) -> Any:
@@ -129,7 +129,7 @@ def builder_for(size: int) -> Any:
     drawn = next((candidate for candidate in sizes if candidate >= size), None)
     if drawn is None:
         raise InputError(f"avatars are drawn at up to {sizes[-1]} pixels a side: image size {size} is too large")
-    return tfds_builders.find(f"avatars/{drawn}x{drawn}")
+    return builders.find(f"avatars/{drawn}x{drawn}")
 
 
 def _drawing() -> Any:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from keras_vae.data import folders, tfds_builders
+from keras_vae.data import folders
 from keras_vae.data.image_files import scan
 from keras_vae.data.loading import check_outside, kind_of, load
+from keras_vae.data.tfds import builders
 from keras_vae.support import pictures, progress
 from keras_vae.support.files import check_output_file
 
@@ -79,9 +80,9 @@ def prepare(name: str) -> dict[str, Any]:
     Raises:
         InputError: there is no such set, its files cannot be had, or its place cannot be written to.
     """
-    parsed = tfds_builders.Name.parse(name.removeprefix("tfds:"))
-    builder = tfds_builders.find(parsed.builder)
-    tfds_builders.prepare(builder)
+    parsed = builders.Name.parse(name.removeprefix("tfds:"))
+    builder = builders.find(parsed.builder)
+    builders.prepare(builder)
     return {
         "set": f"tfds:{parsed.builder}",
         "folder": str(builder.data_path),

@@ -9,13 +9,14 @@ from pathlib import Path
 import psutil
 import tensorflow as tf
 
-from keras_vae.data import arrays, avatars, datasets, folders, pipelines, tables, tfds_sets
+from keras_vae.data import arrays, avatars, datasets, folders, pipelines, tables
 from keras_vae.data.images import Skips
 from keras_vae.data.sources import DEFAULT_SIZE, Kind, Request, Source, is_named
+from keras_vae.data.tfds import sets
 from keras_vae.support.errors import InputError, check_count
 
 # The first that takes a source opens it; whatever none of the others takes is a folder.
-KINDS: tuple[Kind, ...] = (arrays, datasets, avatars, tfds_sets, folders)
+KINDS: tuple[Kind, ...] = (arrays, datasets, avatars, sets, folders)
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def kind_of(source: Source) -> Kind:
 
 def folder_of(source: str) -> Path | None:
     """The folder or file that a source names; None where it names a data set."""
-    return None if avatars.takes(source) or tfds_sets.is_name(source) else Path(source)
+    return None if avatars.takes(source) or sets.is_name(source) else Path(source)
 
 
 def check_outside(out: Path, source: str) -> None:

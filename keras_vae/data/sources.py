@@ -1,6 +1,6 @@
 """What each kind of source has in common: how its images are requested, and what it is opened as.
 
-A kind of source is a module with the functions of `Kind`: `folders`, `arrays`, `datasets`, `tfds_sets`, `avatars`.
+A kind of source is a module with the functions of `Kind`: `folders`, `arrays`, `datasets`, `tfds.sets`, `avatars`.
 """
 
 from __future__ import annotations

@@ -10,12 +10,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_vae.export import saved_model, seal
+from keras_vae.export import seal
 from keras_vae.export.errors import ExportError, VerificationError
 from keras_vae.export.files import aside, check_parent
 from keras_vae.export.formats import FORMATS, PRECISIONS, Runner, format_of, open_artifact
 from keras_vae.export.generator import compose
 from keras_vae.export.verify import Report, joined, verify
+from keras_vae.export.writers import saved_model
 from keras_vae.support import keras_internals
 from keras_vae.support.files import replace
 from keras_vae.support.keras_defaults import keras_defaults

@@ -10,11 +10,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_vae.export import graph
 from keras_vae.export.artifact import float32_copy
-from keras_vae.export.onnx import check_file, converted_function, put, relative_difference, save
 from keras_vae.export.runtime import CPU, Encoder
-from keras_vae.export.saved_model import mean_and_log_var
+from keras_vae.export.writers import graph
+from keras_vae.export.writers.onnx import check_file, converted_function, put, relative_difference, save
+from keras_vae.export.writers.saved_model import mean_and_log_var
 from keras_vae.support.keras_defaults import keras_defaults
 from keras_vae.support.true_float32 import true_float32
 

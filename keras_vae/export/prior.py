@@ -7,10 +7,11 @@ from pathlib import Path
 
 import keras
 
-from keras_vae.export import graph, latents
+from keras_vae.export import latents
 from keras_vae.export.formats import LATENTS, NOISE
-from keras_vae.export.onnx import check_file, converted_layer, put, relative_difference, save
 from keras_vae.export.runtime import CPU, Kind, open_session
+from keras_vae.export.writers import graph
+from keras_vae.export.writers.onnx import check_file, converted_layer, put, relative_difference, save
 from keras_vae.support.keras_defaults import keras_defaults
 from keras_vae.support.true_float32 import true_float32
 

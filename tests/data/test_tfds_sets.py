@@ -18,12 +18,12 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from keras_vae import InputError, data
-from keras_vae.data import tfds_builders
+from keras_vae.data.tfds import builders
 from keras_vae.support import hosts
 
 Command = Callable[..., Any]
 needs_debian = pytest.mark.skipif(
-    not tfds_builders.DEBIAN_FASHION_MNIST.is_dir(), reason="needs Debian's package dataset-fashion-mnist"
+    not builders.DEBIAN_FASHION_MNIST.is_dir(), reason="needs Debian's package dataset-fashion-mnist"
 )
 
 
@@ -48,7 +48,7 @@ def collect(pipeline: object) -> np.ndarray:
     ],
 )
 def test_names(text: str, builder: str, split: str | None) -> None:
-    assert tfds_builders.Name.parse(text) == tfds_builders.Name(builder, split)
+    assert builders.Name.parse(text) == builders.Name(builder, split)
 
 
 def test_splits(small_avatars: data.Avatars) -> None:
@@ -89,7 +89,7 @@ def test_fashion_mnist_is_prepared_from_debians_files_and_trained_on(
 @needs_debian
 def test_debians_files_are_what_tfds_downloads() -> None:
     builder = tfds.builder("fashion_mnist")
-    with tfds_builders._as_downloaded(tfds_builders.DEBIAN_FASHION_MNIST) as folder:
+    with builders._as_downloaded(builders.DEBIAN_FASHION_MNIST) as folder:
         for url, info in builder.url_infos.items():
             found = tfds.core.download.checksums.compute_url_info(Path(str(folder)) / url.rpartition("/")[2])
             assert found == info
@@ -140,8 +140,8 @@ def test_sets_by_name_are_understood(name: str, monkeypatch: pytest.MonkeyPatch)
     template = tfds.core.ShardedFileTemplate(data_dir="", dataset_name=name, filetype_suffix="tfrecord")
     splits = [tfds.core.SplitInfo(split, [20], 0, template) for split in ("train", "test")]
     builder.info.set_splits(tfds.core.splits.SplitDict(splits))
-    monkeypatch.setattr(tfds_builders, "find", lambda name: builder)
-    monkeypatch.setattr(tfds_builders, "is_prepared", lambda builder: True)
+    monkeypatch.setattr(builders, "find", lambda name: builder)
+    monkeypatch.setattr(builders, "is_prepared", lambda builder: True)
     shapes = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3), "lfw": (250, 250, 3), "celeb_a": (218, 178, 3)}
     counts = {"mnist": 10, "fashion_mnist": 10, "cifar10": 10, "oxford_flowers102": 102, "celeb_a": 40, "lfw": 0}
     with tfds.testing.mock_data(num_examples=20):

@@ -16,7 +16,8 @@ import tensorflow as tf
 from keras import layers, ops
 
 from keras_vae import VAE
-from keras_vae.export import export_decoder, graph
+from keras_vae.export import export_decoder
+from keras_vae.export.writers import graph
 from keras_vae.networks import ReplicationPadding2D
 from keras_vae.networks.layers import UpsampledConv2D, edge_padded
 

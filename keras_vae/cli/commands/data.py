@@ -69,5 +69,5 @@ def build(
     Decodes, crops and resizes each image once, into shards that load at full speed. Prints the name that --data takes.
     """
     with printing.results(as_json) as show:
-        make = with_tensorflow("keras_vae.data.building").build
+        make = with_tensorflow("keras_vae.data.tfds.building").build
         show(make(folder, name, data_dir, image_size, crop, attributes, strict))

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from keras_vae.export import edges, onnx_nodes
+from keras_vae.export.writers import edges, onnx_nodes
 
 BATCH = "batch"
 LAYOUT = frozenset({"DepthToSpace", "Slice", "Transpose"})

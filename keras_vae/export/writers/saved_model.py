@@ -10,10 +10,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_vae.export import seal, warmup
+from keras_vae.export import seal
 from keras_vae.export.errors import ExportError
 from keras_vae.export.formats import LATENTS, NOISE, Opened
-from keras_vae.export.once import compute_weights_once
+from keras_vae.export.writers import warmup
+from keras_vae.export.writers.once import compute_weights_once
 from keras_vae.support.true_float32 import CPU, true_float32
 
 SIGNATURE = "serving_default"

@@ -10,11 +10,12 @@ from typing import Any, TypeGuard
 import numpy as np
 import tensorflow as tf
 
-from keras_vae.data import tables, tfds_builders
+from keras_vae.data import tables
 from keras_vae.data.image_files import fit_array, held_out_of
 from keras_vae.data.images import Images, Skips
 from keras_vae.data.pipelines import CORES, Examples, Indexed, cached
 from keras_vae.data.sources import Named, Opened, Request, Source, fitted, is_named, output_shape
+from keras_vae.data.tfds import builders
 from keras_vae.support.errors import InputError
 
 PREFIX = "tfds:"
@@ -37,7 +38,7 @@ def check(source: Named, image_size: int | None) -> None:
         InputError: it is refused.
     """
     if is_name(source):
-        tfds_builders.check(tfds_builders.find(_name(source).builder))
+        builders.check(builders.find(_name(source).builder))
 
 
 def open(source: Named, request: Request) -> Opened:
@@ -47,10 +48,10 @@ def open(source: Named, request: Request) -> Opened:
         InputError: there is no such set or split, it cannot be downloaded, is damaged, or holds no images.
     """
     if not is_name(source):
-        return open_builder(str(source), tfds_builders.from_folder(Path(source)), request)
+        return open_builder(str(source), builders.from_folder(Path(source)), request)
     name = _name(source)
-    builder = tfds_builders.find(name.builder)
-    tfds_builders.prepare(builder)
+    builder = builders.find(name.builder)
+    builders.prepare(builder)
     return open_builder(str(source), builder, request, name.split)
 
 
@@ -74,8 +75,8 @@ def open_builder(name: str, builder: Any, request: Request, split: str | None = 
     return Opened(name, shape, train, test, skips, images.attribute_names, tuple(images.image_shape))
 
 
-def _name(source: Named) -> tfds_builders.Name:
-    return tfds_builders.Name.parse(str(source).removeprefix(PREFIX))
+def _name(source: Named) -> builders.Name:
+    return builders.Name.parse(str(source).removeprefix(PREFIX))
 
 
 def _is_prepared_folder(folder: Path) -> bool:

@@ -34,7 +34,7 @@ def write(
     openvino = library()
     import onnx
 
-    from keras_vae.export.onnx import converted, with_prior  # what opens an artifact takes no TensorFlow
+    from keras_vae.export.writers.onnx import converted, with_prior  # what opens an artifact takes no TensorFlow
 
     with tempfile.TemporaryDirectory() as folder, quiet_stderr():
         source = Path(folder) / "decoder.onnx"

@@ -15,10 +15,11 @@ import onnx.compose
 import tensorflow as tf
 import tf2onnx
 
-from keras_vae.export import graph, quantization, seal
+from keras_vae.export import seal
 from keras_vae.export.errors import ExportError, VerificationError
 from keras_vae.export.files import aside, check_parent
 from keras_vae.export.formats import LATENTS, NOISE
+from keras_vae.export.writers import graph, quantization
 from keras_vae.support.files import replace
 
 OPSET = 18

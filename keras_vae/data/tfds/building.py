@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from keras_vae.data import folders, tables, tfds_builders
+from keras_vae.data import folders, tables
 from keras_vae.data.pipelines import Indexed
 from keras_vae.data.sources import DEFAULT_SIZE, Request
+from keras_vae.data.tfds import builders
 from keras_vae.support import progress
 from keras_vae.support.errors import InputError, check_count
 
@@ -75,7 +76,7 @@ def build(
     with progress.bar(len(train) + len(test), "writing", "images") as bar:
         try:
             data_dir.mkdir(parents=True, exist_ok=True)
-            with warnings.catch_warnings(), tfds_builders.tidy(), tfds_builders.quiet(progress=False):
+            with warnings.catch_warnings(), builders.tidy(), builders.quiet(progress=False):
                 warnings.filterwarnings("ignore", message=".*tasks have been successfully executed")  # when interrupted
                 builder = tfds.dataset_builders.AdhocBuilder(
                     name=name,

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from keras_vae.export import onnx_nodes
+from keras_vae.export.writers import onnx_nodes
 
 ALL_ROUND = [0, 1, 1, 0, 0, 1, 1, 0]  # pads of one pixel, channels last
 

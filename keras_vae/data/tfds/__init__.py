@@ -1,0 +1,1 @@
+"""TensorFlow Datasets: sets by name, their preparation, and a set built from a folder."""

@@ -104,7 +104,7 @@ class Results:
         try:
             self.runs: list[dict[str, Any]] = json.loads(path.read_text())["runs"] if path.is_file() else []
         except (ValueError, KeyError, TypeError) as error:
-            raise SystemExit(f"{path} is no results file of these benchmarks ({error}): move it away") from error
+            raise SystemExit(f"{path} is not a results file of these benchmarks ({error}): move it away") from error
         none: dict[str, Any] = {"machine": machine, "cells": []}
         own = next((run for run in self.runs if run["machine"] == machine), none)
         # The last run is the one measured last.

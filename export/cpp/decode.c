@@ -320,7 +320,7 @@ static bool has_file(const char *folder, const char *name)
     return file != NULL && fclose(file) == 0;
 }
 
-/* Loads the SavedModel in this folder. Returns NULL and fills in `failure` if it cannot be read or is no decoder. */
+/* Loads the SavedModel in this folder. Returns NULL and fills in `failure` if it cannot be read or is not a decoder. */
 Decoder *decoder_open(const char *saved_model, Failure *failure)
 {
     static const char *const tags[] = {"serve"};
@@ -348,7 +348,7 @@ Decoder *decoder_open(const char *saved_model, Failure *failure)
         const Bytes meta_graph = {data, data + buffer->length};
         ready = resolve_signatures(decoder, meta_graph) ||
                 fail(failure, INPUT_ERROR,
-                     "%s is no decoder: its signature serving_default does not take z and return image", saved_model);
+                     "%s is not a decoder: its signature serving_default does not take z and return image", saved_model);
     } else {
         fail(failure, INPUT_ERROR, "cannot read %s (give the folder of a saved_model.pb, or export it again): %.*s",
              saved_model, first_line(status), TF_Message(status));
@@ -673,7 +673,7 @@ static bool read_numbers_from(FILE *file, const char *name, Numbers *numbers, Fa
         const float value = strtof(word, &end);
         if (end != word + length || !isfinite(value))
             return fail(failure, INPUT_ERROR,
-                        "%s, line %ld: '%.40s' is no finite float32 number: give numbers separated by whitespace", name,
+                        "%s, line %ld: '%.40s' is not a finite float32 number: give numbers separated by whitespace", name,
                         line, word);
         if (!append(numbers, value, failure))
             return false;

@@ -59,7 +59,7 @@ async function readRows(file) {
   try {
     return JSON.parse(json);
   } catch (error) {
-    throw new UsageError(`${file === "-" ? "standard input" : file} is no JSON: ${error.message}`);
+    throw new UsageError(`${file === "-" ? "standard input" : file} is not JSON: ${error.message}`);
   }
 }
 

@@ -80,7 +80,7 @@ class Network {
    *
    * @param rows n rows of latentDim numbers, or n * latentDim numbers in one list; lists are arrays or typed arrays.
    * @returns {Promise<{data: Float32Array, dims: number[]}>} dims is [n, ...outputShape].
-   * @throws {DecoderError} rows of another size, that are no numbers, or not finite.
+   * @throws {DecoderError} rows of another size, that are not numbers, or not finite.
    */
   async run(rows) {
     const values = this.#pack(rows);
@@ -216,7 +216,7 @@ export async function construct(ort, source, options, classOf) {
       throw new Error(`onnxruntime did not start: ${error.message}`, { cause: error });
     }
     throw new DecoderError(
-      `${name} is no ONNX model that onnxruntime can read: export it again (${error.message ?? error})`,
+      `${name} is not an ONNX model that onnxruntime can read: export it again (${error.message ?? error})`,
       { cause: error },
     );
   }

@@ -22,7 +22,7 @@ export class Encoder {
   constructor(ort, session, name) {
     const names = [...session.inputNames, ...[...session.outputNames].sort()];
     if (names.join() !== "image,log_var,mean") {
-      throw new DecoderError(`${name} is no encoder: it has ${names.join(", ")} where one has image, mean and log_var`);
+      throw new DecoderError(`${name} is not an encoder: it has ${names.join(", ")} where one has image, mean and log_var`);
     }
     this.#ort = ort;
     this.#session = session;

@@ -120,7 +120,7 @@ export async function startFrom(file) {
   try {
     picture = await createImageBitmap(file);
   } catch (error) {
-    throw new DecoderError(`${file.name ?? "the file"} is no picture that this browser can read`, { cause: error });
+    throw new DecoderError(`${file.name ?? "the file"} is not a picture that this browser can read`, { cause: error });
   }
   return start({ z: await state.encoder.encode(pixelsOf(picture, state.encoder.imageShape)), noise: null });
 }

@@ -245,7 +245,7 @@ addEventListener("drop", (event) => {
   event.preventDefault();
   const [file] = event.dataTransfer.files;
   if (file) openAnew(file);
-  else complain(new DecoderError("what was dropped is no file: drop an .onnx file"));
+  else complain(new DecoderError("what was dropped is not a file: drop an .onnx file"));
 });
 addEventListener("error", (event) => complain(event.error ?? new Error(event.message)));
 addEventListener("unhandledrejection", (event) => complain(event.reason));

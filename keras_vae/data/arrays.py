@@ -68,7 +68,7 @@ def _load(path: Path) -> Any:
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist: give another .npy or .npz file") from error
     except Exception as error:  # OSError, ValueError, EOFError, and zipfile's own
-        raise InputError(f"{path} is no array of numbers that NumPy can read: save one with numpy.save") from error
+        raise InputError(f"{path} is not an array of numbers that NumPy can read: save one with numpy.save") from error
 
 
 def _opened(name: str, pixels: np.ndarray, request: Request, train_size: int | None = None) -> Opened:

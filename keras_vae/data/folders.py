@@ -157,7 +157,7 @@ def _attributes(
     if wanted is False:
         return table.names, None
     for column, value in table.ignored:
-        logger.warning("column %r of %s is no attribute: it holds %r", column, table.path, value)
+        logger.warning("column %r of %s is not an attribute: it holds %r", column, table.path, value)
     matched = tables.match(table, listing)
     if matched.unused:
         head = ", ".join(matched.unused[:3])

@@ -38,7 +38,7 @@ def unpack(data: Any) -> Any:
 
 
 def check(images: Any, image_shape: ImageShape | None = None) -> None:
-    """Refuses an array or an eager tensor that is no batch of images.
+    """Refuses an array or an eager tensor that is not a batch of images.
 
     Args:
         images: all of them are looked at.
@@ -104,7 +104,7 @@ def check_dtype(dtype: Any) -> None:
 
 
 def check_shape(shape: tuple[int | None, ...], image_shape: ImageShape | None = None) -> None:
-    """Refuses what is no batch of images of a shape. Sides that are None are not known, and pass.
+    """Refuses what is not a batch of images of a shape. Sides that are None are not known, and pass.
 
     Raises:
         InputError: it is refused, with what to do.

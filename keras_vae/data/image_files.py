@@ -95,7 +95,7 @@ def scan(folder: Path) -> Iterator[tuple[str, str | None]]:
     if not os.path.lexists(folder):
         also = f"; for a TFDS set give tfds:{folder}" if re.fullmatch(r"[a-z][a-z0-9_/]*", str(folder)) else ""
         raise InputError(
-            f"unknown data source {str(folder)!r}: it is no folder here, and neither 'avatars' nor tfds:NAME{also}"
+            f"unknown data source {str(folder)!r}: it is not a folder here, and neither 'avatars' nor tfds:NAME{also}"
         )
     if not os.path.isdir(folder):  # noqa: PTH112 (Path's raises where the parent cannot be read)
         raise InputError(f"{folder} is a file: give the folder that holds the images, or an .npy or .npz file")

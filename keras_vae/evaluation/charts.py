@@ -29,7 +29,7 @@ def falling(values: np.ndarray, of: str, unit: str) -> Image.Image:
 
 
 def matrix(values: np.ndarray, names: Sequence[str], title: str) -> Image.Image:
-    """A table of correlations in colour, from -1 to 1; what is no number stays grey.
+    """A table of correlations in colour, from -1 to 1; what is not a number stays grey.
 
     Args:
         values: float (count, count).

@@ -59,7 +59,7 @@ def compare(runs: Sequence[Path], source: str | None, out: Path, count: int, see
         `settings` that differ, and `figures`, each by name and run; `picture`.
 
     Raises:
-        InputError: fewer than two runs, a path that is no run, unusable data, or a picture that cannot be written.
+        InputError: fewer than two runs, a path that is not a run, unusable data, or a picture that cannot be written.
     """
     check_output_file(out, pictures.ENDINGS)
     if not 1 <= count <= COUNT_AT_MOST:
@@ -70,7 +70,7 @@ def compare(runs: Sequence[Path], source: str | None, out: Path, count: int, see
         raise InputError("a run is given twice: give others to compare it with")
     for run in runs:
         if not is_run(run):
-            raise InputError(f"{run} is no run: give folders that `keras-vae train` wrote")
+            raise InputError(f"{run} is not a run: give folders that `keras-vae train` wrote")
     models = [open_model(run) for run in runs]
     names = _names(runs)
     figures: dict[str, dict[str, Any]] = {}

@@ -47,7 +47,7 @@ def attributes(path: Path, source: str | None, out: Path | None, seed: int = 0) 
     vae = model.whole("attributes")
     folder = out or (path / FOLDER if model.kind == "run" else None)
     if folder is None:
-        raise InputError(f"{path} is no run with a place of its own: give --out, a folder")
+        raise InputError(f"{path} is not a run with a place of its own: give --out, a folder")
     check_output_folder(folder)
     check_outside(folder, source or model.config.get("data") or "avatars")
     seen = encode_training(model, vae, source, with_attributes=True)

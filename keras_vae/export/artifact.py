@@ -143,7 +143,7 @@ def check_target(path: Path, format: str, precision: str = "float32") -> None:
         if named != format:
             raise ExportError(f"{path} names a file, and the format is {format}, a folder: give format={named!r}")
     elif path.exists() and (path.is_file() or any(path.iterdir())):
-        raise ExportError(f"{path} exists and is no SavedModel: name a new folder, or remove it first")
+        raise ExportError(f"{path} exists and is not a SavedModel: name a new folder, or remove it first")
     check_parent(path)
 
 

@@ -190,5 +190,5 @@ def open_artifact(path: Path) -> Opened:
     """
     format = format_of(path)
     if format is None:
-        raise ExportError(f"{path} is no exported decoder: give {kinds()}")
+        raise ExportError(f"{path} is not an exported decoder: give {kinds()}")
     return FORMATS[format].open(path)

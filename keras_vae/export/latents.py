@@ -17,7 +17,7 @@ def check(z: Any, latent_dim: int) -> np.ndarray:
         latent_dim: how many latents the decoder takes.
 
     Raises:
-        ExportError: latents of another size, that are no numbers, or not finite.
+        ExportError: latents of another size, that are not numbers, or not finite.
     """
     return check_batch(z, (latent_dim,), "latents", "decoder")
 
@@ -32,13 +32,13 @@ def check_batch(values: Any, shape: tuple[int, ...], name: str, model: str) -> n
         model: what takes them, in messages.
 
     Raises:
-        ExportError: values of another shape, that are no numbers, or not finite.
+        ExportError: values of another shape, that are not numbers, or not finite.
     """
     wanted = f"(batch, {', '.join(str(size) for size in shape)})"
     try:
         array = np.asarray(values)
     except ValueError as error:  # rows of different lengths
-        raise ExportError(f"{name} are no array: give numbers, {wanted}") from error
+        raise ExportError(f"{name} are not an array: give numbers, {wanted}") from error
     if array.dtype.kind not in "fiu":
         raise ExportError(f"{name} are of type {array.dtype}: give real numbers, {wanted}")
     if array.ndim != 1 + len(shape) or array.shape[1:] != shape:

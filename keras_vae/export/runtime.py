@@ -91,7 +91,7 @@ class Decoder(_Images):
         Any number of threads may call it at once.
 
         Raises:
-            ExportError: (a ValueError) latents of another size, that are no numbers, or not finite.
+            ExportError: (a ValueError) latents of another size, that are not numbers, or not finite.
         """
         return self._run(z)
 
@@ -124,7 +124,7 @@ class Generator(_Images):
         Any number of threads may call it at once.
 
         Raises:
-            ExportError: (a ValueError) noise of another size, that is no numbers, or not finite.
+            ExportError: (a ValueError) noise of another size, that is not numeric, or not finite.
         """
         return self._run(noise)
 
@@ -160,7 +160,7 @@ class Encoder:
         self._session, self.metadata, _ = open_session(Path(path), providers, ENCODER)
         image, mean = self._session.get_inputs()[0].shape[1:], self._session.get_outputs()[0].shape[1:]
         if not all(isinstance(side, int) for side in (*image, *mean)) or (len(image), len(mean)) != (3, 1):
-            raise ExportError(f"{path} is no encoder: image is [batch, {image}], mean [batch, {mean}]")
+            raise ExportError(f"{path} is not an encoder: image is [batch, {image}], mean [batch, {mean}]")
         self.latent_dim: int = mean[0]
         self.image_shape: tuple[int, int, int] = tuple(image)
         self.provider: str = self._session.get_providers()[0]
@@ -172,7 +172,7 @@ class Encoder:
             images: numbers in [0, 1], (batch, height, width, channels).
 
         Raises:
-            ExportError: (a ValueError) images of another size, that are no numbers, or not finite.
+            ExportError: (a ValueError) images of another size, that are not numbers, or not finite.
         """
         found = self._session.run(
             ["mean", "log_var"], {"image": latents.check_batch(images, self.image_shape, "images", "encoder")}
@@ -203,7 +203,7 @@ def open_session(path: Path, providers: Sequence[str] | None, *kinds: Kind) -> t
                 f"{path} is of a later version of ONNX than onnxruntime {onnxruntime.__version__} reads: update "
                 "onnxruntime"
             ) from error
-        raise ExportError(f"{path} is no ONNX model that onnxruntime can read: export it again") from error
+        raise ExportError(f"{path} is not an ONNX model that onnxruntime can read: export it again") from error
     found = [value.name for value in session.get_inputs()], [value.name for value in session.get_outputs()]
     kind = next((each for each in kinds if (found[0], sorted(found[1])) == (each.inputs, sorted(each.outputs))), None)
     if kind is None:

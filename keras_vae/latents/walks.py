@@ -304,7 +304,7 @@ def read_codes(path: Path, latent_dim: int) -> np.ndarray:
     except FileNotFoundError as error:
         raise InputError(f"no codes at {path}: give an .npy file of latents, (count, {latent_dim})") from error
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} is no array that NumPy can read: save latents with numpy.save") from error
+        raise InputError(f"{path} is not an array that NumPy can read: save latents with numpy.save") from error
     if not isinstance(codes, np.ndarray):
         raise InputError(f"{path} holds several arrays: give an .npy file of latents, (count, {latent_dim})")
     return draws.check(codes, latent_dim)

@@ -101,7 +101,7 @@ class GenerativeModel(CheckedModel):
             float32 (count, height, width, channels) in [0, 1].
 
         Raises:
-            InputError: a count below 1, or a temperature that is no number from 0 on.
+            InputError: a count below 1, or a temperature that is not a number from 0 on.
         """
         noise = latents.draw(check_count("count", count), self.latent_dim, seed)
         return self.decode(self.prior(check_weight("temperature", temperature) * noise))

@@ -73,7 +73,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def check_prior(name: str) -> None:
-    """Refuses what is no prior's name.
+    """Refuses what is not a prior's name.
 
     Raises:
         InputError: it is refused.

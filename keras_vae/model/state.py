@@ -77,7 +77,7 @@ class StatefulModel(keras.Model):
         A method, because Keras tracks what attributes are set to, and adds nothing to a model that is built.
 
         Raises:
-            InputError: it is no prior of `keras_vae.priors`, or has another number of latents.
+            InputError: it is not a prior of `keras_vae.priors`, or has another number of latents.
         """
         if not isinstance(prior, priors.StandardNormal | priors.FlowMatchingPrior):
             raise InputError(f"prior={prior!r}: give a prior of keras_vae.priors")

@@ -131,7 +131,7 @@ def open_model(path: str | os.PathLike[str]) -> Model:
     """Opens a model of any kind.
 
     Raises:
-        InputError: there is nothing at the path, or it is no model.
+        InputError: there is nothing at the path, or it is not a model.
     """
     path = Path(path)
     check_exists(path, whole=False)
@@ -150,7 +150,7 @@ def open_model(path: str | os.PathLike[str]) -> Model:
     if path.is_file() and path.suffix == ".keras":
         run = path.parent.parent if path.parent.name == CHECKPOINT_FOLDER else path.parent
         return _open_keras(path, "keras", path, read_config(run) if is_run(run) else {})
-    raise InputError(f"{path} is no model: give {KINDS}")
+    raise InputError(f"{path} is not a model: give {KINDS}")
 
 
 def _open_keras(file: Path, kind: str, path: Path, config: dict[str, Any]) -> Model:

@@ -42,7 +42,7 @@ def grid(images: Any, columns: int | None = None) -> Image.Image:
     """
     images = _floats(images)
     if not np.isfinite(images).all():
-        raise InputError("the model's images are no numbers: its training diverged; train at a lower learning rate")
+        raise InputError("the model's images are not numbers: its training diverged; train at a lower learning rate")
     count, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)

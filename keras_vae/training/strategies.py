@@ -124,7 +124,7 @@ def _cluster() -> tuple[dict[str, list[str]], str, int] | None:
         if any(isinstance(addresses, str) for addresses in cluster.values()):
             raise TypeError("addresses are a list")
     except (ValueError, TypeError, AttributeError) as error:
-        reason = str(error) if isinstance(error, json.JSONDecodeError) else "it is no cluster and task"
+        reason = str(error) if isinstance(error, json.JSONDecodeError) else "it is not a cluster and task"
         raise InputError(f"TF_CONFIG cannot be read ({reason}): give {example}") from error
     if not workers:
         return None

@@ -148,7 +148,7 @@ def test_by_name_from_anywhere(command: Command, tmp_path: Path, monkeypatch: py
     (tmp_path / "avatars").mkdir()
     outcome = command("sample", "avatars", "--out", "a.png")
     assert outcome.status == 2
-    assert "avatars is no model" in outcome.err
+    assert "avatars is not a model" in outcome.err
 
 
 @pytest.mark.usefixtures("no_images")

@@ -112,7 +112,7 @@ SKIPPED: list[tuple[str, Callable[[Path], object], str]] = [
     ("cut.jpg", cut, "truncated"),
     ("cut.png", cut, "truncated"),
     ("empty.jpg", Path.touch, "empty file"),
-    ("text.jpg", lambda path: path.write_text("this is no image"), "not an image"),
+    ("text.jpg", lambda path: path.write_text("this is not an image"), "not an image"),
     (
         "postscript.png",
         lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n"),

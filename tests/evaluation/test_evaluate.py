@@ -358,7 +358,7 @@ def test_traversals_and_maps(run: Path, tmp_path: Path, command: Command) -> Non
         (("interpolate", "RUN", "--image", "PHOTO"), "give --image twice"),
         (("interpolate", "RUN", "--steps", 1), "--steps 1: give 2 to 100"),
         (("interpolate", "RUN", "--method", "bent"), "choose linear or spherical"),
-        (("interpolate", "RUN", "--codes", "FILE"), "is no array that NumPy can read"),
+        (("interpolate", "RUN", "--codes", "FILE"), "is not an array that NumPy can read"),
         (("interpolate", "RUN", "--codes", "WIDE"), "takes (batch, 8)"),
         (("interpolate", "RUN", "--codes", "none.npy"), "no codes at none.npy"),
         (("interpolate", "nowhere"), "no model at nowhere"),
@@ -366,7 +366,7 @@ def test_traversals_and_maps(run: Path, tmp_path: Path, command: Command) -> Non
         (("map", "RUN", "--count", 3), "a map takes 10 to 5000 images"),
         (("compare", "RUN"), "there is one run"),
         (("compare", "RUN", "RUN"), "given twice"),
-        (("compare", "RUN", "FOLDER"), "is no run"),
+        (("compare", "RUN", "FOLDER"), "is not a run"),
     ],
 )
 def test_wrong_use_is_one_line(

@@ -82,9 +82,11 @@ def test_an_encoder_that_differs_is_not_kept(
 
 
 def test_other_files_are_refused(exported: Path, tmp_path: Path, images: np.ndarray, deployed: Any) -> None:
-    with pytest.raises(ExportError, match="is no encoder: it has z, image where an encoder has image and mean and log"):
+    with pytest.raises(
+        ExportError, match="is not an encoder: it has z, image where an encoder has image and mean and log"
+    ):
         runtime.Encoder(deployed.onnx)
-    with pytest.raises(ExportError, match="is no decoder"):
+    with pytest.raises(ExportError, match="is not a decoder"):
         runtime.Decoder(exported)
     content = bytearray(exported.read_bytes())
     content[len(content) // 2] ^= 1

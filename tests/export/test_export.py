@@ -334,8 +334,8 @@ def test_unusable_targets_are_refused_and_left_alone(make_vae: MakeVAE, tmp_path
     mine.mkdir()
     (mine / "letter.txt").write_text("dear")
     for path, format, message in [
-        (mine, "tf_saved_model", "is no SavedModel"),
-        (mine / "letter.txt", "tf_saved_model", "is no SavedModel"),
+        (mine, "tf_saved_model", "is not a SavedModel"),
+        (mine / "letter.txt", "tf_saved_model", "is not a SavedModel"),
         (mine, "onnx", "ending .onnx"),
         (tmp_path / "decoder.bin", "onnx", "ending .onnx"),
         (tmp_path / "decoder.onnx", "tf_saved_model", "give format='onnx'"),

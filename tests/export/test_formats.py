@@ -285,7 +285,7 @@ def test_files_of_others_are_no_decoders(tmp_path: Path) -> None:
     x = operations.parameter([-1, 3], np.float32, name="x")
     openvino.save_model(openvino.Model([operations.relu(x)], [x]), tmp_path / "other.xml")
     for path in (tmp_path / "other.tflite", tmp_path / "other.xml"):
-        with pytest.raises(export.ExportError, match="is no decoder"):
+        with pytest.raises(export.ExportError, match="is not a decoder"):
             open_artifact(path)
     with pytest.raises(export.ExportError, match="no exported decoder"):
         open_artifact(tmp_path)

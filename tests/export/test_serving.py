@@ -530,7 +530,7 @@ def test_models_that_are_not_served(connect: Connect) -> None:
             None,
             r"does not serve version 1 \(END: Read less bytes than requested\): look at the server's log",
         ),
-        ("doubler", None, r"is no decoder: its serving_default has x, y where a decoder has z, .*image"),
+        ("doubler", None, r"is not a decoder: its serving_default has x, y where a decoder has z, .*image"),
     ]:
         refused(lambda model=model, version=version: connect(model, version=version), message)  # type: ignore[misc]
 
@@ -590,7 +590,7 @@ def test_the_servers_check_what_they_get(ports: Ports) -> None:
 
 
 def test_messages_too_large_for_grpc(ports: Ports, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grpc_client, "MESSAGE_BYTES", 0)  # and a megabyte for what is no image
+    monkeypatch.setattr(grpc_client, "MESSAGE_BYTES", 0)  # and a megabyte for what is not an image
     with GrpcDecoder(ports.address, batch_size=100) as decoder:
         refused(
             lambda: decoder.decode(np.zeros((100, 8))), r"too large .*ask for fewer images at a time \(batch_size\)"
@@ -599,7 +599,7 @@ def test_messages_too_large_for_grpc(ports: Ports, monkeypatch: pytest.MonkeyPat
 
 
 class Web(BaseHTTPRequestHandler):
-    """A web server that is no TF Serving: each path answers in its own way."""
+    """A web server that is not TF Serving: each path answers in its own way."""
 
     answers: ClassVar = {
         "html": b"<html>",
@@ -633,7 +633,7 @@ def test_web_servers_that_are_no_tf_serving() -> None:
             pattern = "answered HTTP (200|404) with something that is not JSON: give the REST address of a TF Serving"
             refused(lambda name=name: RestDecoder(f"http://127.0.0.1:{port}", name), pattern)  # type: ignore[misc]
         for name in ("list", "state"):
-            refused(lambda name=name: RestDecoder(f"http://127.0.0.1:{port}", name), "is no TF Serving")  # type: ignore[misc]
+            refused(lambda name=name: RestDecoder(f"http://127.0.0.1:{port}", name), "is not TF Serving")  # type: ignore[misc]
         refused(lambda: RestDecoder(f"http://127.0.0.1:{port}", "odd"), "in a form that is not TF Serving's")
         refused(
             lambda: RestDecoder(f"http://127.0.0.1:{port}", "drip", timeout=0.3), "did not answer within 0.3", within=2

@@ -120,8 +120,8 @@ def test_the_schema_here_is_part_of_tritons(model: Path) -> None:
         ("max_batch_size: 64", "max_batch_size: 32", r"preferred_batch_size beyond max_batch_size is \[64\]"),
         ('string_value: "8"', 'string_value: "9"', "parameters.latent_dim is '9' and should be '8'"),
         ('key: "run_id"', 'key: "run"', "parameters.run_id is None and should be 'abc'"),
-        ("max_batch_size: 64", "max_batch_size: many", r"is no configuration of Triton: .*max_batch_size: many"),
-        ("TYPE_FP32", "TYPE_FLOAT", "is no configuration of Triton"),
+        ("max_batch_size: 64", "max_batch_size: many", r"is not a configuration of Triton: .*max_batch_size: many"),
+        ("TYPE_FP32", "TYPE_FLOAT", "is not a configuration of Triton"),
     ],
 )
 def test_each_wrong_field_is_found(model: Path, old: str, new: str, message: str) -> None:
@@ -236,9 +236,9 @@ def test_onnx_files_that_are_no_decoder(deployed: Any, tmp_path: Path) -> None:
         reshaped(deployed.onnx, tmp_path / f"{change.__name__}.onnx", change)
     for name, message in [
         ("none", "no ONNX file at"),
-        ("text", "is no ONNX model"),
+        ("text", "is not an ONNX model"),
         ("empty", "it has nothing where a decoder has z and image, and a generator noise and image"),
-        ("damaged", "checksum differs|is no ONNX model"),
+        ("damaged", "checksum differs|is not an ONNX model"),
         ("names", "it has x, image where a decoder has z and image"),
         ("type_", r"its image is UINT8 \[None, 32, 32, 3\]"),
         ("rank", r"its image is FLOAT \[None, 32, 32\]"),

@@ -248,7 +248,7 @@ def test_node_refuses_in_one_line(
         ("[[0,0,0,0,0,0,0,0], [0,0,0,0,0,0,0,null]]", "row 1 of the latents holds null"),
         ('[["0",0,0,0,0,0,0,0]]', 'the text "0"'),
         ("[[1e39,0,0,0,0,0,0,0]]", "finite"),
-        ("[[NaN,0,0,0,0,0,0,0]]", "no JSON"),
+        ("[[NaN,0,0,0,0,0,0,0]]", "not JSON"),
         ("[0,\n0\n]", "a list of 2"),
         ("[]", "no latents"),
         ("{}", "an object"),
@@ -420,7 +420,7 @@ def test_page_refuses_a_damaged_file_and_keeps_its_model(
     page.open(site)
     page["file"].send_keys(str(damaged))
     page.wait_for(lambda: page["error"].is_displayed())
-    assert "damaged.onnx is no ONNX model that onnxruntime can read: export it again" in page["error"].text
+    assert "damaged.onnx is not an ONNX model that onnxruntime can read: export it again" in page["error"].text
     assert page["status"].text == "Still showing generator.onnx."
     assert page.floats("const images = await page.state.model.sample(2, 0);").shape == (2, 32, 32, 3)
     page["file"].send_keys(str(grey))

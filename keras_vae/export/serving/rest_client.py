@@ -69,7 +69,7 @@ class RestDecoder(ServedDecoder):
         try:
             return answer["metadata"]["signature_def"]["signature_def"], int(answer["model_spec"]["version"])
         except (KeyError, TypeError, ValueError) as error:
-            raise ServerError(f"{self._server} is no TF Serving: it describes no model; check the port") from error
+            raise ServerError(f"{self._server} is not TF Serving: it describes no model; check the port") from error
 
     def _predict(self, signature: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         # By column: by row, each input would need a batch, and those of `sample` have none.
@@ -105,7 +105,7 @@ class RestDecoder(ServedDecoder):
             } or None
         except (KeyError, TypeError, ValueError) as error:
             raise ServerError(
-                f"{self._server} is no TF Serving: it tells no state of models; check the port"
+                f"{self._server} is not TF Serving: it tells no state of models; check the port"
             ) from error
 
     def _request(self, path: str, content: Any = None) -> tuple[int, Any]:

@@ -92,7 +92,7 @@ class ServedDecoder(abc.ABC):
             z: numbers, (batch, latent_dim).
 
         Raises:
-            ExportError: latents of another size, that are no numbers, or not finite: nothing was sent.
+            ExportError: latents of another size, that are not numbers, or not finite: nothing was sent.
             ServerError: no answer, or an error.
         """
         return self._images("serving_default", LATENTS, latents.check(z, self.latent_dim))
@@ -116,7 +116,7 @@ class ServedDecoder(abc.ABC):
             noise: standard normal numbers, (batch, latent_dim), as `keras_vae.export.latents.draw` gives.
 
         Raises:
-            ExportError: noise of another size, that is no numbers, or not finite: nothing was sent.
+            ExportError: noise of another size, that is not numeric, or not finite: nothing was sent.
             ServerError: as `decode`, and for a model that was exported without a prior.
         """
         noise = self._check_noise(noise)
@@ -145,7 +145,7 @@ class ServedDecoder(abc.ABC):
         to batch.
 
         Raises:
-            ExportError: a count below 1 or more than one message holds, or a seed that is no int64.
+            ExportError: a count below 1 or more than one message holds, or a seed that is not an int64.
             ServerError: as `decode`, and from a server that batches.
         """
         most = MESSAGE_BYTES // (self.bytes_a_value * math.prod(self.image_shape))
@@ -172,7 +172,7 @@ class ServedDecoder(abc.ABC):
             images: numbers in [0, 1], (batch, height, width, channels).
 
         Raises:
-            ExportError: images of another shape, that are no numbers, or not finite: nothing was sent.
+            ExportError: images of another shape, that are not numbers, or not finite: nothing was sent.
             ServerError: as `decode`, and for a model that was exported without its encoder.
         """
         signature = self._signature("encode", {"image"}, {"mean", "log_var"}, "export it with its encoder")
@@ -234,8 +234,8 @@ class ServedDecoder(abc.ABC):
         if not fits or z is None or image is None:
             found = ", ".join((*default.inputs, *default.outputs)) or "nothing"
             raise ServerError(
-                f"{self._model!r} at {self._server} is no decoder: its serving_default has {found} where a decoder has "
-                "z, float32 (batch, latent_dim), and image, float32 (batch, height, width, channels)"
+                f"{self._model!r} at {self._server} is not a decoder: its serving_default has {found} where a decoder "
+                "has z, float32 (batch, latent_dim), and image, float32 (batch, height, width, channels)"
             )
         height, width, channels = image.shape[1:]
         return z.shape[1], (height, width, channels)

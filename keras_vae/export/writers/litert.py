@@ -53,10 +53,10 @@ def open_decoder(path: Path) -> Opened:
             run = interpreter.get_signature_runner() if len(signatures) == 1 else None
             details = (run.get_input_details(), run.get_output_details()) if run is not None else ({}, {})
     except (ValueError, RuntimeError) as error:
-        raise ExportError(f"{path} is no model that LiteRT can read: copy it or export it again") from error
+        raise ExportError(f"{path} is not a model that LiteRT can read: copy it or export it again") from error
     given = next(iter(details[0]), "")
     if run is None or given not in (LATENTS, NOISE) or [len(details[0]), *details[1]] != [1, "image"]:
-        raise ExportError(f"{path} is no decoder: it does not take z, or noise, and return image")
+        raise ExportError(f"{path} is not a decoder: it does not take z, or noise, and return image")
     image_shape = tuple(int(side) for side in details[1]["image"]["shape_signature"][1:])
 
     def decode(z: np.ndarray) -> np.ndarray:

@@ -65,11 +65,11 @@ def open_decoder(path: Path, precision: str = "f32") -> Opened:
             compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": precision})
     except RuntimeError as error:
         raise ExportError(
-            f"{path} and its .bin are no model that OpenVINO can read: copy both or export again"
+            f"{path} and its .bin are not a model that OpenVINO can read: copy both or export again"
         ) from error
     names = [each.names for each in (*compiled.inputs, *compiled.outputs)]
     if names not in ([{LATENTS}, {"image"}], [{NOISE}, {"image"}]):
-        raise ExportError(f"{path} is no decoder: it does not take z, or noise, and return image")
+        raise ExportError(f"{path} is not a decoder: it does not take z, or noise, and return image")
     ((given,), _) = names
     image_shape = tuple(side.get_length() for side in list(compiled.output("image").partial_shape)[1:])
     latent_dim = list(compiled.input(given).partial_shape)[1].get_length()

@@ -19,7 +19,7 @@ from keras_vae.support.true_float32 import CPU, true_float32
 
 SIGNATURE = "serving_default"
 GENERATE = "generate"
-EXTRA = "assets.extra"  # TF Serving's folder for what is no part of the graph
+EXTRA = "assets.extra"  # TF Serving's folder for what is not a part of the graph
 MANIFEST = f"{EXTRA}/keras_vae.json"
 WARMUP_BATCHES = (1, 8, 64)
 
@@ -178,7 +178,7 @@ def open_decoder(path: Path) -> Opened:
     signature = loaded.signatures.get(SIGNATURE)
     arguments = signature.structured_input_signature[1] if signature is not None else {}
     if signature is None or list(arguments) != ["z"] or list(signature.structured_outputs) != ["image"]:
-        raise ExportError(f"{path} is no decoder: its signature {SIGNATURE!r} does not take z and return image")
+        raise ExportError(f"{path} is not a decoder: its signature {SIGNATURE!r} does not take z and return image")
     run = {name: _on_cpu(loaded, name) for name in (SIGNATURE, GENERATE, "encode") if name in loaded.signatures}
 
     def decode(z: np.ndarray) -> np.ndarray:

@@ -136,7 +136,7 @@ def check(folder: str | os.PathLike[str]) -> None:
             f"no configuration at {config_path}: write the model with keras_vae.export.writers.triton.write"
         ) from error
     except text_format.ParseError as error:
-        raise ExportError(f"{config_path} is no configuration of Triton: {' '.join(str(error).split())}") from error
+        raise ExportError(f"{config_path} is not a configuration of Triton: {' '.join(str(error).split())}") from error
     versions = [int(each.name) for each in folder.iterdir() if each.name.isdecimal() and each.is_dir()]
     if not versions:
         raise ExportError(f"{folder} has no version: write the model with keras_vae.export.writers.triton.write")
@@ -188,7 +188,7 @@ def _read(path: Path) -> _Model:
     try:
         model = onnx.load_model_from_string(content)
     except Exception as error:  # protobuf's DecodeError, which its two implementations define each for itself
-        raise ExportError(f"{path} is no ONNX model: export it again") from error
+        raise ExportError(f"{path} is not an ONNX model: export it again") from error
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     weights = {each.name for each in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
@@ -213,8 +213,8 @@ def _shape(value: Any, rank: int, path: Path) -> tuple[int, ...]:
     type_name = onnx.TensorProto.DataType.Name(tensor.elem_type)
     if type_name != "FLOAT" or len(dims) != rank or None in dims[1:]:
         raise ExportError(
-            f"{path} is no model of ours: its {value.name} is {type_name} {dims} where there should be FLOAT of {rank} "
-            "axes, all but the first of known sizes"
+            f"{path} is not a model of ours: its {value.name} is {type_name} {dims} where there should be FLOAT of "
+            f"{rank} axes, all but the first of known sizes"
         )
     if dims[0] is not None:
         raise ExportError(f"{path}: the batch of {value.name} is fixed at {dims[0]}: export it with a free batch")

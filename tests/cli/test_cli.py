@@ -99,6 +99,7 @@ def test_schedules_averages_and_networks_from_the_command_line(
     assert vae.optimizer.use_ema
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_used_with_its_averages(image_folder: Path, tmp_path: Path, command: Command) -> None:
     """Sampling, exporting and verifying all mean the averaged weights."""
     out = tmp_path / "run"
@@ -125,6 +126,7 @@ def test_the_papers_preset_reads_celeb_a(celeb_a: Any, tmp_path: Path, command: 
     assert command("evaluate", out, "--limit", 3, "--json").status == 0
 
 
+@pytest.mark.slow
 def test_images_that_are_not_square(celeb_a: Any, tmp_path: Path, command: Command) -> None:
     few = ("--perceptual", "none", "--steps", 1, "--batch-size", 4, "--latent-dim", 4, "--precision", "float32")
     assert command("train", "--data", "tfds:celeb_a", "--out", tmp_path / "run", *few).status == 0

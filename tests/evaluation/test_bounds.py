@@ -164,6 +164,7 @@ def test_fit_evaluate_and_the_command_find_the_same_figures(
     assert figures["bits_per_dim"] == pytest.approx(-figures["elbo"] / (np.log(2) * 32 * 32 * 3), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_importance_samples_on_the_command_line(run_folder: Path, command: Callable[..., Any]) -> None:
     arguments = ("evaluate", run_folder, "--importance-samples", 20, "--limit", 4, "--json")
     first, second = (json.loads(command(*arguments).out) for _ in range(2))

@@ -77,6 +77,7 @@ def test_all_formats_lie_side_by_side_and_verify(run: Path, command: Command) ->
     assert "FAIL" not in table.out
 
 
+@pytest.mark.slow
 def test_export_reports_what_it_wrote(run: Path, command: Command, tmp_path: Path) -> None:
     result = command("export", run, "--out", tmp_path, "--precision", "int8", "--json")
     assert result.status == 0, result.err
@@ -113,6 +114,7 @@ def test_damage_is_found_in_one_and_the_others_are_compared(copied: Path, comman
     assert "FAIL" in shown.out
 
 
+@pytest.mark.slow
 def test_what_a_run_has_lost_is_found(copied: Path, command: Command) -> None:
     shutil.rmtree(copied / "export" / "1" / "assets.extra")
     config = copied / "export" / "triton" / "decoder" / "config.pbtxt"
@@ -126,6 +128,7 @@ def test_what_a_run_has_lost_is_found(copied: Path, command: Command) -> None:
     assert command("verify", copied, copied / "export" / "1").status == 0
 
 
+@pytest.mark.slow
 def test_versions_of_a_saved_model_lie_side_by_side(run: Path, command: Command, tmp_path: Path) -> None:
     for version in (1, 12):
         options = ("--format", "tf_saved_model", "--version", version, "--out", tmp_path / "served")

@@ -192,6 +192,7 @@ def test_a_morph_between_samples_leads_through_noise(site: Site, explored: Page)
     np.testing.assert_allclose(z, directions.interpolate(*ends, 3)[1], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_address_brings_everything_back(site: Site, explored: Page) -> None:
     explored.run("await page.draw(7); await page.start(page.sample(1), 1);")
     slide(explored, "dark_skin", -1.25)

@@ -301,7 +301,9 @@ def damaged(writer: Callable[..., None]) -> Callable[..., None]:
     return write
 
 
-@pytest.mark.parametrize(("format", "name"), [("tf_saved_model", "1"), ("onnx", "decoder.onnx")])
+@pytest.mark.parametrize(
+    ("format", "name"), [pytest.param("tf_saved_model", "1", marks=pytest.mark.slow), ("onnx", "decoder.onnx")]
+)
 def test_a_failed_artifact_replaces_nothing(
     trained: VAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str, name: str
 ) -> None:

@@ -102,6 +102,7 @@ def test_lower_precision_is_smaller_and_measured(trained: VAE, images: np.ndarra
     assert psnr["float32"] > 100 > psnr["float16"] > LEAST_PSNR["float16"] > psnr["int8"] > LEAST_PSNR["int8"]
 
 
+@pytest.mark.slow
 def test_int8_that_loses_too_much_is_not_kept(trained: VAE, images: np.ndarray, tmp_path: Path) -> None:
     target = tmp_path / "decoder.onnx"
     trained.export(target, "onnx", precision="int8", calibration=images)
@@ -111,6 +112,7 @@ def test_int8_that_loses_too_much_is_not_kept(trained: VAE, images: np.ndarray, 
     assert target.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_the_same_weights_give_the_same_bytes(trained: VAE, images: np.ndarray, exported: Path, tmp_path: Path) -> None:
     for precision in ("float16", "int8"):
         name = f"decoder.{precision}.onnx"

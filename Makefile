@@ -68,7 +68,7 @@ bench-gpu: $(GPU_VENV)/.gpu $(PEER_VENV)/.peer  ## all on an NVIDIA GPU, under a
 	$(GPU_VENV)/bin/python -m benchmarks.bench_gpu --peer-python $(PEER_VENV)/bin/python $(if $(FACES),--faces "$(FACES)") $(if $(FULL),--full)
 
 gpu-at-hand:
-	@$(PYTHON) -I keras_vae/cli/cards.py
+	@$(PYTHON) -I keras_vae/cli/gpu_cards.py
 
 saved-models: $(VENV)/.demo  ## train the models that come with the package again, half an hour: saved_models/
 	$(BIN)/python saved_models/make.py

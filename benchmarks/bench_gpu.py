@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import gpu, gpu_table
-from keras_vae.cli import cards, doctor
+from keras_vae.cli import doctor, gpu_cards
 
 # The arguments of a rehearsal on a CPU.
 SMALL = {
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     if options.faces is not None and not options.faces.exists():
         return _refuse(f"no folder of images at {options.faces}: give one with FACES=FOLDER", 2)
     if options.device == "cuda":
-        cards.require()
+        gpu_cards.require()
         # One card, numbered alike by CUDA and NVML.
         os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")

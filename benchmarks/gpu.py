@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import runners
-from keras_vae.cli import cards
+from keras_vae.cli import gpu_cards
 from keras_vae.support.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -68,7 +68,7 @@ def machine(device: str, peer_python: str = sys.executable) -> dict[str, Any]:
     """
     found: dict[str, Any] = {"device": runners.device_name(device), "cores": os.cpu_count()}
     if device == "cuda":
-        driver = cards.find()
+        driver = gpu_cards.find()
         found |= {
             "compute_capability": ".".join(map(str, driver.cards[0].capability)),
             "memory_mib": driver.cards[0].memory_mib,

@@ -26,8 +26,8 @@ from keras_vae.latents import attributes
 from keras_vae.latents.fitting import encode_training
 from keras_vae.model import encoding
 from keras_vae.model.encoding import Encoded
-from keras_vae.runs.images import data_of
 from keras_vae.runs.opening import BATCH, open_model
+from keras_vae.runs.run_images import data_of
 from keras_vae.support.files import write_json
 
 RESULTS = Path(__file__).parent / "results"

@@ -32,8 +32,8 @@ from keras_vae.features.judges import FeatureNetwork
 from keras_vae.latents.fitting import encode_training
 from keras_vae.model.encoding import Encoded, encode
 from keras_vae.model.vae import VAE
-from keras_vae.runs.images import data_of
 from keras_vae.runs.opening import BATCH, Model, open_model
+from keras_vae.runs.run_images import data_of
 from keras_vae.support import pictures
 from keras_vae.support.files import write_json
 from keras_vae.support.true_float32 import true_float32

@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
-from keras_vae.cli import cards
+from keras_vae.cli import gpu_cards
 
 
 class RunnerError(SystemExit):
@@ -153,7 +153,7 @@ def device_name(device: str) -> str:
         SystemExit: there is no GPU.
     """
     if device == "cuda":
-        return cards.require().cards[0].name
+        return gpu_cards.require().cards[0].name
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

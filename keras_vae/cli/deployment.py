@@ -19,8 +19,8 @@ from keras_vae.export.verify import verify as compare
 from keras_vae.export.writers import triton
 from keras_vae.latents.directions import AttributeVectors
 from keras_vae.runs.folder import VECTORS_FILE
-from keras_vae.runs.images import data_of
 from keras_vae.runs.opening import Model, check_exists, open_model
+from keras_vae.runs.run_images import data_of
 from keras_vae.support.errors import InputError
 from keras_vae.support.files import write_aside
 

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from keras_vae._version import __version__
-from keras_vae.cli import probes
+from keras_vae.cli import doctor_probes
 from keras_vae.features import weight_files
 from keras_vae.support import precision
 
@@ -41,13 +41,12 @@ def examine() -> dict[str, Any]:
     """Examines everything, in about ten seconds.
 
     Returns:
-        `keras_vae`, `python`, `platform`, `packages` (versions by name), `cpu`, `driver` (what `keras_vae.cli.cards`
-        finds), `tensorflow` and `onnxruntime` (what was tried, or `error`), `weights` (path by feature network, None
+        `keras_vae`, `python`, `platform`, `packages` (versions by name), `cpu`, `driver` (what `gpu_cards` finds), `tensorflow` and `onnxruntime` (what was tried, or `error`), `weights` (path by feature network, None
         if they are not on this machine), `data` (`folder`, `prepared` data sets, `avatars`), `problems`: a line for
         each thing that should work and does not.
     """
-    with ThreadPoolExecutor(len(probes.PROBES)) as pool:
-        driver, tensorflow, runtime = pool.map(probes.in_own_process, probes.PROBES)
+    with ThreadPoolExecutor(len(doctor_probes.PROBES)) as pool:
+        driver, tensorflow, runtime = pool.map(doctor_probes.in_own_process, doctor_probes.PROBES)
     found: dict[str, Any] = {
         "keras_vae": __version__,
         "python": platform.python_version(),
@@ -89,9 +88,9 @@ def problems(found: dict[str, Any]) -> list[str]:
         )
     if "error" in runtime:
         lines.append(f"onnxruntime does not work here ({runtime['error']}): install keras-vae again")
-    elif card and runtime["providers"].get(probes.GPU_PROVIDER, "not in this build") != "runs":
-        reason = runtime["providers"].get(probes.GPU_PROVIDER, "not in this build")
-        lines.append(f"onnxruntime does not use {card} ({probes.GPU_PROVIDER}: {reason}): {ADVICE}")
+    elif card and runtime["providers"].get(doctor_probes.GPU_PROVIDER, "not in this build") != "runs":
+        reason = runtime["providers"].get(doctor_probes.GPU_PROVIDER, "not in this build")
+        lines.append(f"onnxruntime does not use {card} ({doctor_probes.GPU_PROVIDER}: {reason}): {ADVICE}")
     return lines
 
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from keras_vae.data.avatars import Avatars, AvatarsConfig
     from keras_vae.data.loading import ImageData, load
-    from keras_vae.data.tfds.building import build
+    from keras_vae.data.tfds.from_folder import build
 
 _HOMES = {
     "Avatars": "keras_vae.data.avatars",
     "AvatarsConfig": "keras_vae.data.avatars",
     "ImageData": "keras_vae.data.loading",
-    "build": "keras_vae.data.tfds.building",
+    "build": "keras_vae.data.tfds.from_folder",
     "load": "keras_vae.data.loading",
 }
 

@@ -14,8 +14,8 @@ from PIL import Image
 from keras_vae.evaluation.evaluating import FIGURES, FOLDER
 from keras_vae.evaluation.fidelity import psnr, sharpness_ratio
 from keras_vae.runs.folder import METRICS_FILE, is_run
-from keras_vae.runs.images import data_of
 from keras_vae.runs.opening import BATCH, Model, open_model
+from keras_vae.runs.run_images import data_of
 from keras_vae.support import pictures
 from keras_vae.support.errors import InputError
 from keras_vae.support.files import check_output_file

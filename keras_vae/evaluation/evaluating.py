@@ -25,8 +25,8 @@ from keras_vae.model.encoding import Encoded, Reservoir, encode
 from keras_vae.model.presets import check_prior
 from keras_vae.model.priors import StandardNormal
 from keras_vae.model.vae import VAE
-from keras_vae.runs.images import data_of
 from keras_vae.runs.opening import BATCH, Model, open_model
+from keras_vae.runs.run_images import data_of
 from keras_vae.support import progress
 from keras_vae.support.errors import InputError
 from keras_vae.support.files import check_output_folder, write_aside, write_json

@@ -16,8 +16,8 @@ from keras_vae.latents import disentanglement
 from keras_vae.latents.fitting import encode_training, keep_vectors
 from keras_vae.model.encoding import Reservoir, encode
 from keras_vae.runs.folder import VECTORS_FILE
-from keras_vae.runs.images import data_of
 from keras_vae.runs.opening import BATCH, open_model
+from keras_vae.runs.run_images import data_of
 from keras_vae.support import pictures, progress
 from keras_vae.support.errors import InputError
 from keras_vae.support.files import check_output_file, check_output_folder, write_json

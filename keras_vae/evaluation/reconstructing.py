@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from keras_vae.evaluation.fidelity import psnr, sharpness_ratio
-from keras_vae.runs.images import data_of, read_images
 from keras_vae.runs.opening import BATCH, open_model
+from keras_vae.runs.run_images import data_of, read_images
 from keras_vae.support import pictures
 from keras_vae.support.errors import InputError
 from keras_vae.support.files import check_output_file

@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_vae.export.artifact import float32_copy
 from keras_vae.export.runtime import CPU, Encoder
-from keras_vae.export.writers import graph
+from keras_vae.export.writers import onnx_graph
 from keras_vae.export.writers.onnx import check_file, converted_function, put, relative_difference, save
 from keras_vae.export.writers.saved_model import mean_and_log_var
 from keras_vae.support.keras_defaults import keras_defaults
@@ -59,7 +59,7 @@ def _write(encoder: keras.Model, path: Path, metadata: Mapping[str, str]) -> Non
     image_shape, latent_dim = encoder.input_shape[1:], _latent_dim(encoder)
     rows = dict.fromkeys(OUTPUTS, (latent_dim,))
     model = converted_function(encode, "image", image_shape, rows, {"Log1p": (_log1p, [])})
-    graph.tidy(model.graph, "encoder")
+    onnx_graph.tidy(model.graph, "encoder")
     save(model, path, {"latent_dim": str(latent_dim), "image_shape": json.dumps(list(image_shape)), **metadata})
 
 

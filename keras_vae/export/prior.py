@@ -10,7 +10,7 @@ import keras
 from keras_vae.export import latents
 from keras_vae.export.formats import LATENTS, NOISE
 from keras_vae.export.runtime import CPU, Kind, open_session
-from keras_vae.export.writers import graph
+from keras_vae.export.writers import onnx_graph
 from keras_vae.export.writers.onnx import check_file, converted_layer, put, relative_difference, save
 from keras_vae.support.keras_defaults import keras_defaults
 from keras_vae.support.true_float32 import true_float32
@@ -44,7 +44,7 @@ def export_prior(prior: keras.layers.Layer, path: Path, metadata: Mapping[str, s
     def write(new: Path, entries: dict[str, str]) -> None:
         row = (prior.latent_dim,)
         model = converted_layer(prior, NOISE, LATENTS, row, row)
-        graph.tidy(model.graph, "prior")
+        onnx_graph.tidy(model.graph, "prior")
         save(model, new, {"latent_dim": str(prior.latent_dim), **entries})
 
     return put(path, "prior", write, lambda new: _difference(prior, new), TOLERANCE, metadata)

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 from keras import layers, ops
 
-from keras_vae.features.networks import LAYER_PRESETS, NETWORKS, Network, feature_network, keras_layer_names
+from keras_vae.features.feature_networks import LAYER_PRESETS, NETWORKS, Network, feature_network, keras_layer_names
 from keras_vae.support.errors import InputError
 
 __all__ = [

@@ -11,8 +11,8 @@ from keras_vae.latents.directions import AttributeVectors
 from keras_vae.model.encoding import LIMIT, Encoded, encode
 from keras_vae.model.vae import VAE
 from keras_vae.runs.folder import VECTORS_FILE
-from keras_vae.runs.images import data_of
 from keras_vae.runs.opening import BATCH, Model
+from keras_vae.runs.run_images import data_of
 from keras_vae.support.errors import InputError
 from keras_vae.support.names import position
 

@@ -14,8 +14,8 @@ from keras_vae.export import latents as draws
 from keras_vae.latents import directions
 from keras_vae.latents.directions import AttributeVectors
 from keras_vae.runs.folder import VECTORS_FILE
-from keras_vae.runs.images import data_of, read_images
 from keras_vae.runs.opening import BATCH, Model, in_batches, open_model
+from keras_vae.runs.run_images import data_of, read_images
 from keras_vae.support import pictures
 from keras_vae.support.errors import InputError
 from keras_vae.support.files import check_output_file

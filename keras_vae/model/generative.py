@@ -20,9 +20,9 @@ from keras_vae.export.artifact import check_target, export_decoder
 from keras_vae.export.formats import FORMATS, PARTS
 from keras_vae.export.generator import compose
 from keras_vae.model import priors
-from keras_vae.model.checked import KERAS_BATCH, CheckedModel
 from keras_vae.model.distributions import DiagonalGaussian
 from keras_vae.model.encoding import encode
+from keras_vae.model.entry_points import KERAS_BATCH, CheckedModel
 from keras_vae.support.errors import InputError, check_count, check_weight
 from keras_vae.support.keras_defaults import keras_defaults
 

@@ -13,7 +13,7 @@ from keras import ops
 from keras_vae import networks
 from keras_vae.data import image_batches
 from keras_vae.features.perceptual import PerceptualLoss, perceptual_loss
-from keras_vae.model import distributions, feature_terms, metrics, priors, watch
+from keras_vae.model import distributions, feature_terms, guards, metrics, priors
 from keras_vae.model.averaging import AveragedWeights
 from keras_vae.model.generative import GenerativeModel
 from keras_vae.model.presets import DEFAULT_LAYERS, DEFAULT_PERCEPTUAL_WEIGHT
@@ -123,7 +123,7 @@ class VAE(GenerativeModel):
         self.test_noise = replicas.NoiseByPlace(seed, name="test_noise")
         self.trackers = {name: keras.metrics.Mean(name=name, dtype="float32") for name in self._term_names()}
         self.active_units = metrics.ActiveUnits(self.latent_dim)
-        self.watch = watch.Watch(self._term_names())
+        self.watch = guards.Watch(self._term_names())
         self.averaging = AveragedWeights(self.statistics)
         self._prior = Untracked(priors.StandardNormal(self.latent_dim))
         self.build((None, *self.image_shape))
@@ -221,7 +221,7 @@ class VAE(GenerativeModel):
             loss = replicas.share_of_mean(terms["loss"]) + self._beside_the_objective(terms)
             scaled_loss = self.optimizer.scale_loss(loss)  # for float16
         gradients = tape.gradient(scaled_loss, self.trainable_weights)
-        watch.take_step(self, images_fine, gradients, terms, loss, before)
+        guards.take_step(self, images_fine, gradients, terms, loss, before)
         return self.logged({**self._track(terms, posterior.mean), "beta": self.beta_variable + 0.0})
 
     def _beside_the_objective(self, terms: dict[str, Any]) -> Any:

@@ -16,8 +16,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_vae.networks.custom import adopt
 from keras_vae.networks.dfc import dfc_decoder, dfc_encoder
-from keras_vae.networks.own import adopt
 from keras_vae.networks.parts import ImageShape
 from keras_vae.networks.resnet import check_resnet_options, resnet_decoder, resnet_encoder
 from keras_vae.support.errors import InputError, check_count

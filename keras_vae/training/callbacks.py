@@ -17,7 +17,7 @@ from keras_vae.model import priors
 from keras_vae.runs import checkpoints
 from keras_vae.runs.folder import METRICS_FILE
 from keras_vae.runs.opening import in_batches
-from keras_vae.support import heap, pictures
+from keras_vae.support import memory, pictures
 from keras_vae.support.errors import StoppedError
 from keras_vae.support.files import write_aside
 from keras_vae.training import resuming, strategies
@@ -188,7 +188,7 @@ class Checkpoints(keras.callbacks.Callback):
         state = self.progress.state()  # on every worker: each has a part of the epoch's metrics
         if self.writes:
             self.path = checkpoints.write(self.run, self.model.save, state, self.config.checkpoints_kept)
-        heap.trim()  # on every worker: else a long run's memory grows by what was freed
+        memory.trim()  # on every worker: else a long run's memory grows by what was freed
         self._saved = time.perf_counter()
 
     def _agreed(self, *asked: bool) -> list[bool]:

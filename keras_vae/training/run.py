@@ -28,8 +28,8 @@ from keras_vae.training import callbacks, failures, model, prior, results, resum
 from keras_vae.training.checks import check
 from keras_vae.training.clock import Progress
 from keras_vae.training.config import AUTO, TrainingConfig
-from keras_vae.training.folder import check_folder, held, made, write_config
 from keras_vae.training.limits import limits_of
+from keras_vae.training.run_folder import check_folder, held, made, write_config
 from keras_vae.training.signals import Signals
 
 FEW_IMAGES = 2000

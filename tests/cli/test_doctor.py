@@ -16,7 +16,7 @@ import pytest
 import tensorflow as tf
 
 from keras_vae import __version__
-from keras_vae.cli import cards, doctor, probes
+from keras_vae.cli import doctor, doctor_probes, gpu_cards
 
 Command = Callable[..., Any]
 ON_A_GPU: dict[str, Any] = {
@@ -173,8 +173,8 @@ def test_a_broken_tensorflow_is_told_of(
 ) -> None:
     (tmp_path / "tensorflow.py").write_text(tensorflow)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(probes, "SECONDS", 3.0)
-    found = probes.in_own_process("tensorflow")
+    monkeypatch.setattr(doctor_probes, "SECONDS", 3.0)
+    found = doctor_probes.in_own_process("tensorflow")
     assert words in found["error"]
     (line,) = doctor.problems(changed("tensorflow", found))
     assert "TensorFlow does not work here" in line
@@ -182,7 +182,7 @@ def test_a_broken_tensorflow_is_told_of(
 
 def test_another_backend_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KERAS_BACKEND", "jax")
-    assert "KERAS_BACKEND is 'jax'" in probes.in_own_process("tensorflow")["error"]
+    assert "KERAS_BACKEND is 'jax'" in doctor_probes.in_own_process("tensorflow")["error"]
 
 
 # The driver --------------------------------------------------------------------------------------
@@ -229,13 +229,16 @@ def test_cards_as_the_driver_sees_them(
         "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.10  Release Build  (dvs-builder)\n"
         "GCC version:  gcc version 12.2.0 (Debian 12.2.0-14)\n"
     )
-    monkeypatch.setattr(cards, "DRIVER_VERSION", tmp_path / "version")
+    monkeypatch.setattr(gpu_cards, "DRIVER_VERSION", tmp_path / "version")
     driver = Driver(("NVIDIA H100 80GB HBM3", (9, 0), 85520809984), ("Tesla T4", (7, 5), 15835660288))
     monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
-    found = cards.find()
+    found = gpu_cards.find()
     assert (found.driver, found.cuda, found.problem) == ("570.86.10", "12.8", "")
-    assert found.cards == (cards.Card("NVIDIA H100 80GB HBM3", (9, 0), 81559), cards.Card("Tesla T4", (7, 5), 15102))
-    cards.main()
+    assert found.cards == (
+        gpu_cards.Card("NVIDIA H100 80GB HBM3", (9, 0), 81559),
+        gpu_cards.Card("Tesla T4", (7, 5), 15102),
+    )
+    gpu_cards.main()
     assert "Tesla T4, compute capability 7.5, 15102 MiB; driver 570.86.10" in capsys.readouterr().out
 
 
@@ -252,17 +255,17 @@ def test_a_driver_without_cards(
     driver: Driver, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
-    assert words in cards.find().problem
+    assert words in gpu_cards.find().problem
     with pytest.raises(SystemExit, match="2"):
-        cards.main()
+        gpu_cards.main()
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line
 
 
-@pytest.mark.skipif(bool(cards.find().cards), reason="about machines without a GPU")
+@pytest.mark.skipif(bool(gpu_cards.find().cards), reason="about machines without a GPU")
 def test_cards_answers_without_any_package() -> None:
     """As `make bench-gpu` asks it, before there is an environment."""
-    script = Path(cards.__file__)
+    script = Path(gpu_cards.__file__)
     ended = subprocess.run([sys.executable, "-I", "-S", script], capture_output=True, text=True)
     assert ended.returncode == 2
     assert ended.stdout == ""

@@ -180,12 +180,12 @@ def test_importance_samples_on_the_command_line(run_folder: Path, command: Calla
 def test_without_the_feature_network_the_rest_is_measured(
     run_folder: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from keras_vae.features import networks
+    from keras_vae.features import feature_networks
 
     def absent() -> Path:
         raise InputError("not installed")
 
-    monkeypatch.setattr(networks, "_hed_weights", absent)
+    monkeypatch.setattr(feature_networks, "_hed_weights", absent)
     outcome = command("evaluate", run_folder, "--json")
     assert outcome.status == 0
     figures = json.loads(outcome.out)

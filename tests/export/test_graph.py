@@ -17,7 +17,7 @@ from keras import layers, ops
 
 from keras_vae import VAE
 from keras_vae.export import export_decoder
-from keras_vae.export.writers import graph
+from keras_vae.export.writers import onnx_graph
 from keras_vae.networks import ReplicationPadding2D
 from keras_vae.networks.layers import UpsampledConv2D, edge_padded
 
@@ -256,5 +256,5 @@ def test_padding_keeps_its_mode_past_transposes(mode: str) -> None:
     for _ in range(2):
         session = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
         found.append(session.run(None, {"z": x})[0])
-        graph.clean(made)
+        onnx_graph.clean(made)
     np.testing.assert_array_equal(*found)

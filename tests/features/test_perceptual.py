@@ -18,7 +18,7 @@ import tensorflow as tf
 from tensorflow.python.eager import record
 
 from keras_vae import VAE, InputError, PerceptualLoss
-from keras_vae.features import networks
+from keras_vae.features import feature_networks
 
 
 @pytest.fixture(scope="module")
@@ -314,7 +314,7 @@ def test_unreachable_weights_are_given_up_within_ten_seconds(tmp_path: Path, mon
     for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setattr(networks, "WEIGHTS_HOST", f"https://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(feature_networks, "WEIGHTS_HOST", f"https://127.0.0.1:{silent.getsockname()[1]}")
         start = time.perf_counter()
         with pytest.raises(InputError, match="hed-vgg16"):
             PerceptualLoss("vgg19").load()

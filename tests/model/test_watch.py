@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras import layers
 
 from keras_vae import VAE, InputError
-from keras_vae.model import watch
+from keras_vae.model import guards
 from keras_vae.support.errors import NotFiniteError
 
 SHAPE = (8, 8, 3)
@@ -105,7 +105,7 @@ def test_where_looks_are_rare_a_bad_step_among_good_ones_is_reported(
     monkeypatch: pytest.MonkeyPatch, batch: np.ndarray, jit_compile: bool
 ) -> None:
     """As on a GPU, where a look waits for the device."""
-    monkeypatch.setattr(watch, "steps_between_looks", lambda: 50)
+    monkeypatch.setattr(guards, "steps_between_looks", lambda: 50)
     vae = small(jit_compile=jit_compile)
     with pytest.raises(InputError, match=r"NaN or infinite values in batch 2: "):
         vae.fit(dataset(batch, with_nan(batch), batch, batch), epochs=3, verbose=0)
@@ -150,7 +150,7 @@ def test_a_run_with_a_bad_batch_is_the_one_without(
     monkeypatch: pytest.MonkeyPatch, batch: np.ndarray, jit_compile: bool
 ) -> None:
     """Whatever a forward pass moves is as it was, noise and the kernel of SpectralNormalization too."""
-    monkeypatch.setattr(watch, "steps_between_looks", lambda: 50)
+    monkeypatch.setattr(guards, "steps_between_looks", lambda: 50)
     runs = []
     for batches in ([batch, batch[::-1], batch], [batch, with_nan(batch), batch[::-1], -batch, batch]):
         keras.utils.set_random_seed(0)
@@ -243,7 +243,7 @@ def test_gradients_that_no_scale_helps_are_reported_over_short_epochs_too(batch:
 
 
 def test_predict_within_fit_does_not_make_it_forget(monkeypatch: pytest.MonkeyPatch, batch: np.ndarray) -> None:
-    monkeypatch.setattr(watch, "steps_between_looks", lambda: 50)
+    monkeypatch.setattr(guards, "steps_between_looks", lambda: 50)
     vae = small()
     peek = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch_number, logs: vae.predict(batch, verbose=0))
     with pytest.raises(InputError, match="in batch 3"):
@@ -251,7 +251,7 @@ def test_predict_within_fit_does_not_make_it_forget(monkeypatch: pytest.MonkeyPa
 
 
 def test_looks_count_steps_not_executions(monkeypatch: pytest.MonkeyPatch, batch: np.ndarray) -> None:
-    monkeypatch.setattr(watch, "steps_between_looks", lambda: 50)
+    monkeypatch.setattr(guards, "steps_between_looks", lambda: 50)
     vae = small(steps_per_execution=20)
     with pytest.raises(InputError, match="in batch 25"):
         vae.fit(dataset(*[batch] * 24, with_nan(batch), *[batch] * 200), verbose=0)

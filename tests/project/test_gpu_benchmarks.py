@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from benchmarks import bench_gpu, decoding, gpu, gpu_table, numerics, real_run, runners, sweep, train_step
-from keras_vae.cli import cards
+from keras_vae.cli import gpu_cards
 
 ROOT = Path(__file__).resolve().parents[2]
 MACHINE = {"device": "NVIDIA L4", "cores": 8, "versions": {"tensorflow": "2.21.0"}}
-without_gpu = pytest.mark.skipif(bool(cards.find().cards), reason="about machines without a GPU")
+without_gpu = pytest.mark.skipif(bool(gpu_cards.find().cards), reason="about machines without a GPU")
 
 
 # The card ---------------------------------------------------------------------------------------

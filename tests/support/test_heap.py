@@ -8,7 +8,7 @@ import platform
 import psutil
 import pytest
 
-from keras_vae.support import heap
+from keras_vae.support import memory
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's heap alone is trimmed")
@@ -26,7 +26,7 @@ def test_freed_memory_between_what_is_in_use_is_given_back() -> None:
     for block in set(blocks) - set(kept):
         library.free(block)
     held = process.memory_info().rss
-    heap.trim()
+    memory.trim()
     left = process.memory_info().rss
     for block in kept:
         library.free(block)

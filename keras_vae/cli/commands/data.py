@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from keras_vae.cli import printing
-from keras_vae.cli.loading import with_tensorflow
+from keras_vae.cli.late_imports import with_tensorflow
 from keras_vae.cli.options import CropOption, JsonOption, PictureOption, StrictOption
 
 app = typer.Typer(
@@ -69,5 +69,5 @@ def build(
     Decodes, crops and resizes each image once, into shards that load at full speed. Prints the name that --data takes.
     """
     with printing.results(as_json) as show:
-        make = with_tensorflow("keras_vae.data.tfds.building").build
+        make = with_tensorflow("keras_vae.data.tfds.from_folder").build
         show(make(folder, name, data_dir, image_size, crop, attributes, strict))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from keras_vae.cli import printing
-from keras_vae.cli.loading import with_tensorflow
+from keras_vae.cli.late_imports import with_tensorflow
 from keras_vae.cli.options import (
     JsonOption,
     PictureOption,

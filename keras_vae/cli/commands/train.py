@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 
 from keras_vae.cli import printing
-from keras_vae.cli.loading import with_tensorflow
+from keras_vae.cli.late_imports import with_tensorflow
 from keras_vae.cli.options import JsonOption, path, typed
 from keras_vae.model.presets import PRESETS
 from keras_vae.runs.folder import is_run

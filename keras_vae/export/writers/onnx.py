@@ -19,7 +19,7 @@ from keras_vae.export import seal
 from keras_vae.export.errors import ExportError, VerificationError
 from keras_vae.export.files import aside, check_parent
 from keras_vae.export.formats import LATENTS, NOISE
-from keras_vae.export.writers import graph, quantization
+from keras_vae.export.writers import onnx_graph, onnx_quantization
 from keras_vae.support.files import replace
 
 OPSET = 18
@@ -45,14 +45,14 @@ def write(
     """
     model = converted(decoder)
     if precision == "float16":
-        model = quantization.to_float16(model)
+        model = onnx_quantization.to_float16(model)
     elif precision == "int8":
         assert calibration is not None
-        model = quantization.to_int8(model, calibration)
-    graph.tidy(model.graph)  # also puts nodes in order
+        model = onnx_quantization.to_int8(model, calibration)
+    onnx_graph.tidy(model.graph)  # also puts nodes in order
     if prior is not None:
         model = with_prior(model, prior)
-        graph.tidy(model.graph, "generator")
+        onnx_graph.tidy(model.graph, "generator")
     shapes = {"latent_dim": str(decoder.input_shape[1]), "image_shape": json.dumps(list(decoder.output_shape[1:]))}
     save(model, path, {**shapes, **metadata})
 
@@ -116,7 +116,7 @@ def converted(decoder: keras.Model, pixels_in_blocks: bool = True) -> onnx.Model
         pixels_in_blocks: as `graph.clean`.
     """
     model = converted_layer(decoder, LATENTS, "image", decoder.input_shape[1:], decoder.output_shape[1:])
-    graph.clean(model, pixels_in_blocks)
+    onnx_graph.clean(model, pixels_in_blocks)
     return model
 
 
@@ -165,7 +165,7 @@ def converted_function(
     if {value.name for value in values} != set(rows):
         raise AssertionError(f"tf2onnx names {[value.name for value in values]} what we call {[*rows]}")
     for value in values:
-        dims = [graph.BATCH, *rows[value.name]]
+        dims = [onnx_graph.BATCH, *rows[value.name]]
         value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, dims))
     return model
 

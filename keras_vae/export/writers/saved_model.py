@@ -13,8 +13,8 @@ import tensorflow as tf
 from keras_vae.export import seal
 from keras_vae.export.errors import ExportError
 from keras_vae.export.formats import LATENTS, NOISE, Opened
-from keras_vae.export.writers import warmup
-from keras_vae.export.writers.once import compute_weights_once
+from keras_vae.export.writers import saved_model_warmup
+from keras_vae.export.writers.saved_model_constants import compute_weights_once
 from keras_vae.support.true_float32 import CPU, true_float32
 
 SIGNATURE = "serving_default"
@@ -75,7 +75,9 @@ def write(
     if encoder is not None:
         signatures["encode"] = _encode_function(encoder)
     tf.saved_model.save(module, str(path), signatures=signatures)
-    warmup.write(path / EXTRA / warmup.FILE, _warmup_requests(decoder, encoder, list(signatures)))
+    saved_model_warmup.write(
+        path / EXTRA / saved_model_warmup.FILE, _warmup_requests(decoder, encoder, list(signatures))
+    )
     (path / MANIFEST).write_text(seal.manifest(metadata, _sums(path)))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from keras_vae.export.writers import edges, onnx_nodes
+from keras_vae.export.writers import onnx_edges, onnx_nodes
 
 BATCH = "batch"
 LAYOUT = frozenset({"DepthToSpace", "Slice", "Transpose"})
@@ -23,10 +23,10 @@ def clean(model: onnx.ModelProto, pixels_in_blocks: bool = True) -> None:
     """
     graph = model.graph
     _narrow_slices(graph)
-    edges.concats_to_pads(graph)
+    onnx_edges.concats_to_pads(graph)
     _drop_unused(graph)
     _activations_first(graph)
-    edges.drop_repeated_edges(model)
+    onnx_edges.drop_repeated_edges(model)
     _drop_unused(graph)
     _pads_past_transposes(graph)
     _drop_unused(graph)

@@ -1,6 +1,6 @@
 """NVIDIA cards, as the driver sees them.
 
-    python keras_vae/cli/cards.py    # lists them; without one, says so in one line and exits with 2
+    python keras_vae/cli/gpu_cards.py    # lists them; without one, says so in one line and exits with 2
 
 Takes nothing but Python's standard library: it runs before anything is installed, and when what is installed is
 broken.

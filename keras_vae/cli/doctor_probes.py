@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from keras_vae.cli import cards
+from keras_vae.cli import gpu_cards
 from keras_vae.support import precision
 from keras_vae.support.backend import require_tensorflow
 
@@ -28,7 +28,7 @@ LONGEST_MESSAGE = 300
 
 
 def _driver() -> dict[str, Any]:
-    return asdict(cards.find())
+    return asdict(gpu_cards.find())
 
 
 def _tensorflow() -> dict[str, Any]:
@@ -172,7 +172,7 @@ def in_own_process(probe: str) -> dict[str, Any]:
     try:
         # -P: nothing is imported from the current folder, such as a tensorflow.py.
         ended = subprocess.run(
-            [sys.executable, "-P", "-m", "keras_vae.cli.probes", probe],
+            [sys.executable, "-P", "-m", "keras_vae.cli.doctor_probes", probe],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from keras_vae.data import image_batches, pipelines
 from keras_vae.features.perceptual import PerceptualLoss
-from keras_vae.model import compiling, schedules, watch
+from keras_vae.model import compiling, guards, schedules
 from keras_vae.model.averaging import restored, swapped
 from keras_vae.model.state import StatefulModel
 from keras_vae.support import keras_internals, precision, replicas
@@ -41,7 +41,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
     perceptual: PerceptualLoss | None
     perceptual_weight: Any
     pixel_weight: float
-    watch: watch.Watch
+    watch: guards.Watch
 
     # What is known of the model ----------------------------------------------------------------
 
@@ -158,7 +158,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
             held_out = tuple(held_out)  # as Keras takes it
         if held_out is not None:
             images = image_batches.unpack(held_out) if isinstance(held_out, tuple) else held_out
-            with watch.named("validation_data"):
+            with guards.named("validation_data"):
                 images = self.checked_images(
                     "validation_data", images, options.get("validation_steps"), "validation_steps"
                 )
@@ -315,7 +315,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
     @contextmanager
     def _watched(self, options: dict[str, Any]) -> Iterator[None]:
         """Within it, what steps note is looked at, by a callback that is added to the options'."""
-        looks, given = watch.Looks(), options.get("callbacks")
+        looks, given = guards.Looks(), options.get("callbacks")
         if isinstance(given, keras.callbacks.CallbackList):
             looks.set_model(self)
             given.callbacks.insert(0, looks)

@@ -41,9 +41,10 @@ def examine() -> dict[str, Any]:
     """Examines everything, in about ten seconds.
 
     Returns:
-        `keras_vae`, `python`, `platform`, `packages` (versions by name), `cpu`, `driver` (what `gpu_cards` finds), `tensorflow` and `onnxruntime` (what was tried, or `error`), `weights` (path by feature network, None
-        if they are not on this machine), `data` (`folder`, `prepared` data sets, `avatars`), `problems`: a line for
-        each thing that should work and does not.
+        `keras_vae`, `python`, `platform`, `packages` (versions by name), `cpu`, `driver` (what `gpu_cards` finds),
+        `tensorflow` and `onnxruntime` (what was tried, or `error`), `weights` (path by feature network, None if they
+        are not on this machine), `data` (`folder`, `prepared` data sets, `avatars`), `problems`: a line for each thing
+        that does not work and should.
     """
     with ThreadPoolExecutor(len(doctor_probes.PROBES)) as pool:
         driver, tensorflow, runtime = pool.map(doctor_probes.in_own_process, doctor_probes.PROBES)

@@ -12,7 +12,6 @@ import typer
 from keras_vae._version import __version__
 from keras_vae.cli.commands import data, deploy, evaluate, images, start, train
 from keras_vae.cli.options import Command
-from keras_vae.export.errors import ExportError, VerificationError
 from keras_vae.support.errors import InputError, RunError, StoppedError
 
 app = typer.Typer(
@@ -57,7 +56,11 @@ def _root(
 
 
 def main() -> None:
-    """Runs the command line. Exit status: 0 on success, 2 for wrong use or bad input, 1 for anything else."""
+    """Runs the command line.
+
+    Exit status: 0 on success, 2 for wrong use or bad input, 130 for Ctrl-C, 128 plus its number for another signal, 1
+    for anything else.
+    """
     signal.signal(signal.SIGTERM, _terminated)  # training has its own way to stop
     sys.exit(run(sys.argv[1:]))
 
@@ -71,9 +74,9 @@ def run(arguments: list[str]) -> int:
     """Runs a command line in this process and returns its exit status."""
     try:
         return int(app(arguments, prog_name="keras-vae", standalone_mode=False) or 0)
-    except (InputError, ExportError) as error:
+    except InputError as error:
         return _fail(error, 2)
-    except (VerificationError, RunError) as error:
+    except RunError as error:
         return _fail(error, 1)
     except StoppedError as error:
         return _fail(error, 128 + error.signal)

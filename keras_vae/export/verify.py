@@ -117,7 +117,8 @@ def verify(
     """Runs all decoders on the same latents and compares each with the first.
 
     Args:
-        decoders: by name, functions from float32 (batch, latent_dim) to images.
+        decoders: by name, functions from float32 (batch, latent_dim) to images. The first is given the batches of a
+            round, of 1, 7 and 64 latents, at once, the others one by one.
         latent_dim: number of latents.
         tolerance: the largest absolute difference of a pixel value that passes; at +-50, ten times as much.
         precisions: of decoders by name, where one does not compute in float32: "float16" or "int8". Pairs with it pass

@@ -75,7 +75,6 @@ class PerceptualLoss:
         self.layers = layers if isinstance(layers, str) else tuple(layers)
         self.weights_path = weights_path
         self.normalize = bool(normalize)
-        self._model: keras.Model | None = None
         self._features: keras.Model | None = None
         self._compared: dict[str, _Compared] = {}
         self._is_chain = False
@@ -100,7 +99,6 @@ class PerceptualLoss:
                 )
             self.preprocessing = preprocessing
             self.keras_layers = (self.layers,) if isinstance(self.layers, str) else self.layers
-            self._model = network
             self._features = _own_features(network, self.keras_layers)
 
     def load(self, dtype: str = "float32") -> PerceptualLoss:
@@ -181,7 +179,7 @@ class PerceptualLoss:
         if self._is_chain:
             found = _distances_in_chain(model, self._prepared(decoded, model), named, self._compared)
         else:
-            features = zip(named, self.features(decoded), strict=True)
+            features = zip(self.keras_layers, self.features(decoded), strict=True)
             found = {name: self._compared[name](feature, named[name])[1] for name, feature in features}
         return ops.stack([found[name] for name in self.keras_layers], axis=1)
 

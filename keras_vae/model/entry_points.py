@@ -1,4 +1,4 @@
-"""Keras's entry points, guarded: `compile`, `fit`, `evaluate`, `predict`, `save`, `load_weights` and their kin.
+"""Keras's entry points, guarded: `compile`, `fit`, `evaluate`, `predict` and their kin.
 
 What they are given is checked before any work, what goes wrong in a step is raised in one line, and averaged weights
 take the weights' place where the model is judged. The mathematics is in `keras_vae.model.vae`.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 from pathlib import Path
@@ -33,6 +32,7 @@ class GenerativeModel(CheckedModel):
     encoder: keras.Model
     decoder: keras.Model
     latent_dim: int
+    _in_xla: dict[str, Any]
 
     def encode(self, images: Any, training: bool = False) -> DiagonalGaussian:
         """The posterior q(z | x) of a batch of images."""
@@ -49,16 +49,10 @@ class GenerativeModel(CheckedModel):
         """Calls a network; float16 on a CPU goes through XLA, outside of `fit` too."""
         if not (tf.executing_eagerly() and self.needs_xla):
             return network(inputs, training=training)
-        compiled = self._encoder_in_xla if network is self.encoder else self._decoder_in_xla
-        return compiled(inputs, training=training)
-
-    @functools.cached_property
-    def _encoder_in_xla(self) -> Any:
-        return tf.function(self.encoder, jit_compile=True)
-
-    @functools.cached_property
-    def _decoder_in_xla(self) -> Any:
-        return tf.function(self.decoder, jit_compile=True)
+        role = "encoder" if network is self.encoder else "decoder"
+        if role not in self._in_xla:
+            self._in_xla[role] = tf.function(network, jit_compile=True)
+        return self._in_xla[role](inputs, training=training)
 
     # The prior -------------------------------------------------------------------------------
 

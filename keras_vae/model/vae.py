@@ -125,6 +125,7 @@ class VAE(GenerativeModel):
         self.active_units = metrics.ActiveUnits(self.latent_dim)
         self.watch = guards.Watch(self._term_names())
         self.averaging = AveragedWeights(self.statistics)
+        self._in_xla: dict[str, Any] = {}
         self._prior = Untracked(priors.StandardNormal(self.latent_dim))
         self.build((None, *self.image_shape))
 
@@ -218,17 +219,18 @@ class VAE(GenerativeModel):
         targets = None if self.perceptual is None else self.perceptual.targets(images)
         with tf.GradientTape() as tape:
             terms, posterior = self.objective(images, self.train_noise, training=True, targets=targets)
-            loss = replicas.share_of_mean(terms["loss"]) + self._beside_the_objective(terms)
+            size = replicas.batch_size(images)
+            loss = ops.sum(terms["loss"]) / size + self._beside_the_objective(terms, size)
             scaled_loss = self.optimizer.scale_loss(loss)  # for float16
         gradients = tape.gradient(scaled_loss, self.trainable_weights)
         guards.take_step(self, images_fine, gradients, terms, loss, before)
         return self.logged({**self._track(terms, posterior.mean), "beta": self.beta_variable + 0.0})
 
-    def _beside_the_objective(self, terms: dict[str, Any]) -> Any:
+    def _beside_the_objective(self, terms: dict[str, Any], size: Any) -> Any:
         """Losses that layers added, such as weight decay; and a likelihood's own parameters, where pixels count 0."""
         added = sum(ops.cast(each, "float32") for each in self.losses) / replicas.count()
         if not self.pixel_weight and self.likelihood.trainable_weights:
-            added = added + replicas.share_of_mean(terms["reconstruction"])
+            added = added + ops.sum(terms["reconstruction"]) / size
         return added
 
     def test_step(self, data: Any) -> dict[str, Any]:
@@ -282,7 +284,8 @@ class VAE(GenerativeModel):
     @keras_defaults()
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> VAE:
         config = dict(config)
-        networks.check_layout(config["network"], config.pop("layout", 1), own="encoder" in config)
+        calibrated = config.get("perceptual") is not None and isinstance(config["perceptual_weight"], str)
+        networks.check_layout(config["network"], config.pop("layout", 1), "encoder" in config, calibrated)
         for name in ("perceptual", "likelihood", "encoder", "decoder"):
             if isinstance(config.get(name), dict):
                 config[name] = keras.saving.deserialize_keras_object(config[name], custom_objects)

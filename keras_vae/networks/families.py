@@ -134,7 +134,6 @@ def check_image_shape(image_shape: Sequence[int]) -> ImageShape:
     return height, width, channels
 
 
-@keras_defaults()
 def make(
     network: str,
     image_shape: Sequence[int],
@@ -168,18 +167,19 @@ def make(
     return adopt(encoder, decoder, image_shape, latent_dim)
 
 
-def check_layout(network: str, layout: int, own: bool = False) -> None:
-    """Refuses a .keras file whose weights belong to other layers than a family has now.
+def check_layout(network: str, layout: int, own: bool = False, calibrated: bool = False) -> None:
+    """Refuses a .keras file whose weights belong to other layers than a model has now.
 
     Args:
         network: name of the family.
         layout: of the file, `LAYOUT` when it was saved.
         own: whether the networks are the user's own, which the file describes.
+        calibrated: whether variances of features were saved, which have another place since.
 
     Raises:
         InputError: it is of another layout.
     """
-    if layout != LAYOUT and network in CHANGED and not own:
+    if layout != LAYOUT and (calibrated or (network in CHANGED and not own)):
         raise InputError(
             f"the network {network!r} had other layers when this model was saved, by another version of keras-vae: "
             "load it there and pass vae.get_weights() to set_weights of a model made here, or train again"

@@ -64,7 +64,8 @@ def aside(path: Path, beside: Path | None = None) -> Iterator[Path]:
     try:
         with (folder / "unlocked").open("w") as lock:
             if fcntl is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                with contextlib.suppress(OSError):  # some network file systems know no locks: then nobody sweeps either
+                    fcntl.flock(lock, fcntl.LOCK_EX)
             Path(lock.name).rename(folder / LOCK)  # locked from the moment that `sweep` can see it
             (folder / "new").mkdir()
             yield folder / "new" / path.name

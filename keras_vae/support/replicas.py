@@ -47,11 +47,6 @@ def mean(values: Any) -> Any:
     return total(ops.sum(values, axis=0)) / batch_size(values)
 
 
-def share_of_mean(values: Any) -> Any:
-    """This replica's share of the whole batch's mean, (rows,) to (): replicas add their gradients up."""
-    return ops.sum(values) / batch_size(values)
-
-
 def moments(images: Any) -> tuple[Any, Any]:
     """Mean and biased variance of each channel over the whole batch: (rows, height, width, channels) to (channels,).
 

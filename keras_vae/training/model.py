@@ -43,7 +43,7 @@ def new(config: TrainingConfig, images: data.ImageData, perceptual: PerceptualLo
     return vae
 
 
-def restored(config: TrainingConfig, checkpoint: Path) -> VAE:
+def from_checkpoint(config: TrainingConfig, checkpoint: Path) -> VAE:
     """The model of a checkpoint, with its optimizer's state and the configuration's learning rate.
 
     Raises:

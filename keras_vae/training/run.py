@@ -100,7 +100,7 @@ def train(config: TrainingConfig) -> dict[str, Any]:
                 vae = model.new(config, images, perceptual, policy)
             else:
                 resuming.check_same_data(config, images)
-                vae = model.restored(config, checkpoint.path)
+                vae = model.from_checkpoint(config, checkpoint.path)
         policy = vae.dtype_policy.name
 
         # Run folder

@@ -184,3 +184,27 @@ def test_references_are_computed_on_the_cpu_whatever_the_scope(tmp_path: Path) -
         assert any("Conv2D" in line for line in placed), part
         assert any("MatMul" in line for line in placed), part
         assert not any("device:CPU:1" in line for line in placed), part
+
+
+def test_what_a_saved_model_computes_beforehand_is_true_float32(trained: VAE, tmp_path: Path) -> None:
+    """Kernels that are folded once and kept: a card that rounds them would leave its mark in the file."""
+    seen: list[bool] = []
+    wrapped = tf.compat.v1.wrap_function
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        function = wrapped(*args, **kwargs)
+        prune = function.prune
+
+        def pruned(*parts: Any) -> Callable[[], Any]:
+            compute = prune(*parts)
+            return lambda: seen.append(ENABLED()) or compute()
+
+        function.prune = pruned
+        return function
+
+    assert ENABLED()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tf.compat.v1, "wrap_function", watched)
+        assert trained.export(tmp_path / "1").passed
+    assert seen
+    assert not any(seen)

@@ -319,3 +319,12 @@ def test_unreachable_weights_are_given_up_within_ten_seconds(tmp_path: Path, mon
         with pytest.raises(InputError, match="hed-vgg16"):
             PerceptualLoss("vgg19").load()
         assert time.perf_counter() - start < 10
+
+
+def test_a_layer_may_be_named_twice(images: np.ndarray) -> None:
+    image = keras.Input((None, None, 3))
+    network = keras.Model(image, keras.layers.Conv2D(4, 3, name="a")(image))
+    once = PerceptualLoss(network, ("a",), preprocessing="0..1")
+    twice = PerceptualLoss(network, ("a", "a"), preprocessing="0..1")
+    distances = [loss.distances(loss.targets(images[:2]), images[2:4]).numpy() for loss in (once, twice)]
+    np.testing.assert_array_equal(distances[1], np.repeat(distances[0], 2, axis=1))

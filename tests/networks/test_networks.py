@@ -269,3 +269,12 @@ def test_own_networks_that_do_not_fit_are_refused(
     with pytest.raises(InputError, match=message) as refused:
         VAE((12, 10, 1), 3, encoder=encoder(), decoder=decoder(), perceptual=None)
     assert "\n" not in str(refused.value)
+
+
+def test_variances_of_features_from_before_are_refused() -> None:
+    """They had another place in files, whatever the networks are."""
+    config = VAE((32, 32, 3), 2, perceptual="hed-vgg16", perceptual_weight="balanced").get_config()
+    del config["layout"]
+    own = {**config, "network": "mine", "encoder": None}
+    with pytest.raises(InputError, match=r"had other layers .* set_weights"):
+        VAE.from_config(own)

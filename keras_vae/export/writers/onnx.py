@@ -113,7 +113,7 @@ def converted(decoder: keras.Model, pixels_in_blocks: bool = True) -> onnx.Model
 
     Args:
         decoder: Keras model.
-        pixels_in_blocks: as `graph.clean`.
+        pixels_in_blocks: as `onnx_graph.clean`.
     """
     model = converted_layer(decoder, LATENTS, "image", decoder.input_shape[1:], decoder.output_shape[1:])
     onnx_graph.clean(model, pixels_in_blocks)

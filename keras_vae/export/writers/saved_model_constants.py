@@ -7,12 +7,13 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_vae.support.true_float32 import true_float32
+
 
 def compute_weights_once(function: Callable[[Any], Any], spec: tf.TensorSpec) -> tuple[Callable[[Any], Any], list[Any]]:
     """The same function with variables of its own, which hold what it computes of its weights: folded kernels, say.
 
-    A frozen graph would do as well, whose constants TensorFlow computes when it is loaded; but not those that are
-    larger than what they are made of.
+    Freezing the graph would do too, but TensorFlow does not precompute constants that are larger than their inputs.
 
     Args:
         function: of one tensor, returns one tensor. Its weights are variables.
@@ -35,7 +36,10 @@ def compute_weights_once(function: Callable[[Any], Any], spec: tf.TensorSpec) ->
                 ends |= {tensor.name: tensor for tensor in inputs if follows[tensor.op.name]}
     if any(tensor.dtype == tf.resource for tensor in ends.values()):
         return function, list(traced.variables)  # it hands variables on, to a function within it
-    weights = [tf.Variable(value, trainable=False) for value in traced.prune([], list(ends.values()))()]
+    compute = traced.prune([], list(ends.values()))
+    with true_float32():  # or a card would round what stays in the artifact for good
+        values = compute()
+    weights = [tf.Variable(value, trainable=False) for value in values]
     definition = traced.graph.as_graph_def()
     rest = [node for node in definition.node if not follows.get(node.name) and node.name != given.op.name]
     del definition.node[:]

@@ -30,7 +30,7 @@ MODULES = (
     "keras_vae.model.priors",
     "keras_vae.export.latents",
     "keras_vae.export.encoder",
-    "keras_vae.export.writers.triton",
+    "keras_vae.export.triton",
     "keras_vae.export.errors",
     "keras_vae.export.serving.rest_client",
     "keras_vae.export.serving.grpc_client",

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from keras_vae._version import __version__
+from keras_vae.export import triton
 from keras_vae.export.artifact import check_target, float32_copy, keras_runner
 from keras_vae.export.errors import ExportError, MissingRuntimeError
 from keras_vae.export.formats import FORMATS, PARTS
 from keras_vae.export.generator import compose
 from keras_vae.export.verify import TOLERANCE, Report, joined
 from keras_vae.export.verify import verify as compare
-from keras_vae.export.writers import triton
 from keras_vae.latents.directions import AttributeVectors
 from keras_vae.runs.folder import VECTORS_FILE
 from keras_vae.runs.opening import Model, check_exists, open_model

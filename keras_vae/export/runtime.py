@@ -50,7 +50,7 @@ class _Images:
         known = all(isinstance(side, int) for shape in shapes for side in shape)
         if not known or [len(shape) for shape in shapes] != [1, 3]:
             wrong = f"{self.kind.inputs[0]} is [batch, {shapes[0]}], image [batch, {shapes[1]}]"
-            raise ExportError(f"{path} is no {self.kind.name}: {wrong}")
+            raise ExportError(f"{path} is not a {self.kind.name}: {wrong}")
         self.precision = self.metadata.get("precision", "float32")
         self.latent_dim: int = shapes[0][0]
         self.image_shape: tuple[int, int, int] = tuple(shapes[1])
@@ -210,7 +210,9 @@ def open_session(path: Path, providers: Sequence[str] | None, *kinds: Kind) -> t
         wanted, names = kinds[0], ", ".join((*found[0], *found[1]))
         article = "an" if wanted == ENCODER else "a"
         needed = " and ".join((*wanted.inputs, *wanted.outputs))
-        raise ExportError(f"{path} is no {wanted.name}: it has {names} where {article} {wanted.name} has {needed}")
+        raise ExportError(
+            f"{path} is not {article} {wanted.name}: it has {names} where {article} {wanted.name} has {needed}"
+        )
     metadata = dict(session.get_modelmeta().custom_metadata_map)
     seal.check_onnx(content, metadata, path)
     seal.check_version(metadata, path)

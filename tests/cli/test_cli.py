@@ -564,7 +564,7 @@ TRAIN = ("train", "--data", "{folder}", "--out", "{here}/out")
         (("export", "{run}/export/decoder.onnx"), "is exported already"),
         (("sample", "{run}", "--count", 100000), "count"),
         (("sample", "{run}", "--out", "/proc/a.png"), "cannot be written to"),
-        (("sample", "{here}/fake.onnx"), "no ONNX model"),
+        (("sample", "{here}/fake.onnx"), "not an ONNX model"),
         (("reconstruct", "{here}/alone.keras", "--out", "{here}/a.png"), "give --data"),
         (("export", "{run}", "--format", "coreml"), "tf_saved_model, onnx"),
         (("export", "{run}", "--out", "{here}/picture.png"), "is not a folder"),

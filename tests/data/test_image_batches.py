@@ -333,7 +333,7 @@ def test_weights_of_a_model_that_does_not_average_begin_the_averages(grey: np.nd
     plain.save_weights(tmp_path / "plain.weights.h5")
     averaging.load_weights(tmp_path / "plain.weights.h5")
     np.testing.assert_array_equal(averaging.predict(grey[:4], verbose=0), plain.predict(grey[:4], verbose=0))
-    for variable, average in averaging._averaged_statistics():
+    for variable, average in averaging.averaging.statistics_pairs():
         np.testing.assert_array_equal(np.array(variable), np.array(average))
 
 

@@ -220,9 +220,9 @@ def test_array_files(images: np.ndarray, tmp_path: Path) -> None:
     np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
     np.save(tmp_path / "scalar.npy", np.float32(3))
     for name, message in [
-        ("text.npy", "no array"),
-        ("cut.npz", "no array"),
-        ("objects.npy", "no array"),
+        ("text.npy", "not an array"),
+        ("cut.npz", "not an array"),
+        ("objects.npy", "not an array"),
         ("scalar.npy", "of shape"),
         ("missing.npy", "does not exist"),
         ("empty-test.npz", "96 images to train on and 0 held out"),

@@ -221,7 +221,7 @@ def test_a_picture_is_encoded_as_keras_does(site: Site, explored: Page) -> None:
     text = site.folder.parent / "no-picture.png"
     text.write_text("nothing")
     explored["file"].send_keys(str(text))
-    explored.wait_for(lambda: "no picture that this browser can read" in explored["error"].text)
+    explored.wait_for(lambda: "not a picture that this browser can read" in explored["error"].text)
 
 
 def test_png(site: Site, explored: Page) -> None:

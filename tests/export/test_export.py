@@ -98,7 +98,7 @@ def test_the_runtime_refuses_what_is_no_latent(exported: Path) -> None:
         (good + 1e300, "more than float32"),
         (good.astype(str), "real numbers"),
         (good.astype(complex), "real numbers"),
-        ([[0.0] * 8, [0.0] * 7], "no array"),
+        ([[0.0] * 8, [0.0] * 7], "not an array"),
         (None, "real numbers"),
     ]:
         with pytest.raises(ValueError, match=re.escape(message)):
@@ -362,9 +362,9 @@ def test_bad_onnx_files_are_refused(exported: Path, tmp_path: Path) -> None:
     other = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
     onnx.save(other, tmp_path / "other.onnx")
     for name, message in (
-        ("cut", "no ONNX model"),
-        ("text", "no ONNX model"),
-        ("other", "no decoder"),
+        ("cut", "not an ONNX model"),
+        ("text", "not an ONNX model"),
+        ("other", "not a decoder"),
         ("none", "no ONNX"),
     ):
         with pytest.raises(export.ExportError, match=message) as refused:

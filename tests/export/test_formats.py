@@ -275,7 +275,7 @@ def test_an_onnx_file_of_the_right_names_and_other_shapes_is_no_decoder(tmp_path
         node.output[:] = ["image" if name == old else name for name in node.output]
     model.graph.output[0].name = "image"
     onnx.save(model, tmp_path / "other.onnx")
-    with pytest.raises(export.ExportError, match=r"no decoder: z is \[batch, \[3\]\], image \[batch, \[3\]\]"):
+    with pytest.raises(export.ExportError, match=r"not a decoder: z is \[batch, \[3\]\], image \[batch, \[3\]\]"):
         Decoder(tmp_path / "other.onnx")
 
 
@@ -289,7 +289,7 @@ def test_files_of_others_are_no_decoders(tmp_path: Path) -> None:
     for path in (tmp_path / "other.tflite", tmp_path / "other.xml"):
         with pytest.raises(export.ExportError, match="is not a decoder"):
             open_artifact(path)
-    with pytest.raises(export.ExportError, match="no exported decoder"):
+    with pytest.raises(export.ExportError, match="not an exported decoder"):
         open_artifact(tmp_path)
 
 

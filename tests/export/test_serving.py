@@ -493,7 +493,7 @@ def test_what_is_no_latent_is_not_sent(connect: Connect, ports: Ports) -> None:
         (good + np.nan, "NaN or infinity"),
         (good + 1e300, "more than float32"),
         (good.astype(str), "real numbers"),
-        ([[0.0] * 8, [0.0] * 7], "no array"),
+        ([[0.0] * 8, [0.0] * 7], "not an array"),
     ]:
         refused(lambda wrong=wrong: decoder.decode(wrong), re.escape(message), ExportError)  # type: ignore[misc]
         refused(lambda wrong=wrong: decoder.png(wrong), re.escape(message), ExportError)  # type: ignore[misc]

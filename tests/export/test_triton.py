@@ -14,8 +14,8 @@ import onnxruntime
 import pytest
 from google.protobuf import text_format
 
+from keras_vae.export import triton
 from keras_vae.export.errors import ExportError
-from keras_vae.export.writers import triton
 
 README = Path(__file__).resolve().parents[2] / "export" / "serving" / "README.md"
 

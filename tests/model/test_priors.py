@@ -184,7 +184,7 @@ def test_what_is_no_prior_is_refused(make_vae: Callable[..., VAE]) -> None:
     vae = make_vae()
     with pytest.raises(InputError, match=r"^the prior has 3 latents, and the model 8$"):
         vae.set_prior(priors.StandardNormal(3))
-    with pytest.raises(InputError, match=r"^prior='normal': give a prior of keras_vae.model.priors"):
+    with pytest.raises(InputError, match=r"^prior='normal': give a prior of keras_vae.priors"):
         vae.set_prior("normal")
     with pytest.raises(InputError, match=r"^temperature="):
         vae.sample(1, temperature=-1.0)

@@ -120,7 +120,7 @@ def test_results_are_gone_on_with(tmp_path: Path) -> None:
     assert last["cells"] == [{"key": {"batch": 1}, "median_ms": 1.0}]
     assert [file.name for file in path.parent.iterdir()] == [path.name]
     path.write_text('{"cases": []}')
-    with pytest.raises(SystemExit, match="no results file"):
+    with pytest.raises(SystemExit, match="not a results file"):
         gpu.Results(path, MACHINE)
 
 

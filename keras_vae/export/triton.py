@@ -133,13 +133,13 @@ def check(folder: str | os.PathLike[str]) -> None:
         text_format.Parse(config_path.read_text(), found, allow_unknown_field=True)
     except (OSError, UnicodeDecodeError) as error:
         raise ExportError(
-            f"no configuration at {config_path}: write the model with keras_vae.export.writers.triton.write"
+            f"no configuration at {config_path}: write the model with keras_vae.export.triton.write"
         ) from error
     except text_format.ParseError as error:
         raise ExportError(f"{config_path} is not a configuration of Triton: {' '.join(str(error).split())}") from error
     versions = [int(each.name) for each in folder.iterdir() if each.name.isdecimal() and each.is_dir()]
     if not versions:
-        raise ExportError(f"{folder} has no version: write the model with keras_vae.export.writers.triton.write")
+        raise ExportError(f"{folder} has no version: write the model with keras_vae.export.triton.write")
     model = _read(folder / str(max(versions)) / MODEL)
     wanted = _config(folder.name, model)
 

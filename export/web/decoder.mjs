@@ -51,12 +51,12 @@ class Network {
     const names = [...session.inputNames, ...session.outputNames];
     if (names.join() !== `${input},${output}`) {
       const wanted = `a ${kind} has ${input} and ${output}`;
-      throw new DecoderError(`${name} is no ${kind}: it has ${names.join(", ")} where ${wanted}`);
+      throw new DecoderError(`${name} is not a ${kind}: it has ${names.join(", ")} where ${wanted}`);
     }
     if (!session.inputMetadata) throw new Error("this onnxruntime does not tell shapes: install 1.22 or newer");
     const values = [session.inputMetadata[0], session.outputMetadata[0]];
     const shapes = values.map((value) => value.shape.slice(1));
-    const wrong = (what) => new DecoderError(`${name} is no ${kind}: ${input} is ${what[0]}, ${output} ${what[1]}`);
+    const wrong = (what) => new DecoderError(`${name} is not a ${kind}: ${input} is ${what[0]}, ${output} ${what[1]}`);
     if (shapes[0].length !== 1 || shapes[1].length !== rank || !shapes.flat().every(Number.isInteger)) {
       throw wrong(shapes.map((shape) => `[batch, ${shape}]`));
     }

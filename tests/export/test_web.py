@@ -154,8 +154,8 @@ def test_generators_decoders_and_priors_are_known_by_their_inputs(
     for message, words in zip(
         told["errors"],
         [
-            "no generator: it has z, image where a generator has noise and image",
-            "no decoder: it has noise, image where a decoder has z and image",
+            "not a generator: it has z, image where a generator has noise and image",
+            "not a decoder: it has noise, image where a decoder has z and image",
             "neither generator nor decoder: it has noise, z where a decoder has z and image, and a generator noise and",
         ],
         strict=True,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -190,11 +189,6 @@ class PerceptualLoss:
             images, decoded: shape (batch, height, width, channels), in [0, 1].
         """
         return ops.sum(self.distances(self.targets(images), decoded), axis=1)
-
-    def sizes(self, image_shape: tuple[int, int, int]) -> list[int]:
-        """Number of features in each layer, C x H x W, for images of a shape (height, width, channels)."""
-        outputs = self.features(keras.KerasTensor((1, *image_shape), "float32"))
-        return [math.prod(output.shape[1:]) for output in outputs]
 
     def _preprocess(self, images: Any, input_shape: tuple[int | None, ...]) -> Any:
         images = ops.cast(images, "float32")

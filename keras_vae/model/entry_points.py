@@ -62,7 +62,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
     def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
         return (None, *self.image_shape)
 
-    def initial_loss_scale(self) -> float:
+    def _initial_loss_scale(self) -> float:
         """Where float16's loss scale starts."""
         in_nats = bool(self.pixel_weight) or isinstance(self.perceptual_weight, str)
         return compiling.initial_loss_scale(self.image_shape, in_nats)
@@ -107,7 +107,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
             check_count("steps_per_execution", kwargs["steps_per_execution"])
         optimizer = compiling.optimizer_for(optimizer, self.trainable_variables)
         if self.computes_in_float16 and kwargs.get("auto_scale_loss", True):
-            optimizer = compiling.with_loss_scale(optimizer, self.initial_loss_scale())
+            optimizer = compiling.with_loss_scale(optimizer, self._initial_loss_scale())
         compiles = compiling.jit_compile_for(
             jit_compile, bool(kwargs.get("run_eagerly")), self.distribute_strategy, self.needs_xla
         )
@@ -152,14 +152,14 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
         schedules.check_single(_callbacks(options))
         if not self.trainable_weights:
             raise InputError("no weight is trainable: set vae.trainable = True, and compile again")
-        options["x"] = self.checked_images("fit", x, options.get("steps_per_epoch"), "steps_per_epoch")
+        options["x"] = self._checked_images("fit", x, options.get("steps_per_epoch"), "steps_per_epoch")
         held_out = options.get("validation_data")
         if isinstance(held_out, list):
             held_out = tuple(held_out)  # as Keras takes it
         if held_out is not None:
             images = image_batches.unpack(held_out) if isinstance(held_out, tuple) else held_out
             with guards.named("validation_data"):
-                images = self.checked_images(
+                images = self._checked_images(
                     "validation_data", images, options.get("validation_steps"), "validation_steps"
                 )
             options["validation_data"] = (images, *held_out[1:]) if isinstance(held_out, tuple) else images
@@ -199,7 +199,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
             self._check_compiled("evaluate")
             if sample_weight is not None:
                 raise InputError("evaluate(sample_weight=...): the bound counts every image alike; leave it out")
-            x = self.checked_images("evaluate", x, steps, "steps")
+            x = self._checked_images("evaluate", x, steps, "steps")
         with self._judged(_callbacks(options)), nullcontext() if within_fit else self._watched(options):
             return super().evaluate(
                 x,
@@ -234,7 +234,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
         Raises:
             InputError: as `fit`.
         """
-        x = self.checked_images("predict", x, steps, "steps")
+        x = self._checked_images("predict", x, steps, "steps")
         if isinstance(x, np.ndarray) and x.dtype in (np.float32, np.uint8) and steps is None:
             x, batch_size = pipelines.of_array(x, batch_size or KERAS_BATCH), None
         options = {"callbacks": callbacks}
@@ -244,16 +244,16 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
     def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.train_on_batch`. Raises as `fit`."""
         self._check_compiled("train_on_batch")
-        return self._looked_at(super().train_on_batch, self.checked_images("train_on_batch", x), *args, **kwargs)
+        return self._looked_at(super().train_on_batch, self._checked_images("train_on_batch", x), *args, **kwargs)
 
     def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.test_on_batch`. Raises as `fit`."""
         self._check_compiled("test_on_batch")
-        return self._looked_at(super().test_on_batch, self.checked_images("test_on_batch", x), *args, **kwargs)
+        return self._looked_at(super().test_on_batch, self._checked_images("test_on_batch", x), *args, **kwargs)
 
     def predict_on_batch(self, x: Any) -> Any:
         """As `keras.Model.predict_on_batch`. Raises as `fit`."""
-        return self._looked_at(super().predict_on_batch, self.checked_images("predict_on_batch", x))
+        return self._looked_at(super().predict_on_batch, self._checked_images("predict_on_batch", x))
 
     def make_train_function(self, force: bool = False) -> Any:
         self.load_perceptual()  # replicas trace a step in threads, whose names Keras counts apart
@@ -269,7 +269,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
         """The images of what Keras hands a step, float32 of the model's shape."""
         return image_batches.as_float32(image_batches.unpack(data), self.image_shape)
 
-    def training_images(self, data: Any) -> Any:
+    def _training_images(self, data: Any) -> Any:
         """The same, of a training step: under several replicas none may be left without an image.
 
         A replica without images has no batch statistics, and oneDNN cannot convolve none.
@@ -280,7 +280,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
                 images = tf.identity(images)
         return images
 
-    def logged(self, logs: dict[str, Any]) -> dict[str, Any]:
+    def _logged(self, logs: dict[str, Any]) -> dict[str, Any]:
         """What a step returns, as Keras 3.15 can reduce it over workers: it asks their scalars for a first axis."""
         if not isinstance(self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy):
             return logs
@@ -296,7 +296,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
         if not self.compiled:
             raise InputError(f"{method} comes after compile: call vae.compile() first; without arguments it takes Adam")
 
-    def checked_images(self, method: str, images: Any, steps: int | None = None, option: str = "steps") -> Any:
+    def _checked_images(self, method: str, images: Any, steps: int | None = None, option: str = "steps") -> Any:
         """What Keras is given for images, refused where it would stumble over them, or overlook a fault."""
         if images is None:
             raise InputError(f"{method} needs images: give an array or a dataset")

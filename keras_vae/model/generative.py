@@ -29,9 +29,6 @@ from keras_vae.support.keras_defaults import keras_defaults
 class GenerativeModel(CheckedModel):
     """A model with an encoder, a decoder, and a prior to draw latents from."""
 
-    encoder: keras.Model
-    decoder: keras.Model
-    latent_dim: int
     _in_xla: dict[str, Any]
 
     def encode(self, images: Any, training: bool = False) -> DiagonalGaussian:
@@ -45,7 +42,7 @@ class GenerativeModel(CheckedModel):
     # The networks ----------------------------------------------------------------------------
 
     @keras_defaults()
-    def run(self, network: keras.Model, inputs: Any, training: bool) -> Any:
+    def _run(self, network: keras.Model, inputs: Any, training: bool) -> Any:
         """Calls a network; float16 on a CPU goes through XLA, outside of `fit` too."""
         if not (tf.executing_eagerly() and self.needs_xla):
             return network(inputs, training=training)
@@ -72,7 +69,7 @@ class GenerativeModel(CheckedModel):
         limit = check_count("limit", priors.MOST_CODES if limit is None else limit)
         images = image_batches.unpack(images) if isinstance(images, dict) else images
         if images is None or isinstance(images, tf.data.Dataset):
-            images = self.checked_images("fit_prior", images, option="")
+            images = self._checked_images("fit_prior", images, option="")
         elif hasattr(images, "shape"):
             images = pipelines.of_array(images, KERAS_BATCH)
         encoded = encode(self, images, limit=limit, seed=seed, description="encoding for the prior")

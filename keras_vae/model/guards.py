@@ -158,7 +158,7 @@ def take_step(
         gradients: of the trainable weights, scaled where the optimizer scales.
         terms: of the objective, float32 (batch,) by name.
         loss: whose gradients they are, unscaled, float32 ().
-        before: values of `model.moved_without_gradient()` before the forward pass, which has assigned them.
+        before: values of `model._moved_without_gradient()` before the forward pass, which has assigned them.
     """
     optimizer = model.optimizer
     scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
@@ -175,7 +175,7 @@ def take_step(
         model.last_kl_variable.assign(kl)
 
     def leave(gradients: list[Any], kl: Any, before: list[Any]) -> None:
-        for variable, value in zip(model.moved_without_gradient(), before, strict=True):
+        for variable, value in zip(model._moved_without_gradient(), before, strict=True):
             variable.assign(value)
 
     if scales:

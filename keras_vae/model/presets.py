@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from keras_vae.support.errors import InputError
-
-PRIORS = ("learned", "standard")
 DEFAULT_LAYERS = "vae-123"
 DEFAULT_PERCEPTUAL_WEIGHT = "balanced"
 DEFAULT_LEARNING_RATE = 5e-4  # Hou et al., section 4.1
@@ -70,13 +67,3 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate_decay": 0.5,
     },
 }
-
-
-def check_prior(name: str) -> None:
-    """Refuses what is not a prior's name.
-
-    Raises:
-        InputError: it is refused.
-    """
-    if name not in PRIORS:
-        raise InputError(f"unknown prior {name!r}: choose {' or '.join(PRIORS)}")

@@ -39,7 +39,7 @@ class StatefulModel(keras.Model):
     averaging: AveragedWeights
     _prior: Untracked
 
-    def moved_without_gradient(self) -> list[Any]:
+    def _moved_without_gradient(self) -> list[Any]:
         """What the forward pass of a training step may assign: statistics, counters, the state of noise."""
         found = [variable for part in self._parts() for variable in part.non_trainable_variables]
         for network in (self.encoder, self.decoder):
@@ -48,7 +48,7 @@ class StatefulModel(keras.Model):
                     found += layer.trainable_variables
         return [*found, self.train_noise.state]
 
-    def statistics(self) -> list[Any]:
+    def _statistics(self) -> list[Any]:
         """What is averaged with the weights: moving means and variances, of features and of errors."""
         found = [variable for part in self._parts() for variable in part.non_trainable_variables]
         return [variable for variable in found if keras.backend.is_float_dtype(variable.dtype)]
@@ -104,7 +104,7 @@ class StatefulModel(keras.Model):
             self.set_prior(priors.FlowMatchingPrior(self.latent_dim, *(int(size) for size in np.array(store["prior"]))))
 
     @contextmanager
-    def unchanged_on_failure(self) -> Iterator[None]:
+    def _unchanged_on_failure(self) -> Iterator[None]:
         optimizer = getattr(self, "optimizer", None)  # Keras gives a model none before `compile`
         state = [*self.variables, *([] if optimizer is None else optimizer.variables), *self.averaging.variables]
         state += [self.beta_variable, self.train_noise.state, self.test_noise.state]
@@ -130,7 +130,7 @@ class StatefulModel(keras.Model):
         """Mean KL of the last training batch, in nats per image."""
         return float(ops.convert_to_numpy(self.last_kl_variable))
 
-    def scalar(self, name: str, value: float) -> Any:
+    def _scalar(self, name: str, value: float) -> Any:
         """A float32 variable that is saved with the model and that no gradient moves."""
         initializer = keras.initializers.Constant(value)
         return self.add_weight((), initializer, "float32", trainable=False, autocast=False, name=name)
@@ -152,7 +152,7 @@ class StatefulModel(keras.Model):
             InputError: a file that is missing, damaged, or of another model; the model is as it was.
         """
         try:
-            with self.unchanged_on_failure():
+            with self._unchanged_on_failure():
                 super().load_weights(filepath, *args, **kwargs)
                 self.averaging.start_missing()
         except Exception as error:

@@ -115,8 +115,8 @@ class VAE(GenerativeModel):
             )
         elif not self.pixel_weight:
             raise InputError("pixel_weight=0 and no perceptual network: nothing says what an image should look like")
-        self.beta_variable = self.scalar("beta", self.initial_beta)
-        self.last_kl_variable = self.scalar("last_kl", 0.0)
+        self.beta_variable = self._scalar("beta", self.initial_beta)
+        self.last_kl_variable = self._scalar("last_kl", 0.0)
         # Evaluation draws from a stream of its own, from the same start each time: it neither changes the training
         # that follows it, nor finds other figures the second time.
         self.train_noise = keras.random.SeedGenerator(seed, name="train_noise")
@@ -124,7 +124,7 @@ class VAE(GenerativeModel):
         self.trackers = {name: keras.metrics.Mean(name=name, dtype="float32") for name in self._term_names()}
         self.active_units = metrics.ActiveUnits(self.latent_dim)
         self.watch = guards.Watch(self._term_names())
-        self.averaging = AveragedWeights(self.statistics)
+        self.averaging = AveragedWeights(self._statistics)
         self._in_xla: dict[str, Any] = {}
         self._prior = Untracked(priors.StandardNormal(self.latent_dim))
         self.build((None, *self.image_shape))
@@ -145,7 +145,7 @@ class VAE(GenerativeModel):
         images = image_batches.as_array(image_batches.unpack(images) if isinstance(images, dict) else images)
         if tf.executing_eagerly():
             image_batches.check(images, self.image_shape)
-        parameters = self.run(self.encoder, image_batches.as_float32(images, self.image_shape), training)
+        parameters = self._run(self.encoder, image_batches.as_float32(images, self.image_shape), training)
         return distributions.DiagonalGaussian(parameters["mean"], parameters["log_var"])
 
     def decode(self, z: Any, training: bool = False) -> Any:
@@ -161,7 +161,7 @@ class VAE(GenerativeModel):
         z = ops.cast(ops.convert_to_tensor(z), "float32")
         if len(z.shape) != 2 or z.shape[1] != self.latent_dim:
             raise InputError(f"latents have shape {tuple(z.shape)}: this model decodes (batch, {self.latent_dim})")
-        return self.run(self.decoder, z, training)
+        return self._run(self.decoder, z, training)
 
     def call(self, inputs: Any, training: bool = False) -> Any:
         """Reconstructions, from the posterior's mode: what `predict` returns, without chance in it."""
@@ -211,10 +211,10 @@ class VAE(GenerativeModel):
     # Steps -------------------------------------------------------------------------------------
 
     def train_step(self, data: Any) -> dict[str, Any]:
-        images = self.training_images(data)
+        images = self._training_images(data)
         images_fine = self.watch.note_images(images)
         images = replicas.at_least_one(images)
-        before = [tf.identity(each) for each in self.moved_without_gradient()]
+        before = [tf.identity(each) for each in self._moved_without_gradient()]
         # Before the tape: no gradient goes to the real images' features, and nothing is kept for one.
         targets = None if self.perceptual is None else self.perceptual.targets(images)
         with tf.GradientTape() as tape:
@@ -224,7 +224,7 @@ class VAE(GenerativeModel):
             scaled_loss = self.optimizer.scale_loss(loss)  # for float16
         gradients = tape.gradient(scaled_loss, self.trainable_weights)
         guards.take_step(self, images_fine, gradients, terms, loss, before)
-        return self.logged({**self._track(terms, posterior.mean), "beta": self.beta_variable + 0.0})
+        return self._logged({**self._track(terms, posterior.mean), "beta": self.beta_variable + 0.0})
 
     def _beside_the_objective(self, terms: dict[str, Any], size: Any) -> Any:
         """Losses that layers added, such as weight decay; and a likelihood's own parameters, where pixels count 0."""
@@ -240,7 +240,7 @@ class VAE(GenerativeModel):
         self.watch.note_images(images)
         terms, posterior = self.objective(replicas.at_least_one(images), noise, training=False)
         terms = {name: values[:rows] for name, values in terms.items()}
-        return self.logged(self._track(terms, posterior.mean[:rows]))
+        return self._logged(self._track(terms, posterior.mean[:rows]))
 
     def predict_step(self, data: Any) -> Any:
         images = self.images_of(data)

@@ -128,8 +128,6 @@ class UpsampledConv2D(layers.Layer):
         ValueError: another padding or crop.
     """
 
-    kernel_size, strides = (3, 3), (1, 1)  # as Conv2D has them
-
     def __init__(
         self,
         filters: int,

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from keras_vae.support.errors import InputError
 
+PRIORS = ("learned", "standard")
+
 
 def position(name: str, names: Sequence[str]) -> int:
     """The index of an attribute among names.
@@ -21,3 +23,13 @@ def position(name: str, names: Sequence[str]) -> int:
     if near:
         raise InputError(f"no attribute {name!r}: did you mean {' or '.join(near)}?")
     raise InputError(f"no attribute {name!r}: there are {', '.join(names) or 'none'}")
+
+
+def check_prior(name: str) -> None:
+    """Refuses what is not a prior's name.
+
+    Raises:
+        InputError: it is refused.
+    """
+    if name not in PRIORS:
+        raise InputError(f"unknown prior {name!r}: choose {' or '.join(PRIORS)}")

@@ -28,7 +28,7 @@ from keras_vae.evaluation import distances, learned_prior
 from keras_vae.evaluation.distances import Moments
 from keras_vae.export import latents
 from keras_vae.features import judges
-from keras_vae.features.judges import FeatureNetwork
+from keras_vae.features.judges import Judge
 from keras_vae.latents.fitting import encode_training
 from keras_vae.model.encoding import Encoded, encode
 from keras_vae.model.vae import VAE
@@ -100,7 +100,7 @@ def measured(run: Path, wanted: list[str], known: dict[str, Any]) -> Iterator[tu
 
 
 def references(
-    model: Model, vae: VAE, network: FeatureNetwork, figures: dict[str, Any]
+    model: Model, vae: VAE, network: Judge, figures: dict[str, Any]
 ) -> tuple[np.ndarray, Encoded, dict[str, Any]]:
     """Features of held-out images, their posteriors, and the figures with the reconstructions' Fréchet distance."""
     images = data_of(model, vae, None, batch_size=1, only_held_out=True)
@@ -116,13 +116,13 @@ def references(
     return held_out, encode(vae, batches, seed=SEED), figures
 
 
-def features(network: FeatureNetwork, batches: Iterable[np.ndarray], name: str) -> np.ndarray:
+def features(network: Judge, batches: Iterable[np.ndarray], name: str) -> np.ndarray:
     """Pooled features of images, float32 (count, channels)."""
     return np.concatenate([network.pooled(batch) for batch in tqdm(batches, desc=name, unit=" batches", disable=None)])
 
 
 def measure(
-    name: str, model: Model, seen: Encoded, unseen: Encoded, held_out: np.ndarray, network: FeatureNetwork
+    name: str, model: Model, seen: Encoded, unseen: Encoded, held_out: np.ndarray, network: Judge
 ) -> tuple[dict[str, Any], np.ndarray]:
     """A prior's figures, and the samples that are shown."""
     wall, processor = time.perf_counter(), time.process_time()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from keras_vae.model.presets import check_prior
 from keras_vae.runs.opening import open_model
 from keras_vae.support import pictures
 from keras_vae.support.errors import InputError
 from keras_vae.support.files import check_output_file
+from keras_vae.support.names import check_prior
 
 
 def sample(path: Path, out: Path, count: int, seed: int, prior: str = "learned", temperature: float = 1.0) -> None:

@@ -18,11 +18,10 @@ from keras_vae.evaluation import distances, fidelity, learned_prior, posterior, 
 from keras_vae.evaluation.bounds import importance_weighted_bound
 from keras_vae.export import latents
 from keras_vae.features import judges
-from keras_vae.features.judges import FeatureNetwork
+from keras_vae.features.judges import Judge
 from keras_vae.latents import walks
 from keras_vae.latents.fitting import encode_training
 from keras_vae.model.encoding import Encoded, Reservoir, encode
-from keras_vae.model.presets import check_prior
 from keras_vae.model.priors import StandardNormal
 from keras_vae.model.vae import VAE
 from keras_vae.runs.opening import BATCH, Model, open_model
@@ -30,6 +29,7 @@ from keras_vae.runs.run_images import data_of
 from keras_vae.support import progress
 from keras_vae.support.errors import InputError
 from keras_vae.support.files import check_output_folder, write_aside, write_json
+from keras_vae.support.names import check_prior
 from keras_vae.support.true_float32 import true_float32
 
 FOLDER = "evaluation"
@@ -120,14 +120,14 @@ def evaluate(path: Path, options: Options) -> dict[str, Any]:
 
 
 class _Evaluation:
-    """One evaluation, whose parts share the images that they look at."""
+    """One evaluation, whose parts share the same images."""
 
     def __init__(
         self,
         model: Model,
         vae: VAE,
         images: data.ImageData,
-        network: FeatureNetwork | None,
+        network: Judge | None,
         options: Options,
     ) -> None:
         self.model, self.vae, self.data, self.network = model, vae, images, network

@@ -30,7 +30,7 @@ INCEPTION_CHANNELS = 2048
 
 
 @dataclass(frozen=True)
-class FeatureNetwork:
+class Judge:
     """A frozen network, and which of its layers are used.
 
     Attributes:
@@ -84,7 +84,7 @@ def names() -> tuple[str, ...]:
     return (*JUDGES, *perceptual.NETWORKS)
 
 
-def load(name: str = DEFAULT, weights_path: str | None = None) -> FeatureNetwork:
+def load(name: str = DEFAULT, weights_path: str | None = None) -> Judge:
     """A feature network with its weights.
 
     Args:
@@ -103,11 +103,11 @@ def load(name: str = DEFAULT, weights_path: str | None = None) -> FeatureNetwork
         # LPIPS's layers; the last one is averaged for the distances between sets.
         layers = known.presets.get("vae-12345", tuple(known.layers))
         found = of_layers(PerceptualLoss(name, layers, weights_path), name)
-        return FeatureNetwork(found.name, f"{name}, {layers[-1]} averaged over places", found.channels, found.run)
+        return Judge(found.name, f"{name}, {layers[-1]} averaged over places", found.channels, found.run)
     raise InputError(f"unknown feature network {name!r}: choose one of {', '.join(names())}")
 
 
-def of_layers(features: PerceptualLoss, name: str) -> FeatureNetwork:
+def of_layers(features: PerceptualLoss, name: str) -> Judge:
     """A custom feature network: the layers of a `keras_vae.PerceptualLoss`, the last of which is pooled.
 
     Raises:
@@ -120,10 +120,10 @@ def of_layers(features: PerceptualLoss, name: str) -> FeatureNetwork:
         return ops.mean(ops.cast(layers[-1], "float32"), axis=(1, 2)), layers
 
     (channels,) = ops.shape(features.features(keras.KerasTensor((1, 224, 224, 3), "float32"))[-1])[-1:]
-    return FeatureNetwork(name, f"{name}, its last layer averaged over places", channels, tf.function(run))
+    return Judge(name, f"{name}, its last layer averaged over places", channels, tf.function(run))
 
 
-def _efficientnet(weights_path: Path | None) -> FeatureNetwork:
+def _efficientnet(weights_path: Path | None) -> Judge:
     model = efficientnet.build(BLOCKS, weights_path)
 
     @tf.function(input_signature=[tf.TensorSpec((None, *model.input_shape[1:]), tf.float32)])
@@ -134,12 +134,12 @@ def _efficientnet(weights_path: Path | None) -> FeatureNetwork:
     def run(images: Any) -> tuple[Any, list[Any]]:
         return features(_resized(_in_colour(images), efficientnet.SIZE))
 
-    return FeatureNetwork(
+    return Judge(
         EFFICIENTNET, "EfficientNet-Lite0 (ImageNet), last block averaged over places", model.outputs[-1].shape[-1], run
     )
 
 
-def _inception(path: Path | None) -> FeatureNetwork:
+def _inception(path: Path | None) -> Judge:
     """The network of the original FID: TensorFlow's graph of 5 December 2015, its layer pool_3."""
     graph = tf.compat.v1.GraphDef()
     path = path or _downloaded()
@@ -169,13 +169,13 @@ def _inception(path: Path | None) -> FeatureNetwork:
         # The graph resizes images itself; the original got 8-bit values.
         return wrapped(tf.round(255.0 * tf.clip_by_value(_in_colour(images), 0.0, 1.0))), []
 
-    return FeatureNetwork(
+    return Judge(
         INCEPTION, "Inception of 5 December 2015, pool_3: the original FID's", INCEPTION_CHANNELS, run, original=True
     )
 
 
 # Networks that only judge, by name.
-JUDGES: dict[str, Callable[[Path | None], FeatureNetwork]] = {EFFICIENTNET: _efficientnet, INCEPTION: _inception}
+JUDGES: dict[str, Callable[[Path | None], Judge]] = {EFFICIENTNET: _efficientnet, INCEPTION: _inception}
 
 
 def _downloaded() -> Path:

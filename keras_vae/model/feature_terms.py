@@ -12,9 +12,9 @@ from keras_vae.model.distributions import RunningVariance
 from keras_vae.support.errors import InputError, check_weight
 
 CALIBRATIONS = ("calibrated", "balanced")
-# Values that each layer of "balanced" counts as, for one of the image. On faces of 64x64, after four minutes of vae-123
-# at 150 nats: 1/3 gave 0.16 of the photos' sharpness and a feature distance of 0.771, 1 gave 0.21 and 0.768, 2.5 0.23
-# and 0.775; plain squared error 0.10 and 0.762, and in 15 minutes more than all of these.
+# Values that each layer of "balanced" counts as, per value of the image. On faces of 64x64, after four minutes of
+# vae-123 at 150 nats: 1/3 gave 0.16 of the photos' sharpness and a feature distance of 0.771, 1 gave 0.21 and 0.768,
+# 2.5 0.23 and 0.775; plain squared error 0.10 and 0.762, and in 15 minutes more than all of these.
 BALANCE = 2.5
 MIN_FEATURE_VARIANCE = 1e-8  # below the rounding of bfloat16 features of length 1
 
@@ -31,12 +31,12 @@ class WeightedDistance:
     def __init__(self, weights: Sequence[float]) -> None:
         self.weights = tuple(weights)
 
-    def __call__(self, distances: Any, sizes: Sequence[int], training: bool = False) -> Any:
+    def __call__(self, distances: Any, sizes: Sequence[int] = (), training: bool = False) -> Any:
         """The term of each image.
 
         Args:
             distances: float32 (batch, layers), as `PerceptualLoss.distances` returns them.
-            sizes: number of features in each layer.
+            sizes: number of features in each layer; only `FeatureLikelihood` uses it.
             training: whether variances follow this batch; here there are none.
 
         Returns:
@@ -68,32 +68,32 @@ class FeatureLikelihood(layers.Layer):
         return ops.sum(nats * ops.convert_to_tensor(values, "float32"), axis=1)
 
 
-def feature_term(weight: PerceptualWeight, layers: int, image_size: int) -> WeightedDistance | FeatureLikelihood:
+def feature_term(weight: PerceptualWeight, layer_count: int, image_size: int) -> WeightedDistance | FeatureLikelihood:
     """The term that a perceptual weight stands for; the loss takes it times `loss_factor(weight)`.
 
     Args:
         weight: as `check_perceptual_weight` returns it.
-        layers: number of layers that are compared.
+        layer_count: number of layers that are compared.
         image_size: number of values in an image.
     """
     if weight == "calibrated":
-        return FeatureLikelihood(layers, name="feature_term")
+        return FeatureLikelihood(layer_count, name="feature_term")
     if weight == "balanced":
-        return FeatureLikelihood(layers, BALANCE * image_size, name="feature_term")
-    return WeightedDistance(weight if isinstance(weight, tuple) else [1.0] * layers)
+        return FeatureLikelihood(layer_count, BALANCE * image_size, name="feature_term")
+    return WeightedDistance(weight if isinstance(weight, tuple) else [1.0] * layer_count)
 
 
 def loss_factor(weight: PerceptualWeight) -> float:
-    """The factor of the reported term in the loss: one number is left out of the figure, as in the paper."""
+    """The factor of the reported term in the loss: a single number is not part of the figure, as in the paper."""
     return weight if isinstance(weight, float) else 1.0
 
 
-def check_perceptual_weight(weight: float | Sequence[float] | str, layers: int | None) -> PerceptualWeight:
+def check_perceptual_weight(weight: float | Sequence[float] | str, layer_count: int | None) -> PerceptualWeight:
     """Returns a usable weight of the perceptual term: a number, one per layer, "calibrated" or "balanced".
 
     Args:
         weight: as it was given.
-        layers: how many there are; None where there is no feature network.
+        layer_count: number of layers; None without a feature network.
 
     Raises:
         InputError: it is something else.
@@ -106,6 +106,6 @@ def check_perceptual_weight(weight: float | Sequence[float] | str, layers: int |
     if isinstance(weight, (int, float)):
         return check_weight("perceptual_weight", weight)
     weights = tuple(check_weight("perceptual_weight", each) for each in weight)
-    if layers is not None and len(weights) != layers:
-        raise InputError(f"perceptual_weight has {len(weights)} numbers for {layers} layers: give {choices}")
+    if layer_count is not None and len(weights) != layer_count:
+        raise InputError(f"perceptual_weight has {len(weights)} numbers for {layer_count} layers: give {choices}")
     return weights

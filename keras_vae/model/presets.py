@@ -1,15 +1,12 @@
 """Objectives and training recipes by name.
 
-What two of them make of the same images, in the same time and at the same KL, is measured by `benchmarks.objectives`.
+`benchmarks.objectives` compares objectives on the same images, for the same time and at the same KL.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from keras_vae.support.errors import InputError
-
-PRIORS = ("learned", "standard")
 DEFAULT_LAYERS = "vae-123"
 DEFAULT_PERCEPTUAL_WEIGHT = "balanced"
 DEFAULT_LEARNING_RATE = 5e-4  # Hou et al., section 4.1
@@ -70,13 +67,3 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate_decay": 0.5,
     },
 }
-
-
-def check_prior(name: str) -> None:
-    """Refuses what is not a prior's name.
-
-    Raises:
-        InputError: it is refused.
-    """
-    if name not in PRIORS:
-        raise InputError(f"unknown prior {name!r}: choose {' or '.join(PRIORS)}")

@@ -1,4 +1,4 @@
-"""Names that users give, looked up among those that there are."""
+"""Checks names that users give against those that exist."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Sequence
 
 from keras_vae.support.errors import InputError
+
+PRIORS = ("learned", "standard")
 
 
 def position(name: str, names: Sequence[str]) -> int:
@@ -21,3 +23,13 @@ def position(name: str, names: Sequence[str]) -> int:
     if near:
         raise InputError(f"no attribute {name!r}: did you mean {' or '.join(near)}?")
     raise InputError(f"no attribute {name!r}: there are {', '.join(names) or 'none'}")
+
+
+def check_prior(name: str) -> None:
+    """Refuses what is not a prior's name.
+
+    Raises:
+        InputError: it is refused.
+    """
+    if name not in PRIORS:
+        raise InputError(f"unknown prior {name!r}: choose {' or '.join(PRIORS)}")

@@ -17,7 +17,7 @@ from keras_vae import data
 from keras_vae._version import __version__
 from keras_vae.runs.folder import CHECKPOINT_FOLDER, CONFIG_FILE, is_run, read_config
 from keras_vae.support.errors import InputError
-from keras_vae.support.files import is_writable, write_aside
+from keras_vae.support.files import check_parent, write_aside
 from keras_vae.training.config import TrainingConfig, absolute
 
 LOCK_FILE = ".lock"
@@ -33,9 +33,7 @@ def check_folder(out: Path) -> None:
         raise InputError(f"{out} already holds a run: continue it with --resume, or give another --out")
     if out.exists() and (not out.is_dir() or any(path.name != LOCK_FILE for path in out.iterdir())):
         raise InputError(f"{out} exists and is not a run: give a new or an empty folder")
-    parent = next(folder for folder in out.absolute().parents if folder.exists())
-    if not is_writable(parent):
-        raise InputError(f"cannot make {out}: {parent} is not a folder that can be written to")
+    check_parent(out)
 
 
 @contextmanager

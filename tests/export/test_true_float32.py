@@ -127,7 +127,7 @@ def test_figures_are_measured_without_rounding(
         enabled.append(ENABLED())
         return tf.reduce_mean(images, (1, 2)), [images]
 
-    network = judges.FeatureNetwork("noted", "noted", 3, run)
+    network = judges.Judge("noted", "noted", 3, run)
     monkeypatch.setitem(judges.JUDGES, "noted", lambda path: network)
     trained.save(tmp_path / "model.keras")
     outcome = command("evaluate", tmp_path / "model.keras", "--data", image_folder, "--features", "noted")

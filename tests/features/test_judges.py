@@ -14,12 +14,12 @@ import tensorflow as tf
 
 from keras_vae import InputError, PerceptualLoss
 from keras_vae.features import efficientnet, judges
-from keras_vae.features.judges import FeatureNetwork
+from keras_vae.features.judges import Judge
 from keras_vae.support import hosts
 
 
 @pytest.fixture(scope="module")
-def network() -> FeatureNetwork:
+def network() -> Judge:
     return judges.load("efficientnet-lite0")
 
 
@@ -43,7 +43,7 @@ def test_efficientnet_is_pytorchs() -> None:
         assert (found.mean(), found.std(), found[0, 1, 2, 3]) == pytest.approx(known, rel=1e-3, abs=1e-4), block
 
 
-def test_features_of_real_images(network: FeatureNetwork, images: np.ndarray) -> None:
+def test_features_of_real_images(network: Judge, images: np.ndarray) -> None:
     pooled = network.pooled(images[:5])
     assert (pooled.shape, pooled.dtype) == ((5, network.channels), np.float32)
     one, other, distance = network.compare(images[:5], images[:5][::-1])
@@ -56,7 +56,7 @@ def test_features_of_real_images(network: FeatureNetwork, images: np.ndarray) ->
     assert (network.compare(images[:5], noisy.astype(np.float32))[2][[0, 1]] < distance[[0, 1]]).all()
 
 
-def test_grey_images_are_judged_in_grey(network: FeatureNetwork, images: np.ndarray) -> None:
+def test_grey_images_are_judged_in_grey(network: Judge, images: np.ndarray) -> None:
     grey = images[:2, ..., :1]
     np.testing.assert_allclose(network.pooled(grey), network.pooled(np.repeat(grey, 3, axis=-1)), atol=1e-5)
 

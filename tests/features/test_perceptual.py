@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import socket
 import sys
 import time
@@ -117,7 +118,7 @@ def test_small_large_and_oblong_images(hed: PerceptualLoss, height: int, width: 
     images = np.random.default_rng(0).random((2, height, width, channels), np.float32)
     assert loss.features(images)[0].shape == (2, height, width, 64)
     assert (loss(images, 1 - images).numpy() > 0).all()
-    assert loss.sizes((height, width, channels))[0] == height * width * 64
+    assert math.prod(loss.targets(images)[0].shape[1:]) == height * width * 64
 
 
 def test_images_too_small_for_a_layer_are_refused() -> None:

@@ -41,8 +41,8 @@ def test_layers_are_the_papers() -> None:
     assert [(conv.filters, conv.kernel_size, conv.strides) for conv in down] == [
         (width, (4, 4), (2, 2)) for width in (32, 64, 128, 256)
     ]
-    assert [(conv.filters, conv.kernel_size, conv.strides, conv.padding) for conv in up] == [
-        (width, (3, 3), (1, 1), "edge") for width in (128, 64, 32, 3)
+    assert [(conv.filters, tuple(conv.kernel.shape[:2]), conv.padding) for conv in up] == [
+        (width, (3, 3), "edge") for width in (128, 64, 32, 3)
     ]
     assert decoder.get_layer("project").units == 4 * 4 * 256
 

@@ -17,7 +17,7 @@ def falling(values: np.ndarray, of: str, unit: str) -> Image.Image:
 
     Args:
         values: float (count,).
-        of: what there is a bar of.
+        of: what each bar stands for.
         unit: of the values.
     """
     figure = Figure(figsize=(10, 2.6), dpi=DPI, layout="constrained")

@@ -120,7 +120,7 @@ def evaluate(path: Path, options: Options) -> dict[str, Any]:
 
 
 class _Evaluation:
-    """One evaluation, whose parts share the images that they look at."""
+    """One evaluation, whose parts share the same images."""
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ from keras_vae._version import __version__
 from keras_vae.evaluation import charts
 from keras_vae.support import pictures
 
-# What figures are called, and what is to be known about them.
+# Names of figures, and what to know about them.
 NAMES = {
     "images": ("images", "held out from training"),
     "loss": ("loss", "as trained"),
@@ -85,7 +85,7 @@ class Pictures:
     Attributes:
         originals, reconstructions, samples: float (count, height, width, channels) in [0, 1].
         traversals: float (latents, values, height, width, channels).
-        traversal_labels: a text a row.
+        traversal_labels: one text per row.
         kl_per_latent: nats, float (latent_dim,).
     """
 
@@ -134,7 +134,7 @@ def page(name: str, config: Mapping[str, Any], figures: Mapping[str, Any], shown
 
 
 def tables(figures: Mapping[str, Any]) -> dict[str, list[tuple[str, str, str]]]:
-    """The figures by group, each with its name, its value in words, and what is to be known about it.
+    """The figures by group, each with its name, its value in words, and what to know about it.
 
     Args:
         figures: as `evaluating.evaluate` returns them.
@@ -160,7 +160,7 @@ def _row(key: str, value: Any) -> tuple[str, str, str]:
 
 
 def shown(value: Any) -> str:
-    """A figure in as many digits as are read."""
+    """A figure with as many digits as are useful."""
     if not isinstance(value, float):
         return str(value)
     if not math.isfinite(value):

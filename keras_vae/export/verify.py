@@ -99,7 +99,7 @@ def draws(latent_dim: int, seed: int = 0) -> Iterator[np.ndarray]:
 def extremes(latent_dim: int, seed: int = 0) -> Iterator[np.ndarray]:
     """No latents at all, zeros, and the ends of what a user would try, float32 (batch, latent_dim).
 
-    These are, for 5 and last for 50, all latents at it, all at its negative, and each at one of the two.
+    For 5, then 50: all latents at +value, all at -value, and random signs.
     """
     signs = np.sign(np.random.default_rng(seed).standard_normal((4, latent_dim), np.float32))
     yield np.zeros((0, latent_dim), np.float32)

@@ -124,7 +124,7 @@ def _array(storage: np.ndarray, offset: int, shape: tuple[int, ...], strides: tu
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows nothing but these four names, so that a file cannot run code; tensors become what PyTorch makes them of.
+    """Knows only these four names, so that a file cannot run code; tensors become what PyTorch makes them of.
 
     By hand, because the package index has no library for it: safetensors reads no .pth file, and the readers of those
     without PyTorch (ptloader 0.3, pt-safe-loader 0.1) read only the ZIP archives that PyTorch has written since 1.6.

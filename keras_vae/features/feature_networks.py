@@ -35,7 +35,7 @@ STALL_SECONDS = 30.0
 
 
 def keras_layer_names(network: str, layers: str | tuple[str, ...]) -> tuple[str, ...]:
-    """Translates a network's own names of layers (relu3_1) into Keras's (block3_conv1), refusing what is not there."""
+    """Translates a network's own names of layers (relu3_1) into Keras's (block3_conv1), refusing unknown ones."""
     if network not in NETWORKS:
         raise InputError(f"unknown perceptual network {network!r}: choose one of {', '.join(NETWORKS)}, or 'none'")
     known = NETWORKS[network]
@@ -58,14 +58,14 @@ def keras_layer_names(network: str, layers: str | tuple[str, ...]) -> tuple[str,
 def feature_network(network: str, layers: tuple[str, ...], dtype: str, weights_path: str | None) -> keras.Model:
     with keras_defaults(dtype):  # Keras Applications take neither a dtype nor a data format
         full = NETWORKS[network].build(None if weights_path is None else Path(weights_path))
-    # What lies behind the deepest layer asked for is dropped, so it costs nothing.
+    # Layers after the deepest requested one are dropped, so they cost nothing.
     model = keras.Model(full.input, [full.get_layer(name).output for name in layers], name=f"{network}_features")
     model.trainable = False
     return model
 
 
 def _vgg(application: Any, name: str, path: Path | None) -> keras.Model:
-    """A VGG with ImageNet weights: of a file, or downloaded."""
+    """A VGG with ImageNet weights: from a file, or downloaded."""
     return _download(application, name) if path is None else _with_weights(application, name, path, _read_weights)
 
 
@@ -119,8 +119,8 @@ def _read_hed_weights(model: keras.Model, path: Path) -> None:
 def _download(build: Any, network: str) -> keras.Model:
     """The network with ImageNet weights, from Keras's cache or its download.
 
-    Keras waits for a connection without limit, so where the file is not in its cache the host is tried
-    first, and a download that stalls is given up.
+    Keras waits for a connection without limit. So if the file is not in its cache, the host is tried first, and a
+    download that stalls is given up.
     """
     failure = None if weight_files.vgg(network).is_file() else hosts.silent([WEIGHTS_HOST]).get(WEIGHTS_HOST)
     if failure is None:
@@ -143,16 +143,15 @@ class Network:
 
     Attributes:
         build: from the path of a weights' file, or None, to a Keras model with its weights, from images of any size as
-            `preprocessing` says; raises `InputError` where the weights cannot be had. Its layers follow Keras's global
-            dtype policy of the moment.
-        layers: what its layers are called here, by which Keras knows them there, shallow to deep. Their outputs are
+            `preprocessing` says; raises `InputError` where the weights cannot be loaded. Its layers follow the
+            global dtype policy that Keras has then.
+        layers: from the names of layers here to their names in Keras, shallow to deep. Their outputs are
             (batch, height, width, channels).
-        presets: layers by name; "vae-123" is what is taken where none are named, "vae-12345" what images are judged
-            with, all layers where there is none.
+        presets: layers by name; "vae-123" is the default; "vae-12345" judges images (all layers if absent).
         preprocessing: what it expects of images, one of `PREPROCESSINGS`.
-        shown: what its layers are called, shorter, for messages.
-        is_chain: whether it is convolutions with ReLU and max poolings alone, one after the other, and names none but
-            convolutions: the distance is then taken in fewer passes.
+        shown: its layers' names, abbreviated for messages.
+        is_chain: whether it is only convolutions with ReLU and max poolings, one after the other, and `layers` names
+            only convolutions: the distance is then computed in fewer passes.
     """
 
     build: Callable[[Path | None], keras.Model]

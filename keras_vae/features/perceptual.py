@@ -1,4 +1,4 @@
-"""The deep-feature-consistent (perceptual) loss of Hou et al., arXiv 1610.00291, and networks that it looks through."""
+"""The deep-feature-consistent (perceptual) loss of Hou et al., arXiv 1610.00291, and the networks it uses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CAFFE_MEANS = (103.939, 116.779, 123.68)
 PREPROCESSINGS = ("caffe", "torch", "tf", "0..255", "0..1")
 
 OWN_NETWORK = "a Keras model"  # what the configuration says of a network that is not one of ours
-# Under the square root: where all channels are near 0, lengths are not blown up into noise.
+# Under the square root: where all channels are near 0, noise is not scaled up to length 1.
 LENGTH_EPSILON = 1e-6
 
 
@@ -38,7 +38,7 @@ class PerceptualLoss:
     For each chosen layer of C x H x W features the term is 1/(2CHW) times the sum of squared differences
     (equation 1 of the paper; Phi is the layer's output after its ReLU).
 
-    Nothing is loaded when the object is made: a named network arrives at the first use, or at `load()`. It is never a
+    Nothing is loaded when the object is made: a named network is loaded at the first use, or by `load()`. It is never a
     part of the model it trains, nor of that model's file.
 
     Args:
@@ -108,7 +108,7 @@ class PerceptualLoss:
                 Differences are taken in float32 in any case.
 
         Raises:
-            InputError: the weights cannot be had; within ten seconds where there is no network.
+            InputError: the weights cannot be loaded; within ten seconds where there is no network.
         """
         if self._features is None:
             if self.network == OWN_NETWORK:
@@ -137,9 +137,9 @@ class PerceptualLoss:
         return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
 
     def _prepared(self, images: Any, model: keras.Model) -> Any:
-        """What a model is given for images, refused where it cannot take them."""
+        """The images as a model takes them; refused if it cannot."""
         inputs = self._preprocess(images, model.input_shape)
-        try:  # by shapes alone: what TensorFlow says of an image with no pixels left does not help
+        try:  # by shapes alone: TensorFlow's message for an image with no pixels left does not help
             model.compute_output_shape(tuple(inputs.shape))
         except ValueError as error:
             height, width = images.shape[1:3]
@@ -150,9 +150,9 @@ class PerceptualLoss:
         return inputs
 
     def targets(self, images: Any) -> list[Any]:
-        """The features that decoded images are to have, without a gradient: those of the real images.
+        """The features that decoded images should have: those of the real images, without a gradient.
 
-        Call it outside of the gradient tape, and nothing that made them is kept for a backward pass.
+        Called outside of the gradient tape, it keeps nothing for a backward pass.
 
         Args:
             images: as in `features`.
@@ -183,7 +183,7 @@ class PerceptualLoss:
         return ops.stack([found[name] for name in self.keras_layers], axis=1)
 
     def __call__(self, images: Any, decoded: Any) -> Any:
-        """The layers' terms added, the paper's loss: float32, shape (batch,). Gradients reach `decoded` alone.
+        """The layers' terms added, the paper's loss: float32, shape (batch,). Only `decoded` gets gradients.
 
         Args:
             images, decoded: shape (batch, height, width, channels), in [0, 1].
@@ -203,14 +203,14 @@ class PerceptualLoss:
             return images
         if self.preprocessing == "0..255":
             return 255.0 * images
-        if self.preprocessing == "caffe":  # Keras's takes the channels apart, and its gradient many times as long
+        if self.preprocessing == "caffe":  # Keras's splits the channels; its gradient takes many times as long
             return 255.0 * ops.flip(images, axis=-1) - ops.convert_to_tensor(CAFFE_MEANS, "float32")
         return keras.applications.imagenet_utils.preprocess_input(
             255.0 * images, data_format="channels_last", mode=self.preprocessing
         )
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments it was made with, as Keras keeps them; of a Keras model of one's own its layers alone."""
+        """The arguments it was made with, as Keras keeps them; of a network of your own, only its layers."""
         layers = self.layers if isinstance(self.layers, str) else list(self.layers)
         return {
             "network": self.network,
@@ -222,10 +222,10 @@ class PerceptualLoss:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> PerceptualLoss:
-        """Made again from `get_config`; a network of one's own has to be given anew before it is used."""
+        """Rebuilt from `get_config`; a network of your own must be supplied again before use."""
         if config["network"] != OWN_NETWORK:
             return cls(**config)
-        # The network itself was not saved: what there is can describe itself, and asks for it when it is needed.
+        # The network itself was not saved: this can describe itself, and asks for the network when it is needed.
         absent = cls("vgg19", "vae-123", normalize=config["normalize"])
         absent.network, absent.preprocessing = OWN_NETWORK, config["preprocessing"]
         absent.layers = config["layers"] if isinstance(config["layers"], str) else tuple(config["layers"])
@@ -252,12 +252,11 @@ def _unit_length(features: Any) -> Any:
 class _Compared:
     """Features and their distance to target ones, with the gradients of both in one pass, compiled by XLA.
 
-    On a CPU TensorFlow would write out each step of it, float32, of millions of features; here nothing but the features
-    is kept.
+    On a CPU TensorFlow would write out each step of it, millions of float32 values; here only the features are kept.
 
     Args:
         normalize: as `PerceptualLoss`.
-        rectified: whether the features are the ReLU of what comes in.
+        rectified: whether the features are the ReLU of the input.
     """
 
     def __init__(self, normalize: bool, rectified: bool) -> None:
@@ -324,7 +323,7 @@ def _own_features(network: keras.Model, layers: tuple[str, ...]) -> keras.Model:
 
 
 def perceptual_loss(perceptual: str | PerceptualLoss | None, layers: str | Sequence[str]) -> PerceptualLoss | None:
-    """The perceptual loss that `VAE(perceptual=...)` names, itself where it is one, None for "none".
+    """The perceptual loss that `VAE(perceptual=...)` names, the object itself if it is one, None for "none".
 
     Raises:
         InputError: it is something else, or an unknown name.

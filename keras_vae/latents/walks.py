@@ -28,12 +28,12 @@ ROWS_AT_MOST = 200
 class Walk:
     """Where walks through the latent space start, and what they go along.
 
-    Where the model knows its prior, they go through noise, which it maps to latents: there, every way leads from images
-    to images. What the map of the noise misses an image's own latents by is added on the way.
+    Where the model knows its prior, they go through noise, which it maps to latents: there, every path leads from
+    images to images. The difference between an image's own latents and those of its noise is added on the way.
 
     Attributes:
         model: what decodes.
-        points: float32 (count, latent_dim): noise, or latents where nothing is known of the prior.
+        points: float32 (count, latent_dim): noise, or latents where the prior is unknown.
         missed: float32 (count, latent_dim), what is to be added to the latents of the points.
         along_prior: whether points are noise.
     """
@@ -91,9 +91,9 @@ class Start:
 
 
 def interpolate(path: Path, start: Start, steps: int, method: str, out: Path) -> dict[str, Any]:
-    """Writes ways through the latent space, a row each: from the first to the second, from there to the third, ...
+    """Writes paths through the latent space, a row each: from the first to the second, from there to the third, ...
 
-    Rows from images begin and end with the images themselves. Held-out images and draws go in pairs of their own.
+    Rows from images begin and end with the images themselves. Held-out images and draws are taken in pairs.
 
     Returns:
         `picture`, `rows`, `steps`, `method`.
@@ -142,7 +142,7 @@ def edit(
         strengths: multiples of the attributes' vectors, a column each.
         start: what is edited.
         out: the picture.
-        vectors: their file; a run's own, which are found where it has none, or those beside an exported decoder.
+        vectors: their file; by default a run's own, found if it has none yet, or those beside an exported decoder.
         direction: "mean" or "linear", as `AttributeVectors`.
         together: add all attributes' vectors up, instead of a row for each.
 
@@ -190,7 +190,7 @@ def traverse(path: Path, start: Start, latents: int, values: Sequence[float], ou
     """Writes one image with each of its strongest latents going through values, a row each.
 
     Where the prior is learned these are the noise's: directions in which codes vary, the widest first. Else the
-    strongest are those of the largest mean KL over held-out images; a decoder alone does not tell, and takes the first.
+    strongest are those of the largest mean KL over held-out images; a decoder alone knows none, and takes the first.
 
     Returns:
         `picture`, `latents`, and for a whole model with a standard normal prior their `kl`, nats by latent.
@@ -223,7 +223,7 @@ def traverse(path: Path, start: Start, latents: int, values: Sequence[float], ou
 
 
 def vectors_for(model: Model, file: Path | None, source: str | None, wanted: Sequence[str] = ()) -> AttributeVectors:
-    """Attribute vectors for a model, wherever they are; where they have to be found first, only if all wanted can be.
+    """Attribute vectors for a model, wherever they are; if they must be found first, only if all wanted can be.
 
     Raises:
         InputError: there are none, or they are another model's.
@@ -242,7 +242,7 @@ def vectors_for(model: Model, file: Path | None, source: str | None, wanted: Seq
 
 
 def parse_numbers(given: str, option: str, steps: int = 5) -> tuple[float, ...]:
-    """Numbers of the command line: "-2..2" in so many steps, "-2,0,1", or one.
+    """Numbers of the command line: "-2..2" in that many steps, "-2,0,1", or one.
 
     Raises:
         InputError: it is none of these.
@@ -259,7 +259,7 @@ def parse_numbers(given: str, option: str, steps: int = 5) -> tuple[float, ...]:
 
 
 def _walk(model: Model, start: Start) -> tuple[Walk, np.ndarray | None]:
-    """Walks from what is given, and the images that it is of, where it is."""
+    """Walks from what is given, and the images behind it, if any."""
     if model.vae is None and model.generator is not None and start.codes is None and not start.images:
         noise = draws.draw(_counted("--count", start.count), model.latent_dim, start.seed)
         return Walk(model, noise, np.zeros_like(noise), along_prior=True), None
@@ -268,7 +268,7 @@ def _walk(model: Model, start: Start) -> tuple[Walk, np.ndarray | None]:
 
 
 def _starts(model: Model, start: Start) -> tuple[np.ndarray, np.ndarray | None]:
-    """Latents to start from, float32 (count, latent_dim), and the images that they are of, where they are."""
+    """Latents to start from, float32 (count, latent_dim), and their images, if any."""
     if start.images and start.codes is not None:
         raise InputError("--image and --codes are given: give one of them")
     if start.codes is not None:

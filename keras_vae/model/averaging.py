@@ -1,4 +1,4 @@
-"""Averaged weights: who keeps the moving averages, when they are updated, and how they take the weights' place."""
+"""Averaged weights: what keeps the moving averages, when they are updated, and how they replace the weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class AveragedWeights:
     optimizer's momentum. With an optimizer that does not average, there are no averages and nothing happens.
 
     Args:
-        statistics: returns the variables to average beside the weights.
+        statistics: returns the variables to average besides the weights.
 
     Attributes:
         variables: the statistics' averages, `tf.Variable`s in the order of `statistics()`.
@@ -65,7 +65,7 @@ class AveragedWeights:
             average.assign(share * average + (1.0 - share) * variable)
 
     def save(self, store: Any) -> None:
-        """Writes the statistics' averages into a store of Keras's."""
+        """Writes the statistics' averages into one of Keras's stores."""
         for index, average in enumerate(self.variables):
             store[f"statistics_average_{index}"] = average.numpy()
 
@@ -87,7 +87,7 @@ class AveragedWeights:
 
 @contextmanager
 def swapped(pairs: list[tuple[Any, Any]]) -> Iterator[None]:
-    """Within it, each variable has its average's value; afterwards its own again, to the last bit.
+    """A block in which each variable has its average's value; afterwards its own again, to the last bit.
 
     (Keras's callback `SwapEMAWeights` swaps by adding and subtracting, which changes the weights a little.)
     """

@@ -12,8 +12,8 @@ from keras_vae.model.presets import DEFAULT_LEARNING_RATE
 from keras_vae.support import keras_internals
 from keras_vae.support.errors import InputError
 
-# Where float16's loss scale starts. Keras starts at 2^15, meant for losses near 1. Likelihoods are sums over pixels, of
-# which the first dozen steps would overflow and be skipped before the scale is down here.
+# Where float16's loss scale starts. Keras starts at 2^15, meant for losses near 1. Likelihoods are sums over pixels:
+# the first dozen steps would overflow and be skipped until the scale has come down to this.
 INITIAL_LOSS_SCALE = 4.0
 # The paper's features are averaged over the pixels: the more pixels, the smaller their gradients. At 32x32 a scale of
 # 16 is right and 1024 overflows; at 256x256 1024 is right.
@@ -21,7 +21,7 @@ PIXELS_PER_LOSS_SCALE = 64
 
 
 def optimizer_for(optimizer: Any, variables: list[Any]) -> keras.optimizers.Optimizer:
-    """The optimizer that is asked for; Adam with the paper's learning rate where none is.
+    """The requested optimizer, or Adam with the paper's learning rate.
 
     Raises:
         InputError: Keras does not know it, or it belongs to another model.
@@ -67,16 +67,16 @@ def initial_loss_scale(image_shape: tuple[int, int, int], sums_over_pixels: bool
 def jit_compile_for(
     asked: bool | str, run_eagerly: bool, strategy: tf.distribute.Strategy, needs_xla: bool
 ) -> bool | str:
-    """What Keras is told of XLA.
+    """The `jit_compile` to pass to Keras.
 
     Args:
         asked: True, False or "auto": Keras's own choice on one GPU; elsewhere only what cannot run without it.
         run_eagerly: whether steps run eagerly.
         strategy: the model's.
-        needs_xla: whether the model computes in a precision that this machine has in XLA alone.
+        needs_xla: whether this machine can compute in the model's precision only through XLA.
 
     Raises:
-        InputError: these cannot be had together.
+        InputError: the options contradict each other.
     """
     if asked not in (True, False, "auto"):
         raise InputError(f"jit_compile={asked!r}: give True, False or 'auto'")

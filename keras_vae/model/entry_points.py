@@ -1,7 +1,7 @@
 """Keras's entry points, guarded: `compile`, `fit`, `evaluate`, `predict` and their kin.
 
-What they are given is checked before any work, what goes wrong in a step is raised in one line, and averaged weights
-take the weights' place where the model is judged. The mathematics is in `keras_vae.model.vae`.
+Arguments are checked before any work, what goes wrong in a step is raised as one line, and averaged weights replace the
+weights where the model is evaluated. The mathematics is in `keras_vae.model.vae`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
     Attributes:
         image_shape: (height, width, channels).
         perceptual, perceptual_weight, pixel_weight: as `keras_vae.VAE` takes them.
-        watch: what steps found wrong, a `Watch`.
+        watch: the `Watch` that records what goes wrong in steps.
     """
 
     image_shape: tuple[int, int, int]
@@ -53,7 +53,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
 
     @functools.cached_property
     def needs_xla(self) -> bool:
-        """Whether this machine can compute in the model's precision in XLA alone: float16 on a CPU."""
+        """Whether this machine can compute in the model's precision only through XLA: float16 on a CPU."""
         return self.computes_in_float16 and precision.needs_xla("float16")
 
     def build(self, input_shape: Any) -> None:
@@ -71,7 +71,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
         """Loads the perceptual network's weights, once; training and evaluation do so by themselves.
 
         Raises:
-            InputError: the weights cannot be had.
+            InputError: the weights cannot be loaded.
         """
         if self.perceptual is not None:
             with self.distribute_strategy.scope():  # a copy on each device
@@ -91,7 +91,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
             **kwargs: `run_eagerly`, `steps_per_execution`, `auto_scale_loss`.
 
         Raises:
-            InputError: a loss or metrics were given, or options that do not go together.
+            InputError: a loss or metrics were given, or options that contradict each other.
         """
         # Everything that can be refused is refused first: a model whose `compile` fails is as it was.
         for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
@@ -113,7 +113,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
         )
         super().compile(optimizer, jit_compile=compiles, **kwargs)
         self._asked_jit_compile = jit_compile
-        # Now rather than at the first step, so that a model saved before it loads with the same variables.
+        # Now rather than at the first step, so that a model saved before that loads with the same variables.
         self.optimizer.build(self.trainable_variables)
         self.averaging.begin(self.optimizer)
         self.watch.overflows.assign(0.0)  # those of another optimizer's loss scale
@@ -132,15 +132,15 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
         """As `keras.Model.fit`, without weights of samples or classes.
 
         With an optimizer that averages weights (`use_ema=True`), validation uses the averages, and so does everything
-        after `fit`, which puts them in the weights' place.
+        after `fit`, which replaces the weights with them.
 
         A step whose images, loss or gradient cannot be used leaves the model as it was, and ends `fit`: at once, or on
-        a GPU, where looking waits for the device, within 50 steps or at the end of the epoch.
+        a GPU, where checking waits for the device, within 50 steps or at the end of the epoch.
 
         Raises:
             InputError: images that are not finite, outside of [0, 1], or of another shape than the model's; no images,
-                or a dataset without end; weights of samples or classes; two callbacks that set beta; perceptual weights
-                that cannot be had; a model that was not compiled.
+                or an endless dataset; weights of samples or classes; two callbacks that set beta; perceptual weights
+                that cannot be loaded; a model that was not compiled.
             NotFiniteError: the loss or its gradient became infinite or NaN.
         """
         options = dict(inspect.signature(keras.Model.fit).bind(self, x, *args, **kwargs).arguments)
@@ -168,7 +168,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
             options.setdefault("shuffle", False)
         with self._watched(options):
             history = super().fit(**options)
-        # Keras has put the averages in the weights' place: the statistics have to belong to them.
+        # Keras has replaced the weights with their averages: the statistics must belong to those.
         for variable, average in self.averages():
             variable.assign(average)
         return history
@@ -187,8 +187,8 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
     ) -> Any:
         """As `keras.Model.evaluate`; with averaged weights where the optimizer keeps them.
 
-        The draw of an image's latents depends on the model's seed and the image's place in the data alone: figures do
-        not depend on the batch size, except for free bits, which compare means over a batch.
+        The draw of an image's latents depends only on the model's seed and the image's position in the data: figures
+        do not depend on the batch size, except with free bits, which compare means over a batch.
 
         Raises:
             InputError: as `fit`.
@@ -213,7 +213,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
             )
 
     def _judged(self, callbacks: list[Any]) -> AbstractContextManager[Any]:
-        """Averages in the weights' place; where Keras's own callback swaps the weights, the statistics alone."""
+        """A block with averages instead of weights; only of the statistics if Keras's own callback swaps weights."""
         if not any(isinstance(each, keras.callbacks.SwapEMAWeights) for each in callbacks):
             return self.averaged_weights()
         both = ExitStack()
@@ -270,9 +270,9 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
         return image_batches.as_float32(image_batches.unpack(data), self.image_shape)
 
     def _training_images(self, data: Any) -> Any:
-        """The same, of a training step: under several replicas none may be left without an image.
+        """The same for a training step: with several replicas, each must get an image.
 
-        A replica without images has no batch statistics, and oneDNN cannot convolve none.
+        A replica without images has no batch statistics, and oneDNN cannot convolve an empty batch.
         """
         images = self.images_of(data)
         if replicas.count() > 1:
@@ -281,7 +281,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
         return images
 
     def _logged(self, logs: dict[str, Any]) -> dict[str, Any]:
-        """What a step returns, as Keras 3.15 can reduce it over workers: it asks their scalars for a first axis."""
+        """What a step returns, as Keras 3.15 can reduce it over workers: it expects scalars to have a first axis."""
         if not isinstance(self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy):
             return logs
         return {name: tf.reshape(value, (1,)) for name, value in logs.items()}
@@ -297,7 +297,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
             raise InputError(f"{method} comes after compile: call vae.compile() first; without arguments it takes Adam")
 
     def _checked_images(self, method: str, images: Any, steps: int | None = None, option: str = "steps") -> Any:
-        """What Keras is given for images, refused where it would stumble over them, or overlook a fault."""
+        """The images as Keras gets them; refused if Keras would fail obscurely or miss a mistake."""
         if images is None:
             raise InputError(f"{method} needs images: give an array or a dataset")
         if isinstance(images, tf.data.Dataset):
@@ -305,7 +305,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
         if isinstance(images, tuple):
             raise InputError(f"{method} takes images and labels apart, as {method}(images, labels), not as a tuple")
         values = image_batches.unpack(images) if isinstance(images, dict) else images
-        # Keras would take a list for that of a model's inputs, and shuffle each image's rows.
+        # Keras would take a list for one of a model's inputs, and shuffle each image's rows.
         if isinstance(values, list | np.ndarray | np.generic | tf.Variable | keras.Variable) or tf.is_tensor(values):
             values = image_batches.as_array(values)
             image_batches.check(values, self.image_shape)
@@ -314,13 +314,13 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
 
     @contextmanager
     def _watched(self, options: dict[str, Any]) -> Iterator[None]:
-        """Within it, what steps note is looked at, by a callback that is added to the options'."""
+        """A block in which an added callback checks what steps record."""
         looks, given = guards.Looks(), options.get("callbacks")
         if isinstance(given, keras.callbacks.CallbackList):
             looks.set_model(self)
             given.callbacks.insert(0, looks)
         else:
-            options["callbacks"] = [looks, *_callbacks(options)]  # first: nobody writes down a step that was left out
+            options["callbacks"] = [looks, *_callbacks(options)]  # first, so no callback records a skipped step
         try:
             with self.watch.anew():
                 yield
@@ -334,7 +334,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
                 given.callbacks.remove(looks)
 
     def _worded(self, error: Exception) -> InputError | None:
-        """What an error of Keras's or TensorFlow's says of the input; None where it says nothing of it."""
+        """The error reworded as one about the input; None if it is not about it."""
         text = str(error)
         if isinstance(error, ValueError):
             if "Python generator" in text:
@@ -352,14 +352,14 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
     # Averaged weights --------------------------------------------------------------------------
 
     def averaged_weights(self) -> AbstractContextManager[None]:
-        """Within it, weights are their exponential moving averages, where the optimizer keeps such (`use_ema=True`).
+        """A block in which weights are their exponential moving averages, if the optimizer keeps them (`use_ema=True`).
 
-        Afterwards they are again what they were, to the last bit.
+        Afterwards they are what they were, to the last bit.
         """
         return swapped(self.averages())
 
     def averages(self) -> list[tuple[Any, Any]]:
-        """Variables with their exponential moving averages, where the optimizer keeps such; none before the first step.
+        """Variables with their exponential moving averages, if the optimizer keeps them; none before the first step.
 
         Besides the weights, which Keras averages, these are the statistics that go with them: batch normalization's
         and the calibrated variances.

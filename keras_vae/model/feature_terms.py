@@ -12,9 +12,9 @@ from keras_vae.model.distributions import RunningVariance
 from keras_vae.support.errors import InputError, check_weight
 
 CALIBRATIONS = ("calibrated", "balanced")
-# Values that each layer of "balanced" counts as, for one of the image. On faces of 64x64, after four minutes of vae-123
-# at 150 nats: 1/3 gave 0.16 of the photos' sharpness and a feature distance of 0.771, 1 gave 0.21 and 0.768, 2.5 0.23
-# and 0.775; plain squared error 0.10 and 0.762, and in 15 minutes more than all of these.
+# Values that each layer of "balanced" counts as, per value of the image. On faces of 64x64, after four minutes of
+# vae-123 at 150 nats: 1/3 gave 0.16 of the photos' sharpness and a feature distance of 0.771, 1 gave 0.21 and 0.768,
+# 2.5 0.23 and 0.775; plain squared error 0.10 and 0.762, and in 15 minutes more than all of these.
 BALANCE = 2.5
 MIN_FEATURE_VARIANCE = 1e-8  # below the rounding of bfloat16 features of length 1
 
@@ -84,7 +84,7 @@ def feature_term(weight: PerceptualWeight, layer_count: int, image_size: int) ->
 
 
 def loss_factor(weight: PerceptualWeight) -> float:
-    """The factor of the reported term in the loss: one number is left out of the figure, as in the paper."""
+    """The factor of the reported term in the loss: a single number is not part of the figure, as in the paper."""
     return weight if isinstance(weight, float) else 1.0
 
 

@@ -58,9 +58,9 @@ class GenerativeModel(CheckedModel):
 
         Args:
             images: as for `fit`: an array, or a dataset or other iterable of batches.
-            steps: of fitting, each of 256 codes, 3,500 by default; fewer where codes would come over 100 times.
+            steps: of fitting, each of 256 codes, 3,500 by default; fewer if a code would be seen over 100 times.
             seed: of the draws.
-            limit: images whose codes are kept, 100,000 by default; of more, as many are drawn.
+            limit: images whose codes are kept, 100,000 by default; of more, a random sample.
 
         Raises:
             InputError: as `encode`, or no images.
@@ -130,8 +130,8 @@ class GenerativeModel(CheckedModel):
             format: "tf_saved_model", "onnx", "litert" or "openvino", as `keras.Model.export` names them.
             verbose: print where the decoder went and how far it is from the Keras one.
             precision: of "onnx" alone, "float16" or "int8": smaller files, whose images differ.
-            calibration: for int8, images to find ranges of values with, some hundreds that the model was trained on: an
-                array (count, height, width, channels), or a dataset of batches.
+            calibration: for int8, images to find ranges of values with, some hundreds of the training images: an array
+                (count, height, width, channels), or a dataset of batches.
             part: "decoder" or "generator".
             encoder: whether a SavedModel gets the signature `encode` too, from images to mean and log_var.
             run_id: the training run's id, for the metadata.
@@ -174,14 +174,14 @@ class GenerativeModel(CheckedModel):
         return report
 
     def fingerprint(self) -> str:
-        """SHA-256 of both networks' weights: what is fitted to a model is known by it to be of that model."""
+        """SHA-256 of both networks' weights; identifies the model that something was fitted to."""
         found = hashlib.sha256()
         for weight in (*self.encoder.weights, *self.decoder.weights):
             found.update(np.ascontiguousarray(weight).tobytes())
         return found.hexdigest()
 
     def _calibration(self, images: Any) -> np.ndarray:
-        """Latents as decoders meet them, float32 (count, latent_dim): codes of images, and as many of the prior's."""
+        """Latents as decoders meet them, float32 (count, latent_dim): codes of images, and as many of the prior."""
         batches = images
         if not isinstance(images, tf.data.Dataset):
             images = np.asarray(images)

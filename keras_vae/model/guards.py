@@ -1,7 +1,7 @@
-"""What goes wrong in a step, noted on the device: steps do not fail, for XLA drops assertions.
+"""Records on the device what goes wrong in a step. A step cannot fail by itself: XLA drops assertions.
 
-A step whose images, loss or gradient are not to be used leaves the model as it was, and is noted in two small
-variables. `fit`, `evaluate` and `predict` read them now and then, and raise what they say.
+A step with unusable images, loss or gradient leaves the model as it was, and is recorded in two small variables.
+`fit`, `evaluate` and `predict` read them now and then, and raise what they say.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from keras_vae.data import image_batches
 from keras_vae.support import replicas
 from keras_vae.support.errors import InputError, NotFiniteError
 
-# Steps in a row that float16's loss scaling may leave out, halving the scale each time, before no scale will help.
+# Consecutive steps that float16's loss scaling may skip, halving the scale each time, before no scale will help.
 OVERFLOWS_AT_MOST = 25
 
 
@@ -35,7 +35,7 @@ class Watch:
             `image_batches.summary` of its images.
         numbers: float32 (2 + terms,): number of the first bad step, 0 for none; the squared norm of its gradient; its
             terms' means.
-        overflows: float32 (): gradients in a row, over whatever calls, that float16 could not hold.
+        overflows: float32 (): consecutive steps, across calls, whose gradients overflowed float16.
     """
 
     def __init__(self, terms: Sequence[str]) -> None:
@@ -45,13 +45,13 @@ class Watch:
         self.overflows = tf.Variable(0.0, trainable=False, name="overflows")
 
     def begin(self) -> None:
-        """Forgets what was noted of images and steps."""
+        """Forgets what was recorded of images and steps."""
         for record in (self.images, self.numbers):
             record.assign(tf.zeros_like(record))
 
     @contextmanager
     def anew(self) -> Iterator[None]:
-        """Within it, a record of its own; afterwards the one before: of the `fit` in which `predict` was called."""
+        """A block with a fresh record. The previous one is restored afterwards, for a `predict` called inside `fit`."""
         before = [np.array(record) for record in (self.images, self.numbers)]
         self.begin()
         try:
@@ -61,7 +61,7 @@ class Watch:
                 record.assign(value)
 
     def note_images(self, images: Any) -> Any:
-        """Whether the whole batch's images may be used; notes the first that may not.
+        """Whether the images of the whole batch are usable; records the first batch whose are not.
 
         Args:
             images: float32, those of this replica.
@@ -86,19 +86,19 @@ class Watch:
         gradients: Sequence[Any],
         scaled: bool,
     ) -> tuple[Any, Any, dict[str, Any]]:
-        """Whether a step is one to follow: its terms, loss and gradients are finite. Notes the first that is not.
+        """Whether to apply a step: its terms, loss and gradients are finite. Records the first that is not usable.
 
         Args:
             step: number of this step.
-            images_fine: whether its images may be used; where not, `note_images` has noted that.
+            images_fine: whether its images are usable; if not, `note_images` has recorded that.
             terms: float32 (batch,) by name.
             loss: float32 (), this replica's share, with what layers added.
             gradients: of the loss, or None.
-            scaled: whether an overflow of the gradients is float16's loss scaling's to deal with.
+            scaled: whether float16's loss scaling deals with gradients that overflow.
 
         Returns:
-            two booleans, whether the step is one to follow, and whether the optimizer is to see it, which scaling
-            alone tells apart; and the terms' means over the whole batch, float32 () by name.
+            two booleans, whether to apply the step, and whether the optimizer is to see it (they differ only under loss
+            scaling); and the terms' means over the whole batch, float32 () by name.
         """
         norm = replicas.total(
             tf.add_n([ops.cast(tf.nn.l2_loss(each), "float32") for each in gradients if each is not None])
@@ -118,7 +118,7 @@ class Watch:
         return fine, usable, dict(zip(self.terms, tf.unstack(means), strict=True))
 
     def look(self, model: Any) -> None:
-        """Raises what was noted.
+        """Raises what was recorded.
 
         Raises:
             InputError: images cannot be used.
@@ -150,11 +150,11 @@ class Watch:
 def take_step(
     model: Any, images_fine: Any, gradients: list[Any], terms: Mapping[str, Any], loss: Any, before: list[Any]
 ) -> None:
-    """The one rule for every training step: a finite one is followed, any other leaves the whole model as it was.
+    """Applies a step if all of it is finite; otherwise leaves the whole model unchanged.
 
     Args:
-        model: a `keras_vae.VAE`; its weights, statistics, noise, averages and optimizer are what moves, or not.
-        images_fine: whether the batch's images may be used, as `Watch.note_images` found.
+        model: a `keras_vae.VAE`; its weights, statistics, noise, averages and optimizer change, or none of them does.
+        images_fine: whether the batch's images are usable, as `Watch.note_images` found.
         gradients: of the trainable weights, scaled where the optimizer scales.
         terms: of the objective, float32 (batch,) by name.
         loss: whose gradients they are, unscaled, float32 ().
@@ -179,7 +179,7 @@ def take_step(
             variable.assign(value)
 
     if scales:
-        # The optimizer has to see gradients that overflow, to lower its scale. It looks at one replica's alone.
+        # The optimizer must see gradients that overflow, to lower its scale. It looks at only one replica's.
         nan = tf.constant(math.nan)
         gradients = [each if each is None else tf.where(fine, each, ops.cast(nan, each.dtype)) for each in gradients]
         replicas.choose(usable, apply, lambda *_: None, gradients)
@@ -187,13 +187,13 @@ def take_step(
 
 
 def steps_between_looks() -> int:
-    """Every step is looked at, but on a GPU, where a look waits for all that was asked of it."""
+    """Every step is checked; on a GPU every 50th, because checking waits for the device."""
     return 50 if tf.config.list_physical_devices("GPU") else 1
 
 
 @contextmanager
 def named(argument: str) -> Iterator[None]:
-    """Within it, what is refused is said to be of an argument."""
+    """A block whose refusals name the argument they are about."""
     try:
         yield
     except InputError as error:
@@ -201,12 +201,12 @@ def named(argument: str) -> Iterator[None]:
 
 
 class Looks(keras.callbacks.Callback):
-    """Looks at the record while `fit`, `evaluate` or `predict` go on, and whether there is a batch at all."""
+    """Checks the record during `fit`, `evaluate` or `predict`, and that there is a batch at all."""
 
     def __init__(self) -> None:
         super().__init__()
         self._every = steps_between_looks()
-        self._last = -1  # batch that was looked at
+        self._last = -1  # batch after which it was checked
         self._fits = self._validates = False
         self._trained = self._tested = self._predicted = False
 
@@ -219,7 +219,7 @@ class Looks(keras.callbacks.Callback):
             self.model.watch.look(self.model)
 
     def _batch_end(self, batch: int) -> None:
-        # The first one is looked at: it shows most faults.
+        # Always after the first one: it shows most faults.
         if self._last < 0 or batch - self._last >= self._every:
             self._look()
             self._last = batch

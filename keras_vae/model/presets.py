@@ -1,6 +1,6 @@
 """Objectives and training recipes by name.
 
-What two of them make of the same images, in the same time and at the same KL, is measured by `benchmarks.objectives`.
+`benchmarks.objectives` compares objectives on the same images, for the same time and at the same KL.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Schedules of the KL's weight, as Keras callbacks: give one to `fit(callbacks=[...])`.
 
-Each sets `vae.beta` before every step, counted by the optimizer, so that a run that is taken up again goes on where
-it was. The weight is shown in the logs as `beta`. With `steps_per_execution` above 1 it changes once in so many steps.
+Each sets `vae.beta` before every step, counted by the optimizer, so that a resumed run continues where it stopped. The
+weight is shown in the logs as `beta`. With `steps_per_execution` above 1 it changes once per that many steps.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class KLSchedule(keras.callbacks.Callback):
     """A weight of the KL for every training step; subclasses implement `weight`.
 
     Args:
-        end: the weight to arrive at; by default the `beta` that the model was made with.
+        end: the final weight; by default the `beta` that the model was made with.
     """
 
     def __init__(self, end: float | None = None) -> None:
@@ -108,7 +108,7 @@ class CyclicalAnnealing(KLSchedule):
 class TargetKL(keras.callbacks.Callback):
     """Steers the KL to a number of nats, raising its weight where it is above and lowering it where it is below.
 
-    Two objectives compare only at the same rate, and no two reach it with the same weight. A controller with an
+    Objectives compare only at the same rate, and each reaches it with another weight. A controller with an
     integral term alone, on the logarithm of the weight (after ControlVAE, Shao et al. 2020, arXiv 2004.05988).
 
     Args:
@@ -136,10 +136,10 @@ class TargetKL(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         kl = self.model.last_kl
-        if not math.isfinite(kl):  # a step that float16's loss scaling leaves out
+        if not math.isfinite(kl):  # a step that float16's loss scaling skips
             return
         error = min(max(kl / self.nats - 1.0, -1.0), 1.0)
-        # A KL that the data cannot have, however it is weighed, would drive the weight out of float32.
+        # A KL that the data cannot reach, whatever its weight, would drive the weight out of float32.
         self.model.beta = min(max(self.model.beta * math.exp(self.gain * error), LEAST_WEIGHT), 1.0 / LEAST_WEIGHT)
 
 

@@ -1,4 +1,4 @@
-"""What of a model moves in a step, what is averaged, and what is saved beside its weights."""
+"""Model state: what a step changes, what is averaged, and what is saved besides the weights."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from keras_vae.support.errors import InputError, check_weight
 
 
 class Untracked:
-    """Holds something that Keras is not to count among the model's own layers."""
+    """Holds something that Keras must not count among the model's own layers."""
 
     def __init__(self, item: Any) -> None:
         self.item = item
 
 
 class StatefulModel(keras.Model):
-    """A model with two networks, a likelihood, seeded noise, the weight of its KL, averages, and a prior."""
+    """A model with two networks, a likelihood, seeded noise, a KL weight, averages, and a prior."""
 
     encoder: keras.Model
     decoder: keras.Model
@@ -40,11 +40,11 @@ class StatefulModel(keras.Model):
     _prior: Untracked
 
     def _moved_without_gradient(self) -> list[Any]:
-        """What the forward pass of a training step may assign: statistics, counters, the state of noise."""
+        """What the forward pass of a training step may assign: statistics, counters, the noise's state."""
         found = [variable for part in self._parts() for variable in part.non_trainable_variables]
         for network in (self.encoder, self.decoder):
             for layer in keras_internals.all_layers(network):
-                if isinstance(layer, keras.layers.SpectralNormalization):  # it assigns its kernel, divided, anew
+                if isinstance(layer, keras.layers.SpectralNormalization):  # it assigns the kernel that it divided
                     found += layer.trainable_variables
         return [*found, self.train_noise.state]
 
@@ -72,9 +72,9 @@ class StatefulModel(keras.Model):
         return self._prior.item
 
     def set_prior(self, prior: priors.Prior) -> None:
-        """Takes a prior that is at hand: another model's with the same weights, or the standard normal.
+        """Sets an existing prior: another model's with the same weights, or the standard normal.
 
-        A method, because Keras tracks what attributes are set to, and adds nothing to a model that is built.
+        A method, because Keras tracks assigned attributes and adds nothing to a built model.
 
         Raises:
             InputError: it is not a prior of `keras_vae.priors`, or has another number of latents.
@@ -91,7 +91,7 @@ class StatefulModel(keras.Model):
             store[generator.name] = np.array(generator.state)
         store["beta"] = np.array(self.beta_variable)
         self.averaging.save(store)
-        if isinstance(self.prior, priors.FlowMatchingPrior):  # its weights Keras saves as those of an attribute
+        if isinstance(self.prior, priors.FlowMatchingPrior):  # Keras saves its weights as an attribute's
             store["prior"] = np.array([self.prior.width, self.prior.blocks])
 
     def load_own_variables(self, store: Any) -> None:
@@ -118,7 +118,7 @@ class StatefulModel(keras.Model):
 
     @property
     def beta(self) -> float:
-        """Factor of the KL in the loss, as it is now."""
+        """Current factor of the KL in the loss."""
         return float(ops.convert_to_numpy(self.beta_variable))
 
     @beta.setter

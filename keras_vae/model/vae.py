@@ -45,9 +45,9 @@ class VAE(GenerativeModel):
         latent_dim: number of latents.
         network: encoder and decoder family, a key of `keras_vae.networks.FAMILIES`.
         network_options: the family's own options, such as {"width": 64}.
-        encoder, decoder: Keras models of your own instead of a family, both; they say image_shape and latent_dim
-            too. The encoder returns {"mean", "log_var"}, the two in that order, or one output with the means first;
-            the decoder returns images in [0, 1].
+        encoder, decoder: Keras models of your own instead of a family; give both; they determine image_shape and
+            latent_dim. The encoder returns {"mean", "log_var"}, the two in that order, or one output with the means
+            first; the decoder returns images in [0, 1].
         perceptual: "vgg19", "vgg16", "hed-vgg16", a `PerceptualLoss`, or None. It is loaded when
             training starts, is frozen, and is not saved with the model.
         perceptual_layers: "vae-123", "vae-1234", "vae-345", "vae-12345" or layer names, where `perceptual` is a name.
@@ -117,8 +117,8 @@ class VAE(GenerativeModel):
             raise InputError("pixel_weight=0 and no perceptual network: nothing says what an image should look like")
         self.beta_variable = self._scalar("beta", self.initial_beta)
         self.last_kl_variable = self._scalar("last_kl", 0.0)
-        # Evaluation draws from a stream of its own, from the same start each time: it neither changes the training
-        # that follows it, nor finds other figures the second time.
+        # Evaluation draws from a stream of its own, which starts over each time: it does not change the training that
+        # follows, and finds the same figures a second time.
         self.train_noise = keras.random.SeedGenerator(seed, name="train_noise")
         self.test_noise = replicas.NoiseByPlace(seed, name="test_noise")
         self.trackers = {name: keras.metrics.Mean(name=name, dtype="float32") for name in self._term_names()}
@@ -140,7 +140,7 @@ class VAE(GenerativeModel):
 
         Raises:
             InputError: images of another shape than the model's, outside of [0, 1] or not finite. Within a function
-                that TensorFlow compiles, values are not looked at.
+                that TensorFlow compiles, values are not checked.
         """
         images = image_batches.as_array(image_batches.unpack(images) if isinstance(images, dict) else images)
         if tf.executing_eagerly():
@@ -164,7 +164,7 @@ class VAE(GenerativeModel):
         return self._run(self.decoder, z, training)
 
     def call(self, inputs: Any, training: bool = False) -> Any:
-        """Reconstructions, from the posterior's mode: what `predict` returns, without chance in it."""
+        """Reconstructions, from the posterior's mode: what `predict` returns, without randomness."""
         return self.decode(self.encode(inputs, training).mode(), training)
 
     @keras_defaults()
@@ -178,7 +178,7 @@ class VAE(GenerativeModel):
             noise: where draws from the posterior come from: a `keras.random.SeedGenerator`, or standard normal noise,
                 a float32 tensor (batch, latent_dim).
             training: whether batch statistics and calibrated variances follow this batch.
-            targets: the images' features, where they are at hand.
+            targets: the images' features, if they are already computed.
 
         Returns:
             `loss`, `elbo`, `reconstruction` (-log p(x | z)), `kl`, and where they apply `kl_floored`,
@@ -227,7 +227,7 @@ class VAE(GenerativeModel):
         return self._logged({**self._track(terms, posterior.mean), "beta": self.beta_variable + 0.0})
 
     def _beside_the_objective(self, terms: dict[str, Any], size: Any) -> Any:
-        """Losses that layers added, such as weight decay; and a likelihood's own parameters, where pixels count 0."""
+        """Losses that layers added, such as weight decay; without pixels also that of a likelihood's parameters."""
         added = sum(ops.cast(each, "float32") for each in self.losses) / replicas.count()
         if not self.pixel_weight and self.likelihood.trainable_weights:
             added = added + ops.sum(terms["reconstruction"]) / size
@@ -257,7 +257,7 @@ class VAE(GenerativeModel):
 
     def reset_metrics(self) -> None:
         super().reset_metrics()
-        self.test_noise.begin()  # Keras calls this where an evaluation begins: it draws what the one before drew
+        self.test_noise.begin()  # Keras calls this when an evaluation begins: each one draws the same
 
     # Saving ------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ def adopt(
         encoder: from images to {"mean", "log_var"}, to the two in that order, or to one output
             (batch, 2 * latent_dim), the means first.
         decoder: from latents to images in [0, 1].
-        image_shape, latent_dim: what to call the models with where they do not say themselves.
+        image_shape, latent_dim: used if the models do not declare them.
 
     Returns:
         encoder, decoder, image_shape, latent_dim. What fits already is returned as it is.
@@ -55,7 +55,7 @@ def adopt(
         encoder = keras.Model(image, {"mean": mean, "log_var": log_var}, name="encoder")
     if keras.backend.standardize_dtype(decoded.dtype) != "float32":
         decoder = keras.Model(z, layers.Activation("linear", dtype="float32", name="image")(decoded), name="decoder")
-    # A linear end is 0 for latents of zeros; it fits a Gaussian likelihood, though no pictures.
+    # A linear end is 0 for latents of zeros; it fits a Gaussian likelihood, but the results are not valid images.
     far_out = 100.0 * np.random.default_rng(0).standard_normal((16, z.shape[1])).astype(np.float32)
     for latents, severe in ((np.zeros_like(far_out), True), (far_out, False)):
         made = ops.convert_to_numpy(decoder(latents))

@@ -2,8 +2,8 @@
 
 A family is a pair of functions that return plain Keras models: the encoder maps images to
 `{"mean", "log_var"}`, the decoder maps latents to images. Both take and return float32; what is
-computed in between follows the dtype policy. Any image size from a family's least on will do: where a side is odd,
-the encoder rounds its half up and the decoder cuts off what its doubling made too much.
+computed in between follows the dtype policy. Any image size from a family's smallest on works: where a side is odd,
+the encoder rounds its half up and the decoder crops the surplus row or column.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Family:
             they return Keras models.
         options: the options of both, with defaults: whole numbers from 1 on, or True and False.
         least_size: pixels a side of the smallest images.
-        check_options: raises `InputError` for options that do not go together; they are complete, and of the defaults'
+        check_options: raises `InputError` for options that contradict each other; it gets all of them, of the defaults'
             types.
     """
 
@@ -143,13 +143,13 @@ def make(
     encoder: keras.Model | None = None,
     decoder: keras.Model | None = None,
 ) -> tuple[keras.Model, keras.Model, ImageShape, int]:
-    """The networks that a model asks for: a family's, or the user's own, and what these say of image and latents.
+    """The networks that a model asks for, a family's or the user's own, with the image shape and latents of these.
 
     Returns:
         encoder, decoder, image_shape, latent_dim.
 
     Raises:
-        InputError: they cannot be had, do not fit in memory, or both a family and networks are named.
+        InputError: they cannot be built, do not fit in memory, or both a family and networks are named.
     """
     image_shape, latent_dim = check_image_shape(image_shape), check_count("latent_dim", latent_dim)
     if encoder is None and decoder is None:
@@ -168,13 +168,13 @@ def make(
 
 
 def check_layout(network: str, layout: int, own: bool = False, calibrated: bool = False) -> None:
-    """Refuses a .keras file whose weights belong to other layers than a model has now.
+    """Refuses a .keras file whose weights belong to other layers than the model has now.
 
     Args:
         network: name of the family.
         layout: of the file, `LAYOUT` when it was saved.
         own: whether the networks are the user's own, which the file describes.
-        calibrated: whether variances of features were saved, which have another place since.
+        calibrated: whether variances of features were saved, whose place has changed since.
 
     Raises:
         InputError: it is of another layout.

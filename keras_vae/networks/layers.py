@@ -21,19 +21,19 @@ MOMENTUM = 0.9
 EPSILON = 1e-3
 FUSED = ("float32", "bfloat16", "float16")  # what TensorFlow's fused operation takes
 PADDINGS = ("edge", "zero")
-MATRIX_PLACES = 100  # up to so many, a 2x2 convolution in bfloat16 is faster as a matrix product on a CPU
-HALVED_PLACES = 36  # the same where pixels have to be laid out for it
+MATRIX_PLACES = 100  # up to this many positions, a 2x2 convolution in bfloat16 is faster as a matrix product on a CPU
+HALVED_PLACES = 36  # the same where pixels have to be rearranged for it
 
 # What row 2q - 1 + s of the result sees of rows q - 1 and q of the input: the sums, over the kernel's three rows, that
 # belong to each of the two. The same for columns.
 TAPS = np.array([[[1, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 1]]])  # [s, row, kernel row]
-# Of rows and columns: from the nine places of a kernel to four places by four pixels.
+# Of rows and columns: from the nine positions of a kernel to four positions by four pixels.
 FOLD = np.einsum("apk,bql->pqabkl", TAPS, TAPS).reshape(16, 9)
 
 
 @keras.saving.register_keras_serializable("keras_vae")
 class BatchNormalization(layers.BatchNormalization):
-    """Batch normalization of images, (batch, height, width, channels), in one operation forward and one back.
+    """Batch normalization of images, (batch, height, width, channels), in one operation forward and one backward.
 
     Statistics are float32 whatever the images are, and over the whole batch where several replicas share it. In
     inference, with `trainable=False`, or in float64, it is Keras's.
@@ -81,10 +81,10 @@ class BatchNormalization(layers.BatchNormalization):
 
 @keras.saving.register_keras_serializable("keras_vae")
 class HalvingConv2D(layers.Conv2D):
-    """A 4x4 convolution with stride 2, padding "same" and no bias; in bfloat16 on a CPU faster, where places are few.
+    """A 4x4 convolution with stride 2, padding "same" and no bias; faster in bfloat16 on a CPU if positions are few.
 
     Args:
-        filters: number of channels that are made.
+        filters: number of output channels.
         **kwargs: as `keras.layers.Layer`: name, dtype, trainable.
     """
 
@@ -96,7 +96,7 @@ class HalvingConv2D(layers.Conv2D):
         _, height, width, channels = images.shape
         if height % 2 or width % 2 or not as_matrix(images, height // 2 * width // 2, HALVED_PLACES):
             return super().convolution_op(images, kernel)
-        # As a convolution of 2x2 windows whose places hold 2x2 pixels each.
+        # As a convolution of 2x2 windows whose positions hold 2x2 pixels each.
         filters = kernel.shape[3]
         kernel = tf.transpose(tf.reshape(kernel, (2, 2, 2, 2, channels, filters)), (0, 2, 1, 3, 4, 5))
         padded = tf.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -107,10 +107,10 @@ class HalvingConv2D(layers.Conv2D):
 class UpsampledConv2D(layers.Layer):
     """Nearest x2 upsampling, padding and a 3x3 convolution, as one 2x2 convolution at the low resolution.
 
-    Upsampling makes four equal pixels of each one, so a pixel of the result sees but 2x2 different ones. With the
-    kernel's weights added up, one convolution computes all four pixels of a place, which are then laid out side by side
-    (Shi et al. 2016, arXiv 1609.05158): 2.25 times fewer multiplications, and nothing but the result at the high
-    resolution. In inference the normalization is a part of kernel and bias.
+    Upsampling makes four equal pixels of each one, so a pixel of the result depends on only 2x2 different ones. With
+    the kernel's weights added up, one convolution computes all four pixels of a position, which are then laid out side
+    by side (Shi et al. 2016, arXiv 1609.05158): 2.25 times fewer multiplications, and nothing but the result at the
+    high resolution. In inference the normalization is folded into kernel and bias.
 
     Weights are float32, and added up before they are rounded to what the layer computes in.
 
@@ -118,10 +118,10 @@ class UpsampledConv2D(layers.Layer):
     layer's compute dtype; height and width are known.
 
     Args:
-        filters: number of channels that are made.
+        filters: number of output channels.
         padding: around the upsampled image: "edge" repeats its border, "zero" is zeros.
-        crop: rows and columns, 0 or 1 each, that are cut off the upsampled image's end, for sides that are odd.
-        normalized: whether `BatchNormalization` follows, in the place of a bias.
+        crop: rows and columns, 0 or 1 each, to crop from the upsampled image's end, for odd sides.
+        normalized: whether `BatchNormalization` follows, instead of a bias.
         **kwargs: as `keras.layers.Layer`: name, dtype, trainable.
 
     Raises:
@@ -162,10 +162,10 @@ class UpsampledConv2D(layers.Layer):
         return self._convolved(images, self.kernel * scale, offset)
 
     def _convolved(self, images: Any, kernel: Any, bias: Any = None) -> Any:
-        """The block less its normalization, of a float32 kernel (3, 3, channels, filters) and bias (filters,)."""
+        """The block without its normalization, with a float32 kernel (3, 3, channels, filters) and bias (filters,)."""
         _, height, width, _ = self.compute_output_shape(images.shape)
         if self.padding == "zero" and any(self.crop):
-            # The zeros begin within the last pixels' copies: at the high resolution, as it is written.
+            # The zeros begin among the last pixels' copies: computed at the high resolution, as defined.
             pixels = ops.repeat(ops.repeat(images, 2, axis=1), 2, axis=2)[:, :height, :width]
             pixels = tf.nn.conv2d(pixels, self._cast(kernel), 1, "SAME")
             return pixels if bias is None else tf.nn.bias_add(pixels, self._cast(bias))
@@ -198,9 +198,9 @@ class UpsampledConv2D(layers.Layer):
 
 
 def folded(kernel: Any) -> Any:
-    """The 3x3 kernel as the 2x2 one of four pixels a place: (3, 3, channels, filters) to (2, 2, channels, 4 * filters).
+    """The 3x3 kernel as a 2x2 one of four pixels each: (3, 3, channels, filters) to (2, 2, channels, 4 * filters).
 
-    The pixels of a place come row by row, as `tf.nn.depth_to_space` takes them.
+    The pixels of a position come row by row, as `tf.nn.depth_to_space` takes them.
     """
     channels, filters = kernel.shape[2:]
     weights = tf.matmul(tf.constant(FOLD, kernel.dtype), tf.reshape(kernel, (9, channels * filters)))
@@ -222,7 +222,7 @@ def convolved(padded: Any, kernel: Any) -> Any:
 
 
 def as_matrix(images: Any, places: int, most: int) -> bool:
-    """Whether a convolution is faster as a matrix product: in bfloat16 on a CPU, of few places and so many weights.
+    """Whether a convolution is faster as a matrix product: in bfloat16 on a CPU, with few positions and many weights.
 
     oneDNN's gradient with respect to the kernel takes several times as long there.
     """
@@ -233,12 +233,12 @@ def as_matrix(images: Any, places: int, most: int) -> bool:
 def edge_padded(images: Any) -> Any:
     """The border repeated: (batch, height, width, channels) to (batch, height + 2, width + 2, channels).
 
-    As `tf.pad(..., "SYMMETRIC")`, whose operations, there and back, are several times slower.
+    As `tf.pad(..., "SYMMETRIC")`, whose operations, forward and backward, are several times slower.
     """
 
     def gradient(upstream: Any) -> Any:
         for axis in (2, 1):
-            size = images.shape[axis] + 2  # what comes back may not know it
+            size = images.shape[axis] + 2  # the upstream gradient may not know it
             if size == 3:  # one row, three times
                 upstream = tf.reduce_sum(upstream, axis, keepdims=True)
                 continue

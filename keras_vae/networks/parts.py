@@ -61,7 +61,7 @@ def posterior(features: Any, latent_dim: int) -> dict[str, Any]:
 
 
 def doublings(image_shape: ImageShape, count: int) -> tuple[tuple[int, int], list[tuple[int, int]]]:
-    """The resolution that an image is doubled from so many times, and the rows and columns each time makes too many."""
+    """The lowest resolution, and the surplus rows and columns to crop after each doubling."""
     height, width, _ = image_shape
     crops: list[tuple[int, int]] = []
     for _ in range(count):

@@ -24,8 +24,8 @@ def resnet_encoder(
 ) -> keras.Model:
     """Residual blocks with group normalization and SiLU, halving the image down to 8 pixels a side or less.
 
-    The layout of latent diffusion's autoencoder (Rombach et al. 2022, arXiv 2112.10752), smaller, with latents that
-    have no places. Group normalization sees one image at a time: batches of any size train alike.
+    The layout of latent diffusion's autoencoder (Rombach et al. 2022, arXiv 2112.10752), smaller, with latents
+    that have no positions. Group normalization sees one image at a time: batches of any size train alike.
 
     Args:
         image_shape: (height, width, channels), 16 pixels a side or more.

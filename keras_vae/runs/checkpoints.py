@@ -98,7 +98,7 @@ def read(file: Path) -> State:
 
 
 def latest(run: Path) -> tuple[Path, State] | None:
-    """The last whole checkpoint of a run, and where training was; damaged ones are said on standard error.
+    """The last whole checkpoint of a run, and where training was; damaged ones are reported on standard error.
 
     Returns:
         None where there is none.

@@ -32,8 +32,8 @@ class Model:
         path: where it was found.
         kind: "run", "keras", or the format of an exported decoder, a key of `keras_vae.export.formats.FORMATS`.
         latent_dim: number of latents.
-        decoder: from latents, float32 (batch, latent_dim), to float32 images, for any batch; None of a generator alone.
-        generator: the same from standard normal noise; None of a decoder alone.
+        decoder: from latents, float32 (batch, latent_dim), to float32 images, any batch; None for a generator alone.
+        generator: the same from standard normal noise; None for a decoder alone.
         vae: the whole model, of a run or a .keras file; None for an exported decoder.
         config: the configuration of the run that it is, or lies in; empty where there is none.
         metadata: what the exporter wrote into an exported decoder.
@@ -50,7 +50,7 @@ class Model:
 
     @property
     def folder(self) -> Path:
-        """Where what is fitted to the model lies: a run, or what is beside a file."""
+        """Where things fitted to the model are kept: the run, or the folder of the file."""
         return self.path if self.kind == "run" else self.path.parent
 
     def decode(self, z: np.ndarray) -> np.ndarray:
@@ -112,7 +112,7 @@ def in_batches(run: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> np.
 
 
 def check_exists(path: Path, whole: bool) -> None:
-    """Refuses a path where there is nothing, before anything is imported that takes long.
+    """Refuses a path where there is nothing, before any slow import.
 
     Args:
         path: of a MODEL.

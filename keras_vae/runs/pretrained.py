@@ -54,7 +54,7 @@ def from_pretrained(name: str) -> VAE:
 
 
 def resolve(path: Path, whole: bool) -> Path:
-    """The file of a pretrained model where a path of the command line is its name, and there is nothing of that name.
+    """The file of a pretrained model if a path of the command line is its name, and no file has that name.
 
     Args:
         path: as it was given.

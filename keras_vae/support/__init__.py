@@ -1,1 +1,1 @@
-"""What every other part leans on: errors, files, pictures, progress, and the machine."""
+"""What every other part uses: errors, files, pictures, progress, and the machine."""

@@ -63,7 +63,7 @@ def load_tensorflow() -> None:
 
 @contextmanager
 def _without_greetings() -> Iterator[None]:
-    """Holds standard error back during a block, and then prints its warnings and errors, except the one of no GPU."""
+    """Holds standard error back during a block, then prints its warnings and errors, except the one about no GPU."""
     if not quiet.has_stderr():
         yield
         return

@@ -1,4 +1,4 @@
-"""Writing files and folders so that a reader never meets half of one."""
+"""Writing files and folders so that a reader never sees half of one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LOCK = "lock"
 
 @contextmanager
 def write_aside(path: Path, durable: bool = False) -> Iterator[Path]:
-    """A temporary path that takes the place of `path` if the block succeeds, and is removed if it does not.
+    """A temporary path that replaces `path` if the block succeeds, and is removed if it does not.
 
     Args:
         path: the file to write, in a folder that exists.
@@ -64,7 +64,9 @@ def aside(path: Path, beside: Path | None = None) -> Iterator[Path]:
     try:
         with (folder / "unlocked").open("w") as lock:
             if fcntl is not None:
-                with contextlib.suppress(OSError):  # some network file systems know no locks: then nobody sweeps either
+                with contextlib.suppress(
+                    OSError
+                ):  # some network file systems have no locks: then nothing is swept either
                     fcntl.flock(lock, fcntl.LOCK_EX)
             Path(lock.name).rename(folder / LOCK)  # locked from the moment that `sweep` can see it
             (folder / "new").mkdir()
@@ -82,7 +84,7 @@ def sweep(folder: Path) -> None:
 
 
 def replace(new: Path, path: Path) -> None:
-    """Moves a file or folder to where another one may be, so that at every moment one of the two is there, whole."""
+    """Moves a file or folder to a path that may exist, so that at every moment one of the two is there, complete."""
     for companion in new.parent.iterdir():  # OpenVINO's weights: the file that holds their checksum comes last
         if companion != new:
             companion.replace(path.with_name(companion.name))
@@ -109,7 +111,7 @@ def _exchange(new: Path, path: Path) -> bool:
 
 
 def _sync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+    if os.name == "nt" and path.is_dir():  # Windows cannot open folders
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -1,4 +1,4 @@
-"""Whether hosts answer, found out fast: libraries wait for a silent one for minutes."""
+"""Finds out quickly whether hosts answer: libraries wait minutes for a silent one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SECONDS = 5.0
 
 def silent(urls: Iterable[str]) -> dict[str, str]:
     """Those of the addresses that cannot be reached, with the reason, within `SECONDS` for all together."""
-    # In threads, for looking up a name knows no timeout; daemons, so that none outlives the program.
+    # In threads, because looking up a name has no timeout; daemons, so that none outlives the program.
     failures = dict.fromkeys(urls, f"no answer in {SECONDS:g} s")
 
     def attempt(url: str) -> None:

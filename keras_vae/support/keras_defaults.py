@@ -1,4 +1,4 @@
-"""Keras's global switches as this package counts on them, whatever a user has set for models of their own."""
+"""Keras's global settings as this package needs them, whatever a user has set for other models."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from keras_vae.support.shared import SharedChange
 
 @contextlib.contextmanager
 def keras_defaults(dtype: Any = "float32") -> Iterator[None]:
-    """Within it Keras has its own defaults, and afterwards the user's again; also a decorator.
+    """A block in which Keras has its own defaults, and afterwards the user's again; also a decorator.
 
-    Inputs, layers and Python's numbers take what they are not told from `keras.config`: floatx, image_data_format and
+    Inputs, layers and Python's numbers take what is not given from `keras.config`: floatx, image_data_format and
     dtype_policy. Whatever makes, rewrites or traces our networks does so in here, so that images and latents are
     float32 and have their channels last in any case. Blocks may overlap, in several threads.
 
     Args:
-        dtype: the dtype policy, or its name, of layers that are not told one.
+        dtype: the dtype policy, or its name, of layers that are given none.
     """
     before = keras.config.dtype_policy()  # each thread has its own
     with _defaults:

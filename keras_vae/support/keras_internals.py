@@ -1,4 +1,4 @@
-"""What is used of Keras beyond its public API, each with why, and the version it was last needed with.
+"""Everything used of Keras beyond its public API, why, and the last version that needed it.
 
 Everything else in the package keeps to the public API; look here first when a new Keras breaks something.
 """
@@ -21,7 +21,7 @@ def all_layers(network: keras.Model) -> list[keras.layers.Layer]:
 
 
 def trained_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:
-    """The variables that an optimizer was built for. Keras 3.15 tells them to nobody."""
+    """The variables that an optimizer was built for. Keras 3.15 does not expose them."""
     return list(optimizer._trainable_variables)
 
 
@@ -29,13 +29,13 @@ def moving_averages(optimizer: keras.optimizers.Optimizer) -> list[Any]:
     """The averages of an optimizer with `use_ema=True`, in the order of `trained_variables`.
 
     Keras 3.15 hands them out by overwriting the weights alone, at the end of `fit` or in `SwapEMAWeights`
-    (keras-team/keras#18949); evaluation and export need them beside the weights.
+    (keras-team/keras#18949); evaluation and export need them besides the weights.
     """
     return list(optimizer._model_variables_moving_average)
 
 
 def is_within_fit(options: Mapping[str, Any]) -> bool:
-    """Whether `evaluate` was called by `fit`, which Keras 3.15 shows by an option of its own."""
+    """Whether `evaluate` was called by `fit`, which Keras 3.15 shows by a private option."""
     return "_use_cached_eval_dataset" in options
 
 

@@ -10,8 +10,9 @@ from collections.abc import Callable
 def trim() -> None:
     """Gives the system back what was freed; does nothing where the C library is not glibc.
 
-    glibc keeps freed pages between those in use, in a heap for each of TensorFlow's threads. In training what is in use
-    stays the same, and what is kept so grows: benchmarks/NOTES.md has the figures. A call takes some milliseconds.
+    glibc keeps freed pages between those in use, in a heap for each of TensorFlow's threads. Memory in use stays
+    constant during training, but the retained part grows: benchmarks/NOTES.md has the figures. A call takes some
+    milliseconds.
     """
     _malloc_trim()(0)
 

@@ -1,4 +1,4 @@
-"""Names that users give, looked up among those that there are."""
+"""Checks names that users give against those that exist."""
 
 from __future__ import annotations
 

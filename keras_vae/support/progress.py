@@ -1,4 +1,4 @@
-"""What says how far things are: redrawn in a terminal, and a line now and then where output goes elsewhere."""
+"""Progress display: redrawn in a terminal, an occasional line elsewhere."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def bar(total: int | None, description: str, unit: str, unit_scale: bool = False
     options: dict[str, Any] = {"total": total, "desc": description, "unit": f" {unit}", "unit_scale": unit_scale}
     if sys.stderr.isatty():
         return tqdm(**options)
-    # Nothing for what is over before the first line is due.
+    # Nothing is shown of work that ends before the first line is due.
     lines: Any = _Lines()
     return tqdm(
         **options,
@@ -60,7 +60,7 @@ class Status:
         return time.perf_counter() - self._shown >= interval
 
     def show(self, text: str) -> None:
-        """Puts a text in the place of the one before it."""
+        """Replaces the text shown before."""
         self._shown = time.perf_counter()
         if self._bar is None:
             print(text, flush=True)
@@ -87,7 +87,7 @@ class Status:
 
 
 def fitting(parts: list[str], *, less: list[str]) -> str:
-    """The parts of a line, without as many of the less important ones as 80 columns ask for."""
+    """The parts of a line, without less important ones until it fits in 80 columns."""
     parts = list(parts)
     for part in less:
         if len("  ".join(parts)) <= COLUMNS:

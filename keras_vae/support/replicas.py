@@ -1,7 +1,7 @@
 """Sums, means and draws over the whole batch, where `tf.distribute` shares it among replicas.
 
-Within a replica of a training step; anywhere else, and with one replica, they are what they are called, and cost
-nothing. Each is the same number on every replica, and gradients pass.
+For use within a replica of a training step; anywhere else, and with one replica, they are plain sums, means and draws
+at no extra cost. Each is the same number on every replica, and gradients pass through.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def mean(values: Any) -> Any:
 def moments(images: Any) -> tuple[Any, Any]:
     """Mean and biased variance of each channel over the whole batch: (rows, height, width, channels) to (channels,).
 
-    Replicas' moments are put together as in Chan et al. 1979, in one exchange and without differences of large sums.
+    Replicas' moments are merged as in Chan et al. 1979, in one exchange and without differences of large sums.
     """
     mean, variance = tf.nn.moments(ops.cast(images, "float32"), (0, 1, 2))
     rows = ops.cast(ops.shape(images)[0], "float32")
@@ -63,14 +63,14 @@ def moments(images: Any) -> tuple[Any, Any]:
 
 
 def at_least_one(images: Any) -> Any:
-    """The same images, or a black one in the place of none, which oneDNN cannot convolve.
+    """The same images, or one black image if there are none: oneDNN cannot convolve an empty batch.
 
-    A replica gets none of a batch that is smaller than the number of replicas.
+    A replica gets none if the batch is smaller than the number of replicas.
     """
     if images.shape[0]:  # it is known that there are some
         return images
     missing = tf.cast(tf.equal(tf.shape(images)[0], 0), tf.int32)
-    # Not by tf.pad: oneDNN takes it and a convolution together, and leaves the batch's padding out (TensorFlow 2.21).
+    # Not by tf.pad: oneDNN fuses it with a convolution, and drops the batch's padding (TensorFlow 2.21).
     return tf.concat([images, tf.zeros((missing, *images.shape[1:]), images.dtype)], 0)
 
 
@@ -92,10 +92,10 @@ def normal(shape: Any, seed: Any) -> Any:
 
 
 class NoiseByPlace(keras.random.SeedGenerator):
-    """Standard normal draws that depend on the seed and a row's place in the data alone, whatever the batches.
+    """Standard normal draws that depend only on the seed and a row's position in the data, whatever the batches.
 
     The state is the seed and the number of rows drawn so far. The bits are Philox's (Salmon et al. 2011), whose
-    counter is set to the row's place: the same on every device, compiled by XLA or not.
+    counter is set to the row's position: the same on every device, compiled by XLA or not.
     """
 
     WORDS = 4  # that one step of Philox's counter gives
@@ -135,12 +135,12 @@ def choose(fine: Any, then: Callable[..., None], otherwise: Callable[..., None],
         *arguments: of each replica: tensors, or lists of them.
     """
 
-    if not tf.distribute.has_strategy():  # one of a single replica puts replicas together all the same
+    if not tf.distribute.has_strategy():  # one with a single replica merges replicas too
         tf.cond(fine, lambda: then(*arguments), lambda: otherwise(*arguments))
         return
 
     def merged(strategy: tf.distribute.Strategy, fine: Any, *arguments: Any) -> None:
-        # `tf.distribute` takes no condition within a replica whose branch puts replicas together, as optimizers do.
+        # `tf.distribute` takes no condition within a replica whose branch merges replicas, as optimizers do.
         def on_each(function: Callable[..., None]) -> None:
             strategy.extended.call_for_each_replica(function, args=arguments)
 

@@ -1,4 +1,4 @@
-"""What is compared is computed in float32 to the last bit, on any machine."""
+"""Computes what is compared in true float32, on any machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CPU = "CPU:0"
 
 @contextlib.contextmanager
 def true_float32(device: str | None = CPU) -> Iterator[None]:
-    """Within it TensorFlow multiplies float32 as float32; also a decorator. Blocks may overlap, in several threads.
+    """A block in which TensorFlow multiplies float32 as float32; also a decorator. Blocks may overlap, in threads too.
 
     NVIDIA's cards of compute capability 8.0 and up round the factors of float32 products and convolutions to the ten
     bits of TF32, which changes images by a thousandth. TensorFlow has a switch for that, of the whole process, but what
@@ -23,7 +23,7 @@ def true_float32(device: str | None = CPU) -> Iterator[None]:
 
     Args:
         device: where operations are placed; None leaves that to TensorFlow, for figures of so many images that a CPU
-            would take too long. Then compile nothing with XLA before the block that is to be exact within it.
+            would take too long. Then compile nothing with XLA before the block that must be exact in it.
     """
     with _without_tf32, contextlib.nullcontext() if device is None else tf.device(device):
         yield

@@ -1,4 +1,4 @@
-"""What training fails of, as one line: what happened, at which step, what was saved and how to resume."""
+"""Turns whatever ends training into one line: what happened, where, and what of the run is kept."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def worded(
     progress: Progress,
     chief: bool,
 ) -> Iterator[None]:
-    """A block in which training runs: what ends it is raised anew in the words of a user.
+    """A block in which training runs: what ends it is re-raised as a message for the user.
 
     After a step that was not finite, the chief of a single replica also saves the weights before it.
 

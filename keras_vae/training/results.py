@@ -137,6 +137,6 @@ def _little_averaged(config: TrainingConfig, progress: Progress) -> str | None:
     if config.ema is None or not config.ema**progress.steps > 0.05:
         return None
     return (
-        f"ema {config.ema:g} is much for {progress.steps} steps: {config.ema**progress.steps:.0%} of the averages "
+        f"ema {config.ema:g} is too high for {progress.steps} steps: {config.ema**progress.steps:.0%} of the averages "
         "are the first step's weights; train longer, or average less"
     )

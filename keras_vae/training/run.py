@@ -165,7 +165,7 @@ def _announce(config: TrainingConfig, images: data.ImageData, vae: VAE, devices:
     )
     if images.train_size < FEW_IMAGES:
         print(
-            f"{images.train_size:,} images are few to train on: others will come out soft. {FEW_IMAGES:,} do "
+            f"{images.train_size:,} images are few to train on: new images will come out blurry. {FEW_IMAGES:,} do "
             f"better{'' if config.flip else '; --flip adds mirror images'}",
             file=sys.stderr,
         )

@@ -24,7 +24,7 @@ SECONDS_TO_WAIT = 1800  # for the other workers to come
 
 
 def check(name: str) -> None:
-    """Refuses a strategy that cannot be had here, as far as that can be told at once.
+    """Refuses a strategy that is not available here, as far as that can be told at once.
 
     Raises:
         InputError: an unknown name, or TF_CONFIG is missing or says something that cannot be.
@@ -40,7 +40,7 @@ def check(name: str) -> None:
 
 
 def is_chief() -> bool:
-    """Whether this process writes what training makes: it is alone, or the first of TF_CONFIG's workers."""
+    """Whether this process writes the run's files: it is the only process, or the first of TF_CONFIG's workers."""
     cluster = _cluster()
     if cluster is None:
         return True
@@ -132,7 +132,7 @@ def _cluster() -> tuple[dict[str, list[str]], str, int] | None:
     if others:
         raise InputError(f"TF_CONFIG has {', '.join(others)} in its cluster: give workers, and a chief at most")
     if kind not in workers or not 0 <= index < len(workers[kind]):
-        raise InputError(f"TF_CONFIG's task {kind!r} {index} is none of its cluster's: give {example}")
+        raise InputError(f"TF_CONFIG's task {kind!r} {index} is not in its cluster: give {example}")
     return workers, kind, index
 
 
@@ -164,7 +164,7 @@ def _multi_worker(waiting: str) -> tf.distribute.Strategy:
     def make() -> None:
         try:
             made.append(tf.distribute.MultiWorkerMirroredStrategy())
-        except BaseException as error:  # raised anew below
+        except BaseException as error:  # re-raised below
             failed.append(error)
 
     # TensorFlow waits outside of Python, where no Ctrl-C comes through, and has a handler of its own for SIGTERM.

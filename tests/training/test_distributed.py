@@ -235,9 +235,9 @@ def cluster(index: int, ports: list[int], kind: str = "worker", **others: list[s
         ('{"cluster": {"worker": 3}, "task": {}}', "TF_CONFIG cannot be read"),
         ('{"cluster": {"worker": "localhost:1"}}', "TF_CONFIG cannot be read (it is not a cluster and task)"),
         ("[]", "TF_CONFIG cannot be read (it is not a cluster and task)"),
-        (cluster(2, [1, 2]), "task 'worker' 2 is none of its cluster's"),
+        (cluster(2, [1, 2]), "task 'worker' 2 is not in its cluster"),
         (cluster(0, [1, 2], ps=["a:1"]), "has ps in its cluster"),
-        (cluster(0, [1, 2], kind="chief"), "task 'chief' 0 is none"),
+        (cluster(0, [1, 2], kind="chief"), "task 'chief' 0 is not in"),
     ],
 )
 def test_a_cluster_that_cannot_be_is_refused_at_once(

@@ -24,7 +24,7 @@ def concats_to_pads(graph: onnx.GraphProto) -> None:
         return cut == [axis] and start == [place] and (end == [1] if place == 0 else end[0] >= np.iinfo(np.int32).max)
 
     def source_of(node: onnx.NodeProto | None, axis: int) -> str:
-        """What a node repeats the ends of; nothing where it is another node."""
+        """What the node repeats the ends of; empty if it does not."""
         if node is None or (node.op_type, len(node.input)) != ("Concat", 3):
             return ""
         if onnx_nodes.attribute(node, "axis") != axis:
@@ -67,7 +67,7 @@ def drop_repeated_edges(model: onnx.ModelProto) -> None:
         return len(sides) == 4 and (starts, axes) == ([1, 1], [1, 2]) and ends == [side - 1 for side in sides[1:3]]
 
     def behind(name: str, kind: str) -> str:
-        """What the nodes of a kind were applied to that made a value."""
+        """The value before the nodes of this kind."""
         while name in makers and makers[name].op_type in (kind, *onnx_nodes.ELEMENTWISE):
             name = makers[name].input[0]
         return name

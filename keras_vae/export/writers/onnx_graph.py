@@ -276,7 +276,7 @@ def _pixels_in_blocks(model: onnx.ModelProto) -> None:
 
 
 def _drop_unused(graph: onnx.GraphProto) -> None:
-    """Keeps what the outputs need, in an order that follows from the graph alone: tf2onnx's is another each time."""
+    """Keeps what the outputs need, in an order set by the graph alone: tf2onnx's order varies from run to run."""
     makers = {name: node for node in graph.node for name in node.output}
     ordered: list[onnx.NodeProto] = []
     placed: set[int] = set()

@@ -372,6 +372,7 @@ def test_progress_is_few_lines_that_fit_and_the_end_says_what_is_next(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+@pytest.mark.slow
 def test_progress_is_redrawn_in_a_terminal(image_folder: Path, tmp_path: Path) -> None:
     import fcntl
     import pty

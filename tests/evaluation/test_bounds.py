@@ -141,6 +141,7 @@ def run_folder(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return out
 
 
+@pytest.mark.slow
 def test_fit_evaluate_and_the_command_find_the_same_figures(
     run_folder: Path, image_folder: Path, command: Callable[..., Any]
 ) -> None:

@@ -16,7 +16,7 @@ MODES = [
     ("float32", False),
     pytest.param("float32", True, marks=pytest.mark.slow),
     ("mixed_bfloat16", False),
-    ("mixed_bfloat16", True),
+    pytest.param("mixed_bfloat16", True, marks=pytest.mark.slow),
     ("mixed_float16", True),  # a CPU computes it through XLA alone
 ]
 # Of images in [0, 1] that a model in each precision makes.

@@ -262,6 +262,7 @@ def test_every_kind_of_model_gives_the_same_images(run: Path, tmp_path: Path, co
     assert command("sample", tmp_path / "decoder.onnx", "--prior", "standard", "--out", tmp_path / "a.png").status == 0
 
 
+@pytest.mark.slow
 def test_a_generator_of_another_prior_is_found_out(run: Path, tmp_path: Path, command: Command) -> None:
     work = Path(shutil.copytree(run, tmp_path / "run"))
     assert command("export", work).status == 0

@@ -170,7 +170,7 @@ def test_frozen_normalization_stays_frozen(block: Any) -> None:
         np.testing.assert_array_equal(weight, value)
 
 
-@pytest.mark.parametrize("network", ["dfc", "resnet"])
+@pytest.mark.parametrize("network", ["dfc", pytest.param("resnet", marks=pytest.mark.slow)])
 def test_mixed_precision_is_no_less_exact(network: str) -> None:
     """Against float32, the layers are no further off than the plain ones; their matrix products among the rest."""
     for role, training in itertools.product((0, 1), (True, False)):

@@ -205,7 +205,9 @@ def test_an_export_that_was_killed_leaves_the_run_and_the_next_export_whole(
 # Stopped --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
     number: signal.Signals, status: int, uninterrupted: Path, image_folder: Path, tmp_path: Path
 ) -> None:

@@ -74,9 +74,7 @@ def write(
             signatures["generate_png"] = _png_function(generate, latent_dim, NOISE)
     if encoder is not None:
         signatures["encode"] = _encode_function(encoder)
-    # Gradients of activations such as SiLU would capture what has been computed beforehand; nobody trains the artifact.
-    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-    tf.saved_model.save(module, str(path), signatures=signatures, options=options)
+    tf.saved_model.save(module, str(path), signatures=signatures)
     saved_model_warmup.write(
         path / EXTRA / saved_model_warmup.FILE, _warmup_requests(decoder, encoder, list(signatures))
     )

@@ -42,6 +42,8 @@ def compute_weights_once(function: Callable[[Any], Any], spec: tf.TensorSpec) ->
     weights = [tf.Variable(value, trainable=False) for value in values]
     definition = traced.graph.as_graph_def()
     rest = [node for node in definition.node if not follows.get(node.name) and node.name != given.op.name]
+    for node in rest:  # a gradient of its own, as SiLU has, would capture what is now computed beforehand
+        node.attr.pop("_gradient_op_type", None)
     del definition.node[:]
     definition.node.extend(rest)
 

@@ -13,6 +13,7 @@ from keras_vae._version import __version__
 from keras_vae.model.presets import OBJECTIVES, PRESETS
 from keras_vae.support.backend import load_tensorflow
 from keras_vae.support.errors import InputError
+from keras_vae.support.lazy import attributes
 
 if TYPE_CHECKING:
     from keras_vae import data, networks
@@ -24,11 +25,22 @@ if TYPE_CHECKING:
     from keras_vae.runs.pretrained import from_pretrained
     from keras_vae.support import errors, pictures, precision
 
-_HOMES = {
+_WITH_TENSORFLOW = {
     "VAE": "keras_vae.model.vae",
     "PerceptualLoss": "keras_vae.features.perceptual",
     "DiagonalGaussian": "keras_vae.model.distributions",
     "from_pretrained": "keras_vae.runs.pretrained",
+    "data": "keras_vae.data",
+    "distributions": "keras_vae.model.distributions",
+    "networks": "keras_vae.networks",
+    "perceptual": "keras_vae.features.perceptual",
+    "priors": "keras_vae.model.priors",
+    "schedules": "keras_vae.model.schedules",
+}
+_WITHOUT_TENSORFLOW = {
+    "errors": "keras_vae.support.errors",
+    "pictures": "keras_vae.support.pictures",
+    "precision": "keras_vae.support.precision",
 }
 _IN_FILES = {  # classes that .keras files name
     "ActiveUnits": "keras_vae.model.metrics",
@@ -46,19 +58,6 @@ _IN_FILES = {  # classes that .keras files name
     "StandardNormal": "keras_vae.model.priors",
     "UpsampledConv2D": "keras_vae.networks.layers",
     "VAE": "keras_vae.model.vae",
-}
-_MODULES = {
-    "data": "keras_vae.data",
-    "distributions": "keras_vae.model.distributions",
-    "networks": "keras_vae.networks",
-    "perceptual": "keras_vae.features.perceptual",
-    "priors": "keras_vae.model.priors",
-    "schedules": "keras_vae.model.schedules",
-}
-_LIGHT_MODULES = {  # these take no TensorFlow
-    "errors": "keras_vae.support.errors",
-    "pictures": "keras_vae.support.pictures",
-    "precision": "keras_vae.support.precision",
 }
 
 __all__ = [
@@ -82,14 +81,13 @@ __all__ = [
 ]
 
 
+_attribute = attributes(__name__, _WITH_TENSORFLOW | _WITHOUT_TENSORFLOW)
+
+
 def __getattr__(name: str) -> Any:
-    if name in _HOMES or name in _MODULES:
+    if name in _WITH_TENSORFLOW:
         load_tensorflow()
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    if name in {**_MODULES, **_LIGHT_MODULES}:
-        return importlib.import_module({**_MODULES, **_LIGHT_MODULES}[name])
-    raise AttributeError(f"module 'keras_vae' has no attribute {name!r}")
+    return _attribute(name)
 
 
 def __dir__() -> list[str]:

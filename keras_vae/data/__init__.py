@@ -5,26 +5,24 @@ Light to import: the worker processes that draw avatars pass through here and ne
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from keras_vae.support.lazy import attributes
 
 if TYPE_CHECKING:
     from keras_vae.data.avatars import Avatars, AvatarsConfig
     from keras_vae.data.loading import ImageData, load
     from keras_vae.data.tfds.from_folder import build
 
-_HOMES = {
-    "Avatars": "keras_vae.data.avatars",
-    "AvatarsConfig": "keras_vae.data.avatars",
-    "ImageData": "keras_vae.data.loading",
-    "build": "keras_vae.data.tfds.from_folder",
-    "load": "keras_vae.data.loading",
-}
+__getattr__ = attributes(
+    __name__,
+    {
+        "Avatars": "keras_vae.data.avatars",
+        "AvatarsConfig": "keras_vae.data.avatars",
+        "ImageData": "keras_vae.data.loading",
+        "build": "keras_vae.data.tfds.from_folder",
+        "load": "keras_vae.data.loading",
+    },
+)
 
 __all__ = ["Avatars", "AvatarsConfig", "ImageData", "build", "load"]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'keras_vae.data' has no attribute {name!r}")

@@ -6,10 +6,10 @@ Takes any Keras model of one latent input and one image output; knows nothing of
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from keras_vae.export.errors import ExportError, VerificationError
+from keras_vae.support.lazy import attributes
 
 if TYPE_CHECKING:
     from keras_vae.export.artifact import export_decoder
@@ -17,17 +17,14 @@ if TYPE_CHECKING:
     from keras_vae.export.runtime import Decoder
     from keras_vae.export.verify import Report
 
-_HOMES = {
-    "FORMATS": "keras_vae.export.formats",
-    "export_decoder": "keras_vae.export.artifact",
-    "Decoder": "keras_vae.export.runtime",
-    "Report": "keras_vae.export.verify",
-}
+__getattr__ = attributes(
+    __name__,
+    {
+        "FORMATS": "keras_vae.export.formats",
+        "export_decoder": "keras_vae.export.artifact",
+        "Decoder": "keras_vae.export.runtime",
+        "Report": "keras_vae.export.verify",
+    },
+)
 
 __all__ = ["FORMATS", "Decoder", "ExportError", "Report", "VerificationError", "export_decoder"]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'keras_vae.export' has no attribute {name!r}")

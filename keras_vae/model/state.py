@@ -41,7 +41,7 @@ class StatefulModel(keras.Model):
 
     def _moved_without_gradient(self) -> list[Any]:
         """What the forward pass of a training step may assign: statistics, counters, the noise's state."""
-        found = [variable for part in self._parts() for variable in part.non_trainable_variables]
+        found = self._untrained()
         for network in (self.encoder, self.decoder):
             for layer in keras_internals.all_layers(network):
                 if isinstance(layer, keras.layers.SpectralNormalization):  # it assigns the kernel that it divided
@@ -50,17 +50,12 @@ class StatefulModel(keras.Model):
 
     def _statistics(self) -> list[Any]:
         """What is averaged with the weights: moving means and variances, of features and of errors."""
-        found = [variable for part in self._parts() for variable in part.non_trainable_variables]
-        return [variable for variable in found if keras.backend.is_float_dtype(variable.dtype)]
+        return [variable for variable in self._untrained() if keras.backend.is_float_dtype(variable.dtype)]
 
-    def _parts(self) -> list[keras.layers.Layer]:
-        feature_term = getattr(self, "feature_term", None)
-        return [
-            self.encoder,
-            self.decoder,
-            self.likelihood,
-            *([feature_term] if isinstance(feature_term, keras.layers.Layer) else []),
-        ]
+    def _untrained(self) -> list[Any]:
+        parts = (self.encoder, self.decoder, self.likelihood, getattr(self, "feature_term", None))
+        layers = [part for part in parts if isinstance(part, keras.layers.Layer)]
+        return [variable for layer in layers for variable in layer.non_trainable_variables]
 
     @property
     def prior(self) -> priors.Prior:

@@ -32,7 +32,7 @@ lint: $(VENV)/.dev  ## format, lint and types
 docs: $(VENV)/.dev  ## the API reference from docstrings: build/docs/index.html
 	$(BIN)/python docs/reference.py build/docs
 
-figures: $(VENV)/.dev  ## measure the README's sharpness table again: benchmarks/results/sharpness.json and .png
+figures: $(VENV)/.dev  ## measure the sharpness table of docs/figures.md again: benchmarks/results/sharpness.*
 	$(BIN)/python -m benchmarks.sharpness
 
 objectives: $(VENV)/.bench  ## six objectives on a folder of faces, 15 minutes each: benchmarks/results/objectives.*

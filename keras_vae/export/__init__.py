@@ -1,4 +1,4 @@
-"""Deployment of a decoder: SavedModel for TF Serving, ONNX for onnxruntime, both proven equal to Keras.
+"""Deployment of a decoder: SavedModel for TF Serving, ONNX for onnxruntime, both compared with Keras.
 
 Takes any Keras model of one latent input and one image output; knows nothing of keras_vae.
 `keras_vae.export.runtime` imports neither TensorFlow nor Keras.

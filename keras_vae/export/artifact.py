@@ -45,7 +45,7 @@ def export_decoder(
         decoder: Keras model, functional or sequential, with one input and one output. It is not changed.
         path: a folder for "tf_saved_model", or a file ending in .onnx, .tflite ("litert") or .xml ("openvino", which
             writes its weights to a .bin file beside it). An artifact of the same kind that is there already is replaced
-            once the new one has proven equal to the decoder.
+            once the new one was found equal to the decoder.
         format: a key of `keras_vae.export.formats.FORMATS`.
         metadata: further entries for the artifact's metadata.
         precision: for "onnx" also "float16" or "int8": smaller files, whose images differ as `Pair.psnr` tells.

@@ -56,7 +56,7 @@ def check(images: Any, image_shape: ImageShape | None = None) -> None:
     if _is_uint8(images.dtype):
         return
     if tf.is_tensor(images):
-        total, low, high = np.array(summary(tf.cast(images, tf.float32)))
+        total, low, high = np.array(summary(images))
     else:
         images = np.asarray(images)
         low, high = float(images.min()), float(images.max())  # NaN where one is
@@ -151,7 +151,13 @@ def check_summary(total: float, low: float, high: float, where: str = "") -> Non
 
 
 def summary(images: Any) -> Any:
-    """Sum, smallest and largest value of float32 images, float32 (3,): the sum is not finite where one value is not."""
+    """Sum, smallest and largest value of images, float32 (3,): the sum is not finite where one value is not.
+
+    Of uint8 images, which are in range whatever they show, no value is looked at: it is that of black and white.
+    """
+    if _is_uint8(images.dtype):
+        return tf.where(tf.size(images) > 0, [1.0, 0.0, 1.0], [0.0, math.inf, -math.inf])
+    images = tf.cast(images, tf.float32)
     return tf.stack([tf.reduce_sum(images), tf.reduce_min(images), tf.reduce_max(images)])
 
 
@@ -162,7 +168,15 @@ def in_range(total: Any, low: Any, high: Any) -> Any:
 
 
 def as_float32(images: Any, image_shape: ImageShape) -> Any:
-    """Images as a float32 tensor of that shape, uint8 scaled; their values are not looked at.
+    """Images as a float32 tensor of that shape, uint8 scaled; their values are not looked at. Raises as `shaped`."""
+    images = shaped(images, image_shape)
+    if _is_uint8(images.dtype):
+        return tf.cast(images, tf.float32) / 255.0
+    return tf.cast(images, tf.float32)
+
+
+def shaped(images: Any, image_shape: ImageShape) -> Any:
+    """Images as a tensor of that shape and of their own type.
 
     Raises:
         InputError: of another shape or type. Sides that are known only when they are computed fail then, and
@@ -174,9 +188,7 @@ def as_float32(images: Any, image_shape: ImageShape) -> Any:
         check_shape(tuple(images.shape), image_shape)
     if not images.shape[1:].is_fully_defined():
         images = tf.ensure_shape(images, (None, *image_shape))
-    if _is_uint8(images.dtype):
-        return tf.cast(images, tf.float32) / 255.0
-    return tf.cast(images, tf.float32)
+    return images
 
 
 def worded(error: Exception, image_shape: ImageShape) -> InputError | None:

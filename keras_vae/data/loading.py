@@ -26,8 +26,8 @@ class ImageData:
     Attributes:
         name: the source, as it was given.
         image_shape: (height, width, channels).
-        train: batches float32 (batch_size, height, width, channels) in [0, 1], reshuffled each epoch; an epoch has
-            full batches only, and the images left over take their turn in another.
+        train: batches, float32 (batch_size, height, width, channels) in [0, 1], reshuffled each epoch; an epoch has
+            full batches only, and the images left over take their turn in another. uint8 with `scaled=False`.
         test: the held-out images in a fixed order; the last batch may be smaller.
         train_size, test_size: number of images, less those found unreadable when the source was loaded, which of a
             folder reads the first 4,096. Others are found in the first epoch, and other images take their places.
@@ -63,6 +63,7 @@ def load(
     strict: bool = False,
     share: pipelines.Share = pipelines.ALONE,
     only_held_out: bool = False,
+    scaled: bool = True,
 ) -> ImageData:
     """Loads images as tf.data pipelines of float32 batches in [0, 1].
 
@@ -93,6 +94,8 @@ def load(
             then one replica's rows of a batch.
         only_held_out: whether only held-out images are needed. There may then be none to train on: the source may be
             one image file, or a folder with one image in it.
+        scaled: whether training images are float32 in [0, 1]; else uint8, which `fit` scales on its device: a quarter
+            of the bytes to copy to a GPU.
 
     Raises:
         InputError: the source is unknown, unavailable, empty or holds no images, more than a tenth of it is
@@ -125,7 +128,7 @@ def load(
     if batch_size % share.replicas:
         raise InputError(f"batch size {batch_size} cannot be shared among {share.replicas} replicas: give a multiple")
     attributes = bool(opened.attribute_names) if attributes is None else attributes
-    batches = pipelines.Batches(batch_size, attributes, seed, flip, random_crop, share)
+    batches = pipelines.Batches(batch_size, attributes, seed, flip, random_crop, share, scaled)
     epoch, test = opened.train.shuffled(batches), opened.test.in_order(batches)
     steps = train_size // batch_size
     return ImageData(

@@ -50,6 +50,7 @@ class Batches:
         seed: of order and augmentation.
         flip, random_crop: augmentation of training images, as `keras_vae.data.load` takes them.
         share: the replicas that this process makes batches for; an element is one replica's rows.
+        scaled: whether training images are float32 in [0, 1], or uint8 as they are kept.
     """
 
     size: int
@@ -58,6 +59,7 @@ class Batches:
     flip: bool = False
     random_crop: int = 0
     share: Share = ALONE
+    scaled: bool = True
 
 
 # One epoch's training batches, from a key that determines its order and augmentation, and how many to skip.
@@ -254,7 +256,7 @@ def _augmented(read: tf.data.Dataset, batches: Batches, key: tf.Tensor, skipped:
             image = tf.where(draw(0, (1, 1, 1), 2) == 0, image, tf.reverse(image, [2]))
         if batches.random_crop:
             image = _moved(image, batches.random_crop, draw(1, (2,), 2 * batches.random_crop + 1))
-        return _scaled({**batch, "image": image}, batches)
+        return _scaled({**batch, "image": image}, batches) if batches.scaled else _chosen(image, batch, batches)
 
     return read.enumerate().map(finish, num_parallel_calls=CORES)
 
@@ -266,7 +268,11 @@ def _evaluated(read: tf.data.Dataset, count: int, batches: Batches) -> tf.data.D
 
 
 def _scaled(batch: dict[str, tf.Tensor], batches: Batches) -> Any:
-    image = tf.cast(batch["image"], tf.float32) / 255.0
+    return _chosen(tf.cast(batch["image"], tf.float32) / 255.0, batch, batches)
+
+
+def _chosen(image: tf.Tensor, batch: dict[str, tf.Tensor], batches: Batches) -> Any:
+    """The images, with attributes where they are asked for."""
     return {"image": image, "attributes": batch["attributes"]} if batches.attributes else image
 
 

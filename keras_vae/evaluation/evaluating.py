@@ -187,13 +187,12 @@ class _Evaluation:
             except InputError as error:  # the rest needs no feature network
                 self._note(f"without the perceptual term and the loss: {error}")
                 vae.perceptual = None
-                del vae.trackers["perceptual"]
         with progress.bar(self.count, "the ELBO", "images") as bar:
             figures = dict(
                 vae.evaluate(self._test(), verbose=0, return_dict=True, callbacks=[_Bar(bar, self.batch_size)])
             )
         if vae.perceptual is None and has_features:
-            del figures["loss"]
+            del figures["loss"], figures["perceptual"]
         if not vae.likelihood.discrete:
             # The density at the values k/255 as the probability of a bin of that width, as if it were constant there.
             nats = -figures["elbo"] / math.prod(vae.image_shape)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -64,13 +67,28 @@ def initial_loss_scale(image_shape: tuple[int, int, int], sums_over_pixels: bool
     return max(INITIAL_LOSS_SCALE, 2.0 ** math.floor(math.log2(height * width / PIXELS_PER_LOSS_SCALE)))
 
 
-def jit_compile_for(
-    asked: bool | str, run_eagerly: bool, strategy: tf.distribute.Strategy, needs_xla: bool
-) -> bool | str:
-    """The `jit_compile` to pass to Keras.
+@dataclass(frozen=True)
+class Xla:
+    """What XLA compiles of a model.
+
+    Attributes:
+        step: the training step, as one program.
+        parts: the parts of the training step between what replicas exchange, by TensorFlow's auto-clustering.
+        evaluation: evaluation and prediction too.
+        why: what was decided and why, in words.
+    """
+
+    step: bool
+    parts: bool
+    evaluation: bool
+    why: str
+
+
+def xla_for(asked: bool | str, run_eagerly: bool, strategy: tf.distribute.Strategy, needs_xla: bool) -> Xla:
+    """Decides what XLA compiles.
 
     Args:
-        asked: True, False or "auto": Keras's own choice on one GPU; elsewhere only what cannot run without it.
+        asked: True, False or "auto": training on GPUs, where it is faster; elsewhere only what cannot run without it.
         run_eagerly: whether steps run eagerly.
         strategy: the model's.
         needs_xla: whether this machine can compute in the model's precision only through XLA.
@@ -81,17 +99,39 @@ def jit_compile_for(
     if asked not in (True, False, "auto"):
         raise InputError(f"jit_compile={asked!r}: give True, False or 'auto'")
     replicas = strategy.num_replicas_in_sync
-    one_gpu = replicas == 1 and tf.config.list_physical_devices("GPU")
-    if asked == "auto" and not one_gpu:
-        asked = needs_xla and not run_eagerly
-    if asked is True and replicas > 1:
+    if needs_xla and replicas > 1:
         raise InputError(
-            f"XLA compiles a step for one device, not for {replicas} replicas: leave out jit_compile, and "
-            "on CPUs use mixed_bfloat16 or float32"
+            f"float16 on a CPU runs only when XLA compiles the whole step, which it cannot for {replicas} replicas: "
+            "use mixed_bfloat16 or float32"
         )
     if needs_xla and (run_eagerly or not asked):
         raise InputError(
             "float16 on a CPU runs only when compiled by XLA: leave out jit_compile and run_eagerly, "
             "or use mixed_bfloat16 or float32"
         )
-    return asked
+    gpus = bool(tf.config.list_physical_devices("GPU"))
+    on = not run_eagerly and (needs_xla or (gpus if asked == "auto" else bool(asked)))
+    # A program for each shape of batch takes half a minute to compile on a GPU, more than an evaluation takes.
+    evaluation = on and replicas == 1 and (needs_xla or asked is True)
+    if not on:
+        why = "off (as asked)" if asked != "auto" else "off (steps run eagerly)" if run_eagerly else "off (no GPU)"
+    elif replicas > 1:
+        why = f"on (for the parts of a step between what {replicas} replicas exchange)"
+    else:
+        why = "on (float16 on a CPU needs it)" if needs_xla else "on (as asked)" if asked is True else "on (a GPU)"
+    return Xla(on and replicas == 1, on and replicas > 1, evaluation, why)
+
+
+def clustered(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, compiled by XLA where it can be, while it runs: TensorFlow's switch is the process's."""
+
+    @functools.wraps(function)
+    def run(*arguments: Any) -> Any:
+        before = tf.config.optimizer.get_jit()
+        tf.config.optimizer.set_jit("autoclustering")
+        try:
+            return function(*arguments)
+        finally:
+            tf.config.optimizer.set_jit(before)
+
+    return run

@@ -58,7 +58,8 @@ class DiagonalGaussian:
         Returns:
             float32 tensor, shape (batch, latent_dim).
         """
-        noise = replicas.normal(ops.shape(self.mean), seed)
+        drawn = ops.is_tensor(seed) and seed.dtype == "float32"
+        noise = seed if drawn else keras.random.normal(ops.shape(self.mean), dtype="float32", seed=seed)
         return self.mean + ops.exp(0.5 * self.log_var) * noise
 
     def mode(self) -> Any:

@@ -35,6 +35,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
         image_shape: (height, width, channels).
         perceptual, perceptual_weight, pixel_weight: as `keras_vae.VAE` takes them.
         watch: the `Watch` that records what goes wrong in steps.
+        xla: what XLA compiles, after `compile`.
     """
 
     image_shape: tuple[int, int, int]
@@ -42,6 +43,9 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
     perceptual_weight: Any
     pixel_weight: float
     watch: guards.Watch
+    xla: compiling.Xla
+    jit_compile: bool
+    train_function: Any
 
     # What is known of the model ----------------------------------------------------------------
 
@@ -85,9 +89,9 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
         Args:
             optimizer: a Keras optimizer; Adam with the paper's learning rate, 5e-4, by default. Under the policy
                 "mixed_float16" it is wrapped for dynamic loss scaling.
-            jit_compile: whether to compile with XLA. "auto" follows Keras on a GPU; on a CPU it compiles only
-                float16, which cannot be computed there otherwise. Under a strategy of several replicas it compiles
-                nothing: XLA cannot.
+            jit_compile: whether to compile with XLA. "auto" compiles training on GPUs; on a CPU only float16, which
+                cannot be computed there otherwise. Under a strategy of several replicas the parts of a step between
+                what they exchange are compiled. `vae.xla` says what was decided.
             **kwargs: `run_eagerly`, `steps_per_execution`, `auto_scale_loss`.
 
         Raises:
@@ -108,10 +112,9 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
         optimizer = compiling.optimizer_for(optimizer, self.trainable_variables)
         if self.computes_in_float16 and kwargs.get("auto_scale_loss", True):
             optimizer = compiling.with_loss_scale(optimizer, self._initial_loss_scale())
-        compiles = compiling.jit_compile_for(
-            jit_compile, bool(kwargs.get("run_eagerly")), self.distribute_strategy, self.needs_xla
-        )
-        super().compile(optimizer, jit_compile=compiles, **kwargs)
+        xla = compiling.xla_for(jit_compile, bool(kwargs.get("run_eagerly")), self.distribute_strategy, self.needs_xla)
+        super().compile(optimizer, jit_compile=xla.step, **kwargs)
+        self.xla = xla
         self._asked_jit_compile = jit_compile
         # Now rather than at the first step, so that a model saved before that loads with the same variables.
         self.optimizer.build(self.trainable_variables)
@@ -149,7 +152,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
         for name in ("sample_weight", "class_weight"):
             if options.get(name) is not None:
                 raise InputError(f"fit({name}=...): the bound counts every image alike; leave {name!r} out")
-        schedules.check_single(_callbacks(options))
+        self._follow(schedules.only_one(_callbacks(options)))
         if not self.trainable_weights:
             raise InputError("no weight is trainable: set vae.trainable = True, and compile again")
         options["x"] = self._checked_images("fit", x, options.get("steps_per_epoch"), "steps_per_epoch")
@@ -244,6 +247,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
     def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.train_on_batch`. Raises as `fit`."""
         self._check_compiled("train_on_batch")
+        self._follow(None)
         return self._looked_at(super().train_on_batch, self._checked_images("train_on_batch", x), *args, **kwargs)
 
     def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -257,11 +261,33 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
 
     def make_train_function(self, force: bool = False) -> Any:
         self.load_perceptual()  # replicas trace a step in threads, whose names Keras counts apart
-        return super().make_train_function(force)
+        if self.train_function is None or force:
+            super().make_train_function(force=True)
+            if self.xla.parts:
+                self.train_function = compiling.clustered(self.train_function)
+        return self.train_function
+
+    def reset_metrics(self) -> None:
+        super().reset_metrics()
+        self.test_noise.begin()  # Keras calls this when an evaluation begins: each one draws the same
 
     def make_test_function(self, force: bool = False) -> Any:
         self.load_perceptual()
-        return super().make_test_function(force)
+        with self._compiled_for_evaluation():
+            return super().make_test_function(force)
+
+    def make_predict_function(self, force: bool = False) -> Any:
+        with self._compiled_for_evaluation():
+            return super().make_predict_function(force)
+
+    @contextmanager
+    def _compiled_for_evaluation(self) -> Iterator[None]:
+        compiles = self.jit_compile
+        self.jit_compile = self.xla.evaluation if self.compiled else compiles
+        try:
+            yield
+        finally:
+            self.jit_compile = compiles
 
     # What comes in, and what goes wrong --------------------------------------------------------
 
@@ -269,16 +295,26 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
         """The images of what Keras hands a step, float32 of the model's shape."""
         return image_batches.as_float32(image_batches.unpack(data), self.image_shape)
 
-    def _training_images(self, data: Any) -> Any:
-        """The same for a training step: with several replicas, each must get an image.
+    def _noted_images(self, data: Any) -> tuple[Any, Any]:
+        """The images of what Keras hands a step, and whether they are usable, which is recorded."""
+        images = image_batches.shaped(image_batches.unpack(data), self.image_shape)
+        return self.images_of(images), self.watch.note_images(images)
+
+    def _one_for_each(self, images: Any) -> Any:
+        """The same images: with several replicas, each must get one.
 
         A replica without images has no batch statistics, and oneDNN cannot convolve an empty batch.
         """
-        images = self.images_of(data)
-        if replicas.count() > 1:
-            with tf.control_dependencies([tf.debugging.Assert(tf.shape(images)[0] > 0, [SHARE_MARK])]):
-                images = tf.identity(images)
-        return images
+        if replicas.count() == 1:
+            return images
+        with tf.control_dependencies([tf.debugging.Assert(tf.shape(images)[0] > 0, [SHARE_MARK])]):
+            return tf.identity(images)
+
+    def _follow(self, schedule: schedules.KLWeight | None) -> None:
+        """Makes a schedule of the KL's weight a part of the training step, which is traced anew if it was another."""
+        if schedule is not self.kl_schedule:
+            schedules.check_traceable(schedule)
+            self.kl_schedule, self.train_function = schedule, None
 
     def _logged(self, logs: dict[str, Any]) -> dict[str, Any]:
         """What a step returns, as Keras 3.15 can reduce it over workers: it expects scalars to have a first axis."""

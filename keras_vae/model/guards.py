@@ -7,7 +7,7 @@ A step with unusable images, loss or gradient leaves the model as it was, and is
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -64,7 +64,7 @@ class Watch:
         """Whether the images of the whole batch are usable; records the first batch whose are not.
 
         Args:
-            images: float32, those of this replica.
+            images: those of this replica.
         """
         if replicas.count() > 1:
             images = replicas.at_least_one(images)  # others may have some
@@ -81,29 +81,28 @@ class Watch:
         self,
         step: Any,
         images_fine: Any,
-        terms: Mapping[str, Any],
+        means: Any,
         loss: Any,
         gradients: Sequence[Any],
         scaled: bool,
-    ) -> tuple[Any, Any, dict[str, Any]]:
+    ) -> tuple[Any, Any]:
         """Whether to apply a step: its terms, loss and gradients are finite. Records the first that is not usable.
 
         Args:
             step: number of this step.
             images_fine: whether its images are usable; if not, `note_images` has recorded that.
-            terms: float32 (batch,) by name.
+            means: of the terms over the whole batch, float32 (terms,).
             loss: float32 (), this replica's share, with what layers added.
             gradients: of the loss, or None.
             scaled: whether float16's loss scaling deals with gradients that overflow.
 
         Returns:
-            two booleans, whether to apply the step, and whether the optimizer is to see it (they differ only under loss
-            scaling); and the terms' means over the whole batch, float32 () by name.
+            two booleans, whether to apply the step, and whether the optimizer is to see it; they differ only under loss
+            scaling.
         """
         norm = replicas.total(
             tf.add_n([ops.cast(tf.nn.l2_loss(each), "float32") for each in gradients if each is not None])
         )
-        means = replicas.mean(ops.stack([terms[name] for name in self.terms], axis=1))
         loss_fine = tf.reduce_all(tf.math.is_finite(tf.concat([[replicas.total(loss)], means], 0)))
         norm_fine = tf.math.is_finite(norm)
         fine = usable = tf.logical_and(loss_fine, norm_fine)
@@ -114,8 +113,7 @@ class Watch:
         news = tf.logical_and(self.numbers[0] == 0.0, tf.logical_and(images_fine, tf.logical_not(usable)))
         found = tf.concat([[tf.cast(step, tf.float32), norm], means], 0)
         self.numbers.assign(tf.where(news, found, self.numbers))
-        fine, usable = tf.logical_and(images_fine, fine), tf.logical_and(images_fine, usable)
-        return fine, usable, dict(zip(self.terms, tf.unstack(means), strict=True))
+        return tf.logical_and(images_fine, fine), tf.logical_and(images_fine, usable)
 
     def look(self, model: Any) -> None:
         """Raises what was recorded.
@@ -147,34 +145,32 @@ class Watch:
         )
 
 
-def take_step(
-    model: Any, images_fine: Any, gradients: list[Any], terms: Mapping[str, Any], loss: Any, before: list[Any]
-) -> None:
+def take_step(model: Any, images_fine: Any, gradients: list[Any], means: Any, loss: Any, before: list[Any]) -> None:
     """Applies a step if all of it is finite; otherwise leaves the whole model unchanged.
 
     Args:
         model: a `keras_vae.VAE`; its weights, statistics, noise, averages and optimizer change, or none of them does.
         images_fine: whether the batch's images are usable, as `Watch.note_images` found.
         gradients: of the trainable weights, scaled where the optimizer scales.
-        terms: of the objective, float32 (batch,) by name.
+        means: of the objective's terms over the whole batch, float32 (terms,).
         loss: whose gradients they are, unscaled, float32 ().
         before: values of `model._moved_without_gradient()` before the forward pass, which has assigned them.
     """
     optimizer = model.optimizer
     scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
     step = optimizer.iterations + 1
-    fine, usable, means = model.watch.note_numbers(step, images_fine, terms, loss, gradients, scales)
+    fine, usable = model.watch.note_numbers(step, images_fine, means, loss, gradients, scales)
 
     def apply(gradients: list[Any], *_: Any) -> None:
         optimizer.apply(gradients, model.trainable_weights)
 
-    def follow(gradients: list[Any], kl: Any, before: list[Any]) -> None:
+    def follow(gradients: list[Any], means: Any, before: list[Any]) -> None:
         if not scales:
             apply(gradients)
         model.averaging.update()
-        model.last_kl_variable.assign(kl)
+        model.note_kl(means[model.watch.terms.index("kl")])
 
-    def leave(gradients: list[Any], kl: Any, before: list[Any]) -> None:
+    def leave(gradients: list[Any], means: Any, before: list[Any]) -> None:
         for variable, value in zip(model._moved_without_gradient(), before, strict=True):
             variable.assign(value)
 
@@ -183,7 +179,15 @@ def take_step(
         nan = tf.constant(math.nan)
         gradients = [each if each is None else tf.where(fine, each, ops.cast(nan, each.dtype)) for each in gradients]
         replicas.choose(usable, apply, lambda *_: None, gradients)
-    replicas.choose(fine, follow, leave, gradients, means["kl"], before)
+    elif model.jit_compile:
+        # A program of XLA's stops at a condition until the host has read it; a selection is a part of the update.
+        moved = [*model.trainable_weights, *optimizer.variables, *model.averaging.variables, *model.kl_variables]
+        values = [tf.identity(each) for each in moved]
+        follow(gradients, means, before)
+        for variable, value in zip([*moved, *model._moved_without_gradient()], [*values, *before], strict=True):
+            variable.assign(tf.where(fine, tf.identity(variable), value))
+        return
+    replicas.choose(fine, follow, leave, gradients, means, before)
 
 
 def steps_between_looks() -> int:

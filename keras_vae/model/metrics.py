@@ -2,34 +2,61 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
 from keras import ops
 
 from keras_vae.support import moments, replicas
 
 # A latent counts as active if its posterior mean varies over the data by more than this (Burda et al. 2016).
 ACTIVE_VARIANCE = 0.01
+# Of variables that take in the whole batch on each replica.
+SAME_ON_EVERY_REPLICA: dict[str, Any] = {"dtype": "float32", "aggregation": "only_first_replica"}
 
 
-def track(trackers: dict[str, keras.metrics.Mean], terms: dict[str, Any]) -> dict[str, Any]:
-    """Takes in a batch, and returns the means so far, over all replicas: float32 () by name.
+class TermMeans(keras.metrics.Metric):
+    """Means of the objective's terms over all images so far, in two variables rather than two for each term.
 
     Means over images, not over batches: a smaller last batch weighs less.
 
     Args:
-        trackers: Keras's running means by the terms' names.
-        terms: float32 (batch,) by name.
+        terms: names of the terms.
     """
-    for name, tracker in trackers.items():
-        tracker.update_state(terms[name])
-    if replicas.count() == 1:
-        return {name: tracker.result() for name, tracker in trackers.items()}
-    sums = [[tracker.total.value, tracker.count.value] for tracker in trackers.values()]
-    totals, counts = tf.unstack(replicas.total(tf.convert_to_tensor(sums)), axis=1)
-    return dict(zip(trackers, tf.unstack(tf.math.divide_no_nan(totals, counts)), strict=True))
+
+    def __init__(self, terms: Sequence[str], name: str = "terms", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
+        self.terms = tuple(terms)
+        self.sums = self.add_variable((len(self.terms),), "zeros", name="sums", **SAME_ON_EVERY_REPLICA)
+        self.count = self.add_variable((), "zeros", name="count", **SAME_ON_EVERY_REPLICA)
+
+    def of(self, terms: dict[str, Any]) -> Any:
+        """Means over the images of the whole batch, float32 (terms,); NaN for a term that was not computed.
+
+        Args:
+            terms: float32 (batch,) by name; of this replica's images.
+        """
+        missing = ops.full_like(terms["loss"], math.nan)
+        return replicas.mean(ops.stack([terms.get(name, missing) for name in self.terms], axis=1))
+
+    def update_state(self, means: Any, size: Any) -> None:
+        """Takes in a batch.
+
+        Args:
+            means: over the images of the whole batch, float32 (terms,).
+            size: number of these images, float32 ().
+        """
+        self.sums.assign_add(size * means)
+        self.count.assign_add(size)
+
+    def result(self) -> dict[str, Any]:
+        means = ops.divide_no_nan(self.sums, self.count)
+        return dict(zip(self.terms, ops.unstack(means), strict=True))
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "terms": self.terms}
 
 
 @keras.saving.register_keras_serializable("keras_vae")
@@ -46,11 +73,9 @@ class ActiveUnits(keras.metrics.Metric):
     def __init__(self, latent_dim: int, name: str = "active_units", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
         self.latent_dim = latent_dim
-        # The same on every replica: each sees the moments of the whole batch.
-        same: dict[str, Any] = {"dtype": "float32", "aggregation": "only_first_replica"}
-        self.count = self.add_variable((), "zeros", name="count", **same)
-        self.mean = self.add_variable((latent_dim,), "zeros", name="mean", **same)
-        self.squares = self.add_variable((latent_dim,), "zeros", name="squares", **same)
+        self.count = self.add_variable((), "zeros", name="count", **SAME_ON_EVERY_REPLICA)
+        self.mean = self.add_variable((latent_dim,), "zeros", name="mean", **SAME_ON_EVERY_REPLICA)
+        self.squares = self.add_variable((latent_dim,), "zeros", name="squares", **SAME_ON_EVERY_REPLICA)
 
     def update_state(self, means: Any) -> None:
         """Takes in the posterior means of a batch: float32 (batch, latent_dim)."""

@@ -1,7 +1,8 @@
 """Schedules of the KL's weight, as Keras callbacks: give one to `fit(callbacks=[...])`.
 
-Each sets `vae.beta` before every step, counted by the optimizer, so that a resumed run continues where it stopped. The
-weight is shown in the logs as `beta`. With `steps_per_execution` above 1 it changes once per that many steps.
+`fit` makes the schedule a part of the training step: the weight is computed on the device, from the optimizer's count
+of steps, so that a resumed run continues where it stopped, and nothing waits for a figure in between. It is shown in
+the logs as `beta`, and can be read as `vae.beta`.
 """
 
 from __future__ import annotations
@@ -11,13 +12,37 @@ import numbers
 from typing import Any
 
 import keras
+import tensorflow as tf
+from keras import ops
 
 from keras_vae.support.errors import InputError, check_count, check_weight
 
 LEAST_WEIGHT = 1e-6  # of `TargetKL`; its inverse is the largest
 
 
-class KLSchedule(keras.callbacks.Callback):
+class KLWeight(keras.callbacks.Callback):
+    """What sets the weight of the KL while `fit` trains. Both methods are traced into the step."""
+
+    def before_step(self, beta: Any, step: Any, initial: float) -> Any:
+        """The weight of a step.
+
+        Args:
+            beta: that of the step before, float32 ().
+            step: number of this one, 0 being the first, an integer ().
+            initial: the `beta` that the model was made with.
+        """
+        return beta
+
+    def after_step(self, beta: Any, kl: Any) -> Any:
+        """The weight after a step, from its own and its mean KL in nats, both float32 ()."""
+        return beta
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        if not hasattr(self.model, "beta"):
+            raise InputError(f"{type(self).__name__} sets the beta of a keras_vae.VAE: this model has none")
+
+
+class KLSchedule(KLWeight):
     """A weight of the KL for every training step; subclasses implement `weight`.
 
     Args:
@@ -28,17 +53,12 @@ class KLSchedule(keras.callbacks.Callback):
         super().__init__()
         self.end = None if end is None else check_weight("end", end)
 
-    def weight(self, step: int, end: float) -> float:
-        """The weight at a step, 0 being the first."""
+    def weight(self, step: Any, end: float) -> Any:
+        """The weight at a step, 0 being the first: an integer tensor (), so compute with `keras.ops`."""
         raise NotImplementedError
 
-    def on_train_begin(self, logs: Any = None) -> None:
-        if not hasattr(self.model, "beta"):
-            raise InputError(f"{type(self).__name__} schedules the beta of a keras_vae.VAE: this model has none")
-
-    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        end = self.model.initial_beta if self.end is None else self.end
-        self.model.beta = self.weight(int(keras.ops.convert_to_numpy(self.model.optimizer.iterations)), end)
+    def before_step(self, beta: Any, step: Any, initial: float) -> Any:
+        return ops.cast(self.weight(step, initial if self.end is None else self.end), "float32")
 
 
 class LinearWarmup(KLSchedule):
@@ -61,18 +81,19 @@ class LinearWarmup(KLSchedule):
         self.steps = check_count("steps", steps)
         self.start = check_weight("start", start)
 
-    def weight(self, step: int, end: float) -> float:
-        return self.start + (end - self.start) * self._progress(min(step / self.steps, 1.0))
+    def weight(self, step: Any, end: float) -> Any:
+        share = ops.cast(ops.minimum(step, self.steps), "float32") / self.steps
+        return self.start + (end - self.start) * self._progress(share)
 
-    def _progress(self, share: float) -> float:
+    def _progress(self, share: Any) -> Any:
         return share
 
 
 class CosineWarmup(LinearWarmup):
     """From `start` to `end` along half a cosine, slow at both ends, then constant. Arguments as `LinearWarmup`."""
 
-    def _progress(self, share: float) -> float:
-        return 0.5 - 0.5 * math.cos(math.pi * share)
+    def _progress(self, share: Any) -> Any:
+        return 0.5 - 0.5 * ops.cos(math.pi * share)
 
 
 class CyclicalAnnealing(KLSchedule):
@@ -98,14 +119,13 @@ class CyclicalAnnealing(KLSchedule):
             raise InputError(f"rising={rising}: give the share of a cycle that rises, above 0 and at most 1")
         self.rising = rising
 
-    def weight(self, step: int, end: float) -> float:
-        if step >= self.steps:
-            return end
-        share = step * self.cycles / self.steps % 1.0
-        return end * min(share / self.rising, 1.0)
+    def weight(self, step: Any, end: float) -> Any:
+        # In integers: a cycle begins at a step, not at a fraction that may be rounded down.
+        share = ops.cast(ops.mod(step * self.cycles, self.steps), "float32") / self.steps
+        return ops.where(step < self.steps, end * ops.minimum(share / self.rising, 1.0), end)
 
 
-class TargetKL(keras.callbacks.Callback):
+class TargetKL(KLWeight):
     """Steers the KL to a number of nats, raising its weight where it is above and lowering it where it is below.
 
     Objectives compare only at the same rate, and each reaches it with another weight. A controller with an
@@ -128,19 +148,15 @@ class TargetKL(keras.callbacks.Callback):
         self.gain = gain
 
     def on_train_begin(self, logs: Any = None) -> None:
-        if not hasattr(self.model, "beta"):
-            raise InputError("TargetKL steers the beta of a keras_vae.VAE: this model has none")
+        super().on_train_begin()
         if not self.model.beta > 0:
             raise InputError("TargetKL multiplies the model's beta, which is 0: begin with a positive one, such as 1")
         check_target(self.nats, self.model.free_bits, self.model.latent_dim)
 
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        kl = self.model.last_kl
-        if not math.isfinite(kl):  # a step that float16's loss scaling skips
-            return
-        error = min(max(kl / self.nats - 1.0, -1.0), 1.0)
+    def after_step(self, beta: Any, kl: Any) -> Any:
+        error = ops.clip(kl / self.nats - 1.0, -1.0, 1.0)
         # A KL that the data cannot reach, whatever its weight, would drive the weight out of float32.
-        self.model.beta = min(max(self.model.beta * math.exp(self.gain * error), LEAST_WEIGHT), 1.0 / LEAST_WEIGHT)
+        return ops.clip(beta * ops.exp(self.gain * error), LEAST_WEIGHT, 1.0 / LEAST_WEIGHT)
 
 
 # Names that `TrainingConfig.kl_schedule` takes, besides "constant".
@@ -164,12 +180,32 @@ def check_target(nats: float, free_bits: float, latent_dim: int) -> None:
         )
 
 
-def check_single(callbacks: list[Any]) -> None:
-    """Refuses several callbacks that all set beta.
+def check_traceable(schedule: KLWeight | None) -> None:
+    """Refuses a schedule that TensorFlow cannot make a part of a training step.
+
+    Raises:
+        InputError: it is refused.
+    """
+    if schedule is None:
+        return
+    number, step = tf.TensorSpec((), tf.float32), tf.TensorSpec((), tf.int64)
+    try:
+        tf.function(schedule.before_step, autograph=False).get_concrete_function(number, step, 1.0)
+        tf.function(schedule.after_step, autograph=False).get_concrete_function(number, number)
+    except (TypeError, ValueError) as error:  # of Python's `if`, or of functions that take numbers alone
+        raise InputError(
+            f"{type(schedule).__name__} computes the weight from a tensor, the step: use keras.ops, such as "
+            "ops.minimum(step / 1000, 1.0), or ops.where for an if"
+        ) from error
+
+
+def only_one(callbacks: list[Any]) -> KLWeight | None:
+    """The callback that sets beta, if there is one.
 
     Raises:
         InputError: there are several.
     """
-    steering = [type(each).__name__ for each in callbacks if isinstance(each, KLSchedule | TargetKL)]
-    if len(steering) > 1:
-        raise InputError(f"{' and '.join(steering)} both set beta: give one of them")
+    found = [each for each in callbacks if isinstance(each, KLWeight)]
+    if len(found) > 1:
+        raise InputError(f"{' and '.join(type(each).__name__ for each in found)} both set beta: give one of them")
+    return found[0] if found else None

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vae.model import priors
+from keras_vae.model import priors, schedules
 from keras_vae.model.averaging import AveragedWeights, restored
 from keras_vae.support import keras_internals
 from keras_vae.support.errors import InputError, check_weight
@@ -32,8 +32,10 @@ class StatefulModel(keras.Model):
     decoder: keras.Model
     likelihood: keras.layers.Layer
     latent_dim: int
+    initial_beta: float
     beta_variable: Any
     last_kl_variable: Any
+    kl_schedule: schedules.KLWeight | None
     train_noise: keras.random.SeedGenerator
     test_noise: keras.random.SeedGenerator
     averaging: AveragedWeights
@@ -46,7 +48,7 @@ class StatefulModel(keras.Model):
             for layer in keras_internals.all_layers(network):
                 if isinstance(layer, keras.layers.SpectralNormalization):  # it assigns the kernel that it divided
                     found += layer.trainable_variables
-        return [*found, self.train_noise.state]
+        return [*found, self.train_noise.state, self.beta_variable]
 
     def _statistics(self) -> list[Any]:
         """What is averaged with the weights: moving means and variances, of features and of errors."""
@@ -119,6 +121,23 @@ class StatefulModel(keras.Model):
     @beta.setter
     def beta(self, value: float) -> None:
         self.beta_variable.assign(check_weight("beta", value))
+
+    @property
+    def kl_variables(self) -> list[Any]:
+        """What the end of a step assigns besides weights, averages and the optimizer."""
+        return [self.last_kl_variable, self.beta_variable]
+
+    def schedule_beta(self) -> None:
+        """Sets the weight of the KL for the step that begins."""
+        if self.kl_schedule is not None:
+            beta = self.kl_schedule.before_step(self.beta_variable, self.optimizer.iterations, self.initial_beta)
+            self.beta_variable.assign(beta)
+
+    def note_kl(self, kl: Any) -> None:
+        """Records the mean KL of a batch, and lets the schedule steer by it."""
+        self.last_kl_variable.assign(kl)
+        if self.kl_schedule is not None:
+            self.beta_variable.assign(self.kl_schedule.after_step(self.beta_variable, kl))
 
     @property
     def last_kl(self) -> float:

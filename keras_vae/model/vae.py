@@ -117,11 +117,12 @@ class VAE(GenerativeModel):
             raise InputError("pixel_weight=0 and no perceptual network: nothing says what an image should look like")
         self.beta_variable = self._scalar("beta", self.initial_beta)
         self.last_kl_variable = self._scalar("last_kl", 0.0)
+        self.kl_schedule = None
         # Evaluation draws from a stream of its own, which starts over each time: it does not change the training that
         # follows, and finds the same figures a second time.
-        self.train_noise = keras.random.SeedGenerator(seed, name="train_noise")
+        self.train_noise = replicas.NoiseByPlace(seed, name="train_noise", stream=1)
         self.test_noise = replicas.NoiseByPlace(seed, name="test_noise")
-        self.trackers = {name: keras.metrics.Mean(name=name, dtype="float32") for name in self._term_names()}
+        self.term_means = metrics.TermMeans(self._term_names())
         self.active_units = metrics.ActiveUnits(self.latent_dim)
         self.watch = guards.Watch(self._term_names())
         self.averaging = AveragedWeights(self._statistics)
@@ -175,8 +176,8 @@ class VAE(GenerativeModel):
 
         Args:
             images: float32, of the model's shape.
-            noise: where draws from the posterior come from: a `keras.random.SeedGenerator`, or standard normal noise,
-                a float32 tensor (batch, latent_dim).
+            noise: for the draw from the posterior: standard normal, float32 (batch, latent_dim), or a seed, as
+                `DiagonalGaussian.sample` takes it.
             training: whether batch statistics and calibrated variances follow this batch.
             targets: the images' features, if they are already computed.
 
@@ -211,20 +212,22 @@ class VAE(GenerativeModel):
     # Steps -------------------------------------------------------------------------------------
 
     def train_step(self, data: Any) -> dict[str, Any]:
-        images = self._training_images(data)
-        images_fine = self.watch.note_images(images)
-        images = replicas.at_least_one(images)
+        images, images_fine = self._noted_images(data)
+        images = replicas.at_least_one(self._one_for_each(images))
         before = [tf.identity(each) for each in self._moved_without_gradient()]
+        self.schedule_beta()
+        noise = self.train_noise.draw((ops.shape(images)[0], self.latent_dim))
         # Before the tape: no gradient goes to the real images' features, and nothing is kept for one.
         targets = None if self.perceptual is None else self.perceptual.targets(images)
         with tf.GradientTape() as tape:
-            terms, posterior = self.objective(images, self.train_noise, training=True, targets=targets)
+            terms, posterior = self.objective(images, noise, training=True, targets=targets)
             size = replicas.batch_size(images)
             loss = ops.sum(terms["loss"]) / size + self._beside_the_objective(terms, size)
             scaled_loss = self.optimizer.scale_loss(loss)  # for float16
         gradients = tape.gradient(scaled_loss, self.trainable_weights)
-        guards.take_step(self, images_fine, gradients, terms, loss, before)
-        return self._logged({**self._track(terms, posterior.mean), "beta": self.beta_variable + 0.0})
+        beta, means = self.beta_variable + 0.0, self.term_means.of(terms)
+        guards.take_step(self, images_fine, gradients, means, loss, before)
+        return self._logged({**self._track(means, posterior.mean), "beta": beta})
 
     def _beside_the_objective(self, terms: dict[str, Any], size: Any) -> Any:
         """Losses that layers added, such as weight decay; without pixels also that of a likelihood's parameters."""
@@ -234,30 +237,25 @@ class VAE(GenerativeModel):
         return added
 
     def test_step(self, data: Any) -> dict[str, Any]:
-        images = self.images_of(data)
+        images, _ = self._noted_images(data)
         rows = ops.shape(images)[0]
         noise = replicas.at_least_one(self.test_noise.draw((rows, self.latent_dim)))
-        self.watch.note_images(images)
         terms, posterior = self.objective(replicas.at_least_one(images), noise, training=False)
         terms = {name: values[:rows] for name, values in terms.items()}
-        return self._logged(self._track(terms, posterior.mean[:rows]))
+        return self._logged(self._track(self.term_means.of(terms), posterior.mean[:rows]))
 
     def predict_step(self, data: Any) -> Any:
-        images = self.images_of(data)
-        self.watch.note_images(images)
+        images, _ = self._noted_images(data)
         return self(replicas.at_least_one(images), training=False)[: ops.shape(images)[0]]
 
-    def _track(self, terms: dict[str, Any], means: Any) -> dict[str, Any]:
-        self.active_units.update_state(ops.stop_gradient(means))
-        return {**metrics.track(self.trackers, terms), self.active_units.name: self.active_units.result()}
+    def _track(self, means: Any, latents: Any) -> dict[str, Any]:
+        self.term_means.update_state(means, replicas.batch_size(latents))
+        self.active_units.update_state(ops.stop_gradient(latents))
+        return {**self.term_means.result(), self.active_units.name: self.active_units.result()}
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        return [*self.trackers.values(), self.active_units]
-
-    def reset_metrics(self) -> None:
-        super().reset_metrics()
-        self.test_noise.begin()  # Keras calls this when an evaluation begins: each one draws the same
+        return [self.term_means, self.active_units]
 
     # Saving ------------------------------------------------------------------------------------
 

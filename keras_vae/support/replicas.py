@@ -74,31 +74,23 @@ def at_least_one(images: Any) -> Any:
     return tf.concat([images, tf.zeros((missing, *images.shape[1:]), images.dtype)], 0)
 
 
-def normal(shape: Any, seed: Any) -> Any:
-    """Standard normal draws, float32: this replica's rows of what one replica would draw for the whole batch.
-
-    Args:
-        shape: of the rows, whose number may differ among replicas.
-        seed: int, `keras.random.SeedGenerator` or None; or the draws themselves, as `NoiseByPlace` gives them.
-    """
-    if tf.is_tensor(seed) and seed.dtype == tf.float32:
-        return seed
-    if count() == 1 or not isinstance(seed, keras.random.SeedGenerator):
-        return keras.random.normal(shape, dtype="float32", seed=seed)
-    rows = tf.cast(gathered(ops.cast(shape[0], "float32")), tf.int32)
-    before = tf.reduce_sum(rows[: _index()])
-    whole = keras.random.normal((tf.reduce_sum(rows), *shape[1:]), dtype="float32", seed=seed)
-    return tf.slice(whole, (before, *[0] * (len(shape) - 1)), shape)
-
-
 class NoiseByPlace(keras.random.SeedGenerator):
     """Standard normal draws that depend only on the seed and a row's position in the data, whatever the batches.
 
     The state is the seed and the number of rows drawn so far. The bits are Philox's (Salmon et al. 2011), whose
-    counter is set to the row's position: the same on every device, compiled by XLA or not.
+    counter is set to the row's position: the same on every device, compiled by XLA or not, where Keras's normal draws
+    differ.
+
+    Args:
+        seed: as `keras.random.SeedGenerator`.
+        stream: draws of the same seed and another stream are independent.
     """
 
     WORDS = 4  # that one step of Philox's counter gives
+
+    def __init__(self, seed: int | None = None, name: str | None = None, stream: int = 0) -> None:
+        super().__init__(seed, name=name)
+        self.stream = stream
 
     def begin(self) -> None:
         """The next row is the first again."""
@@ -114,7 +106,7 @@ class NoiseByPlace(keras.random.SeedGenerator):
         bits = tf.raw_ops.StatelessRandomUniformFullIntV2(
             shape=(rows, steps * self.WORDS),
             key=tf.cast(seed, tf.uint64)[tf.newaxis],
-            counter=tf.cast(tf.stack([(place + before) * steps, 0]), tf.uint64),
+            counter=tf.cast(tf.stack([(place + before) * steps, self.stream]), tf.uint64),
             alg=tf.random.Algorithm.PHILOX.value,
             dtype=tf.uint32,
         )[:, :size]

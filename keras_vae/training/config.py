@@ -21,6 +21,7 @@ from keras_vae.support.precision import PRECISIONS
 from keras_vae.support.precision import check as check_precision
 
 AUTO = "auto"
+JIT: dict[str, bool | str] = {"auto": "auto", "on": True, "off": False}  # as `VAE.compile` takes them
 DEFAULT_EPOCHS = 5  # where a run has no limit
 SOURCES = "'avatars', 'tfds:NAME[/CONFIG][:SPLIT]', a folder of images, or an .npy or .npz file"
 LIMITS = ("epochs", "steps", "minutes")
@@ -64,6 +65,12 @@ def _momentum(name: str, value: float) -> None:
 def _seed(name: str, value: int) -> None:
     if not 0 <= value < 2**32:
         raise InputError(f"{name}={value}: give a whole number from 0 to {2**32 - 1}")
+
+
+def check_jit(value: str) -> None:
+    """Raises InputError unless the value is one of `JIT`."""
+    if value not in JIT:
+        raise InputError(f"jit={value!r}: give {', '.join(JIT)}")
 
 
 # Parsers ------------------------------------------------------------------------------------------
@@ -185,6 +192,9 @@ class RunConfig:
     checkpoint_minutes: float = option(5.0, "Minutes between checkpoints; each epoch ends with one too.", _positive)
     checkpoints_kept: int = option(3, "Number of checkpoints to keep.", check_count)
     precision: str = option("auto", f"Number format: {', '.join(PRECISIONS)}.", lambda _, name: check_precision(name))
+    jit: str = option(
+        "auto", "Whether XLA compiles the training step: auto (on GPUs), on or off.", lambda _, name: check_jit(name)
+    )
     strategy: str = option(
         "auto", "Devices: auto, none (one device), mirrored (all local GPUs) or multi-worker (from TF_CONFIG)."
     )

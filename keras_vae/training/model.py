@@ -11,7 +11,7 @@ from keras_vae import data
 from keras_vae.features.perceptual import PerceptualLoss
 from keras_vae.model.vae import VAE
 from keras_vae.runs.keras_file import load_vae
-from keras_vae.training.config import TrainingConfig
+from keras_vae.training.config import JIT, TrainingConfig
 
 
 def new(config: TrainingConfig, images: data.ImageData, perceptual: PerceptualLoss | None, policy: str) -> VAE:
@@ -39,7 +39,7 @@ def new(config: TrainingConfig, images: data.ImageData, perceptual: PerceptualLo
     )
     averaging = {} if config.ema is None else {"use_ema": True, "ema_momentum": config.ema}
     learning_rate = _learning_rate(config, images.train_size // config.batch_size)
-    vae.compile(keras.optimizers.Adam(learning_rate, **averaging))
+    vae.compile(keras.optimizers.Adam(learning_rate, **averaging), jit_compile=JIT[config.jit])
     return vae
 
 

@@ -92,6 +92,7 @@ def train(config: TrainingConfig) -> dict[str, Any]:
             random_crop=config.random_crop,
             strict=config.strict,
             share=strategies.share(strategy),
+            scaled=False,
         )
 
         # Model
@@ -106,7 +107,9 @@ def train(config: TrainingConfig) -> dict[str, Any]:
         # Run folder
         if chief:
             reason = reason if checkpoint is None else "as when the run began"
-            print(f"precision: {policy} ({reason})" + (f"\nfeatures: {config.perceptual} ({why})" if why else ""))
+            print(f"precision: {policy} ({reason})\nXLA: {vae.xla.why}")
+            if why:
+                print(f"features: {config.perceptual} ({why})")
             _announce(config, images, vae, devices if strategy.num_replicas_in_sync > 1 else None)
             if config.resume and not resumes:
                 print(f"no run in {out} to resume: starting one", file=sys.stderr)

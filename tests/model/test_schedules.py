@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from keras_vae import VAE, InputError
-from keras_vae.model import schedules
+from keras_vae.model import guards, schedules
 
 MakeVAE = Callable[..., VAE]
 
@@ -85,13 +87,46 @@ def test_a_target_that_cannot_be_reached(make_vae: MakeVAE, images: np.ndarray) 
     with pytest.raises(InputError, match="8 latents leave 4 uncharged"):
         vae.fit(images[:16], callbacks=[schedules.TargetKL(4.0)], verbose=0)
     vae = make_vae()
-    for kl, bound in ((1e9, 1e6), (0.0, 1e-6), (float("nan"), 1e-6)):
-        vae.last_kl_variable.assign(kl)
-        steering = schedules.TargetKL(4.0, gain=1.0)
-        steering.set_model(vae)
-        for step in range(100):
-            steering.on_train_batch_end(step)
+    vae.kl_schedule = schedules.TargetKL(4.0, gain=1.0)
+    for kl, bound in ((1e9, 1e6), (0.0, 1e-6)):
+        for _ in range(100):
+            vae.note_kl(keras.ops.convert_to_tensor(kl))
         assert vae.beta == pytest.approx(bound)
+
+
+def test_a_step_that_is_left_out_changes_no_weight(
+    make_vae: MakeVAE, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guards, "steps_between_looks", lambda: 50)
+    good, bad = images[:8], np.full_like(images[:8], np.nan)
+    found = []
+    for batches, expected in (([good, good], nullcontext()), ([good, bad, good], pytest.raises(InputError))):
+        for schedule in (schedules.TargetKL(4.0, gain=1.0), schedules.LinearWarmup(7, start=0.5)):
+            vae = make_vae()
+            with expected:
+                vae.fit(tf.data.Dataset.from_tensor_slices(np.stack(batches)), callbacks=[schedule], verbose=0)
+            found.append(vae.beta)
+    assert found[:2] == pytest.approx(found[2:], rel=1e-5)
+    assert found[1] == pytest.approx(0.5 + 0.5 / 7)
+
+
+def test_a_schedule_of_ones_own(make_vae: MakeVAE, images: np.ndarray) -> None:
+    class Halving(schedules.KLSchedule):
+        def weight(self, step: Any, end: float) -> Any:
+            return end * keras.ops.power(0.5, step)
+
+    class Python(schedules.KLSchedule):
+        def weight(self, step: Any, end: float) -> Any:
+            return end if step > 3 else math.sqrt(step)
+
+    vae = make_vae()
+    assert betas(vae, images, Halving(), epochs=1) == pytest.approx([0.5**step for step in range(6)])
+    with pytest.raises(InputError, match=r"^Python computes the weight from a tensor, the step: use keras.ops"):
+        vae.fit(images[:8], callbacks=[Python()], verbose=0)
+    beta = vae.beta
+    vae.fit(images[:8], verbose=0)  # without a schedule again
+    vae.train_on_batch(images[:8])
+    assert vae.beta == beta
 
 
 def test_free_bits_charge_no_latent_less_than_its_share(make_vae: MakeVAE, images: np.ndarray) -> None:

@@ -14,6 +14,7 @@ from keras import layers
 
 from keras_vae import OBJECTIVES, VAE, networks
 from keras_vae.networks.layers import BatchNormalization, HalvingConv2D, UpsampledConv2D
+from keras_vae.support import replicas
 
 Shape = tuple[int, ...]
 
@@ -230,7 +231,7 @@ def straightforward_step(vae: VAE, images: np.ndarray, learning_rate: float) -> 
     with tf.GradientTape() as tape:
         parameters = encoder(images, training=True)
         mean, log_var = parameters["mean"], parameters["log_var"]
-        noise = keras.random.normal(mean.shape, seed=keras.random.SeedGenerator(vae.seed))
+        noise = replicas.NoiseByPlace(vae.seed, stream=1).draw(mean.shape)
         decoded = decoder(mean + tf.exp(0.5 * log_var) * noise, training=True)
         kl = 0.5 * tf.reduce_sum(tf.exp(log_var) + mean**2 - 1 - log_var, 1)
         loss = tf.reduce_mean(kl)

@@ -23,6 +23,7 @@ from keras_vae.support.files import write_aside
 from keras_vae.training import resuming, strategies
 from keras_vae.training.clock import Progress
 from keras_vae.training.signals import Signals
+from keras_vae.training.stages import Stages
 
 if TYPE_CHECKING:
     from keras_vae.training.config import TrainingConfig
@@ -34,10 +35,11 @@ ENCODED = 512  # held-out images to whose codes a Gaussian is fitted, the prior 
 class MetricsLog(keras.callbacks.Callback):
     """Appends a line of JSON for each epoch; a resumed run drops the lines of steps after its checkpoint."""
 
-    def __init__(self, run: Path, progress: Progress) -> None:
+    def __init__(self, run: Path, progress: Progress, stages: Stages) -> None:
         super().__init__()
         self.path = run / METRICS_FILE
         self.progress = progress
+        self.stages = stages
         if self.path.exists():
             kept = [line for line in self.path.read_text().splitlines() if _step(line) <= progress.steps]
             with write_aside(self.path) as aside:
@@ -51,6 +53,7 @@ class MetricsLog(keras.callbacks.Callback):
             "images_per_second": round(self.progress.images_per_second, 1),
             "learning_rate": float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)),
             **{name: float(value) for name, value in (logs or {}).items()},
+            "seconds_by_stage": {stage: round(seconds, 2) for stage, seconds in self.stages.seconds.items()},
         }
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
@@ -82,25 +85,32 @@ class TensorBoard(keras.callbacks.TensorBoard):
 
 
 class EpochPictures(keras.callbacks.Callback):
-    """After each epoch, held-out images above their reconstructions, and samples, as PNG and in TensorBoard.
+    """At the end of epochs, held-out images above their reconstructions, and samples, as PNG and in TensorBoard.
 
     Args:
         run: the run folder.
+        stages: of the run; they say after which epochs.
         examples: held-out images.
         seed: of the samples.
         learns_prior: whether samples are drawn from a Gaussian with the moments of the codes, which stands in for the
             prior until that is fitted at the end of training, or from the standard normal.
     """
 
-    def __init__(self, run: Path, examples: np.ndarray, seed: int, learns_prior: bool) -> None:
+    def __init__(self, run: Path, stages: Stages, examples: np.ndarray, seed: int, learns_prior: bool) -> None:
         super().__init__()
         self.run = run
+        self.stages = stages
         self.examples = examples[:PICTURED]
         self.encoded = examples[:ENCODED] if learns_prior else None
         self.seed = seed
         self.writer = tf.summary.create_file_writer(str(run / "logs" / "pictures"))
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if self.stages.due:
+            with self.stages.timed("pictures"):
+                self._draw(epoch)
+
+    def _draw(self, epoch: int) -> None:
         with self.model.averaged_weights():
             if self.encoded is not None:
                 self.model.set_prior(self._gaussian(self.encoded))
@@ -127,7 +137,7 @@ class EpochPictures(keras.callbacks.Callback):
 
 
 class Checkpoints(keras.callbacks.Callback):
-    """Saves model, optimizer and position after each epoch and every few minutes, and ends training when asked to.
+    """Saves model, optimizer and position at the end of epochs and every few minutes; ends training when asked to.
 
     Must be the last callback: a checkpoint includes what the others set at the end of a step.
 
@@ -135,6 +145,7 @@ class Checkpoints(keras.callbacks.Callback):
         run: the run folder.
         config: the run's.
         progress: its clock.
+        stages: of the run; they say after which epochs.
         signals: those that this process has received.
         strategy: of the workers, which have to agree when to stop.
         writes: whether this process writes the checkpoints.
@@ -145,6 +156,7 @@ class Checkpoints(keras.callbacks.Callback):
         run: Path,
         config: TrainingConfig,
         progress: Progress,
+        stages: Stages,
         signals: Signals,
         strategy: tf.distribute.Strategy,
         writes: bool = True,
@@ -153,6 +165,7 @@ class Checkpoints(keras.callbacks.Callback):
         self.run = run
         self.config = config
         self.progress = progress
+        self.stages = stages
         self.signals = signals
         self.strategy = strategy
         self.writes = writes
@@ -174,8 +187,10 @@ class Checkpoints(keras.callbacks.Callback):
                 raise self._stopped()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self.save()
-        if self._agreed(bool(self.signals.number))[0]:
+        stop = self._agreed(bool(self.signals.number))[0]
+        if self.stages.due or stop:
+            self.save()
+        if stop:
             raise self._stopped()
 
     def save(self) -> None:
@@ -184,11 +199,12 @@ class Checkpoints(keras.callbacks.Callback):
         Raises:
             OSError: it cannot be written.
         """
-        self.model.watch.look(self.model)  # else a step that was not finite and is not reported yet would be lost
-        state = self.progress.state()  # on every worker: each has a part of the epoch's metrics
-        if self.writes:
-            self.path = checkpoints.write(self.run, self.model.save, state, self.config.checkpoints_kept)
-        memory.trim()  # on every worker: else a long run's memory grows by what was freed
+        with self.stages.timed("checkpoints"):
+            self.model.watch.look(self.model)  # else a step that was not finite and is not reported yet would be lost
+            state = self.progress.state()  # on every worker: each has a part of the epoch's metrics
+            if self.writes:
+                self.path = checkpoints.write(self.run, self.model.save, state, self.config.checkpoints_kept)
+            memory.trim()  # on every worker: else a long run's memory grows by what was freed
         self._saved = time.perf_counter()
 
     def _agreed(self, *asked: bool) -> list[bool]:

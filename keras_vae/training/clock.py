@@ -85,7 +85,7 @@ class Progress(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self.steps += 1
-        now = time.perf_counter()
+        now = self._step_end = time.perf_counter()
         self.seconds = now - self._start
         if self._compiled is None:
             self._compiled = (self.steps, self.seconds)
@@ -96,6 +96,13 @@ class Progress(keras.callbacks.Callback):
             self._status.show(self._line_within_epoch(logs or {}))
         if self.limits.last_step is not None and self.steps >= self.limits.last_step:
             self.model.stop_training = True
+
+    def device_is_done(self) -> None:
+        """Counts what a device still had to compute when the epoch's last step was handed to it."""
+        now = time.perf_counter()
+        self.seconds = now - self._start
+        if self._timed_steps:
+            self._timed_seconds += now - self._step_end
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self.logs = {name: float(value) for name, value in (logs or {}).items()}

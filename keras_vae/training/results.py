@@ -107,7 +107,8 @@ def _overfitting(out: Path) -> str | None:
     That is where the ELBO of held-out images has risen by less than half as much as that of training images, from the
     second quarter of the epochs to the last, and the two are further apart than the held-out KL.
     """
-    epochs = [json.loads(line) for line in (out / METRICS_FILE).read_text().splitlines()]
+    lines = [json.loads(line) for line in (out / METRICS_FILE).read_text().splitlines()]
+    epochs = [line for line in lines if "val_elbo" in line]
     quarter = len(epochs) // 4
     if not quarter:
         return None

@@ -31,6 +31,7 @@ from keras_vae.training.config import AUTO, TrainingConfig
 from keras_vae.training.limits import limits_of
 from keras_vae.training.run_folder import check_folder, held, made, write_config
 from keras_vae.training.signals import Signals
+from keras_vae.training.stages import Stages, Validation
 
 FEW_IMAGES = 2000
 
@@ -57,6 +58,7 @@ def train(config: TrainingConfig) -> dict[str, Any]:
     out = Path(config.out)
     chief = strategies.is_chief() or not strategies.is_multi_worker(config.strategy)
     resumes = config.resume and is_run(out)
+    stages = Stages(always=config.deterministic)
     config, why = _with_feature_network(config)
     perceptual = None
     if config.perceptual is not None:
@@ -79,24 +81,25 @@ def train(config: TrainingConfig) -> dict[str, Any]:
 
         # Data
         if perceptual is not None and checkpoint is None:
-            with strategy.scope():
+            with strategy.scope(), stages.timed("features"):
                 perceptual.load(policy)
         keras.utils.set_random_seed(config.seed)
-        images = data.load(
-            config.data,
-            config.image_size,
-            config.batch_size,
-            config.seed,
-            crop=config.crop,
-            flip=config.flip,
-            random_crop=config.random_crop,
-            strict=config.strict,
-            share=strategies.share(strategy),
-            scaled=False,
-        )
+        with stages.timed("data"):
+            images = data.load(
+                config.data,
+                config.image_size,
+                config.batch_size,
+                config.seed,
+                crop=config.crop,
+                flip=config.flip,
+                random_crop=config.random_crop,
+                strict=config.strict,
+                share=strategies.share(strategy),
+                scaled=False,
+            )
 
         # Model
-        with strategy.scope():
+        with strategy.scope(), stages.timed("model"):
             if checkpoint is None:
                 vae = model.new(config, images, perceptual, policy)
             else:
@@ -121,11 +124,13 @@ def train(config: TrainingConfig) -> dict[str, Any]:
 
         state = None if checkpoint is None else checkpoint.state
         progress = Progress(config, images.train_size // config.batch_size, state, shown=chief)
-        examples = results.examples_of(images)
+        stages.progress = progress
+        with stages.timed("examples"):
+            examples = results.examples_of(images)
         with failures.worded(vae, images, config, strategy, progress, chief):
             # Fit
             try:
-                _fit(vae, images, config, strategy, checkpoint, progress, examples, chief)
+                _fit(vae, images, config, strategy, checkpoint, progress, stages, examples, chief)
             finally:
                 progress.hush()
             if not chief:
@@ -192,33 +197,38 @@ def _fit(
     strategy: tf.distribute.Strategy,
     checkpoint: resuming.Checkpoint | None,
     progress: Progress,
+    stages: Stages,
     examples: np.ndarray,
     chief: bool,
 ) -> None:
     """Trains until a limit is reached; of a resumed run the rest of the interrupted epoch first."""
     out = Path(config.out)
     signals = Signals()
+    schedule = _kl_schedule(config)
+    distributed = strategy.num_replicas_in_sync > 1
+    validation = Validation(
+        stages,
+        strategies.distributed(strategy, images.test),
+        math.ceil(images.test_size / config.batch_size) if distributed else None,
+    )
 
     def fit(last_epoch: int, steps: int, *more: keras.callbacks.Callback) -> None:
         ours: list[keras.callbacks.Callback] = []
         if chief:
             ours = [
                 callbacks.TensorBoard(out / "logs"),
-                callbacks.MetricsLog(out, progress),
-                callbacks.EpochPictures(out, examples, config.seed, config.prior == "learned"),
+                callbacks.MetricsLog(out, progress, stages),
+                callbacks.EpochPictures(out, stages, examples, config.seed, config.prior == "learned"),
             ]
-        saving = callbacks.Checkpoints(out, config, progress, signals, strategy, writes=chief)
-        distributed = strategy.num_replicas_in_sync > 1
+        saving = callbacks.Checkpoints(out, config, progress, stages, signals, strategy, writes=chief)
         vae.fit(
             strategies.distributed(strategy, images.train_from(progress.steps)),
             initial_epoch=progress.steps // progress.steps_per_epoch,
             epochs=last_epoch,
             steps_per_epoch=steps,
-            validation_data=strategies.distributed(strategy, images.test),
-            validation_steps=math.ceil(images.test_size / config.batch_size) if distributed else None,
             shuffle=False,  # the pipeline shuffles
             verbose=0,  # `progress` speaks
-            callbacks=[progress, *_kl_schedule(config), *ours, *more, saving],
+            callbacks=[stages, validation, progress, *schedule, *ours, *more, saving],
         )
 
     with signals.noted():

@@ -37,6 +37,7 @@ class Kind(NamedTuple):
 DECODER = Kind("decoder", [LATENTS], ["image"])
 GENERATOR = Kind("generator", [NOISE], ["image"])
 ENCODER = Kind("encoder", ["image"], ["mean", "log_var"])
+OUTPUT_TYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
 
 
 class _Images:
@@ -52,6 +53,9 @@ class _Images:
             wrong = f"{self.kind.inputs[0]} is [batch, {shapes[0]}], image [batch, {shapes[1]}]"
             raise ExportError(f"{path} is not a {self.kind.name}: {wrong}")
         self.precision = self.metadata.get("precision", "float32")
+        self.output = OUTPUT_TYPES.get(self._session.get_outputs()[0].type, "")
+        if not self.output:
+            raise ExportError(f"{path} is not a {self.kind.name}: its image is {self._session.get_outputs()[0].type}")
         self.latent_dim: int = shapes[0][0]
         self.image_shape: tuple[int, int, int] = tuple(shapes[1])
         self.provider: str = self._session.get_providers()[0]
@@ -74,6 +78,7 @@ class Decoder(_Images):
         image_shape: (height, width, channels).
         metadata: what the exporter wrote into the file.
         precision: what the file computes in: "float32", "float16" or "int8".
+        output: what images are: "float32", values in [0, 1], or "uint8", levels 0..255.
         provider: the execution provider in use.
 
     Raises:
@@ -83,7 +88,7 @@ class Decoder(_Images):
     _kinds = (DECODER,)
 
     def decode(self, z: Any) -> np.ndarray:
-        """Images of latents: float32 (batch, height, width, channels) in [0, 1].
+        """Images of latents, (batch, height, width, channels): float32 in [0, 1], or uint8, as `output` says.
 
         Args:
             z: numbers, (batch, latent_dim).
@@ -104,7 +109,7 @@ class Generator(_Images):
         providers: as `Decoder`.
 
     Attributes:
-        latent_dim, image_shape, metadata, precision, provider: as `Decoder`.
+        latent_dim, image_shape, metadata, precision, output, provider: as `Decoder`.
 
     Raises:
         ExportError: the file is missing, damaged, changed since it was exported, or no generator.
@@ -116,7 +121,7 @@ class Generator(_Images):
     _kinds = (GENERATOR,)
 
     def generate(self, noise: Any) -> np.ndarray:
-        """Images of noise: float32 (batch, height, width, channels) in [0, 1].
+        """Images of noise, (batch, height, width, channels): float32 in [0, 1], or uint8, as `output` says.
 
         Args:
             noise: numbers, (batch, latent_dim), drawn from the standard normal.

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -24,6 +24,7 @@ with quiet_stderr():
 __all__ = ["Decoder", "Encoder", "Generator", "open_decoder", "to_png"]
 
 CPU = "CPUExecutionProvider"
+Providers: TypeAlias = Sequence[str | tuple[str, dict[str, str]]]  # by name, or with options
 
 
 class Kind(NamedTuple):
@@ -45,7 +46,7 @@ class _Images:
 
     _kinds: ClassVar[tuple[Kind, ...]] = (DECODER, GENERATOR)
 
-    def __init__(self, path: str | os.PathLike[str], providers: Sequence[str] | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str], providers: Providers | None = None) -> None:
         self._session, self.metadata, self.kind = open_session(Path(path), providers, *self._kinds)
         shapes = [value.shape[1:] for value in (*self._session.get_inputs(), *self._session.get_outputs())]
         known = all(isinstance(side, int) for shape in shapes for side in shape)
@@ -71,7 +72,8 @@ class Decoder(_Images):
 
     Args:
         path: the .onnx file.
-        providers: onnxruntime execution providers; by default CUDA where it loads, else the CPU.
+        providers: onnxruntime execution providers, each by its name or with its options, such as
+            ("CUDAExecutionProvider", {"prefer_nhwc": "1"}); by default CUDA where it loads, else the CPU.
 
     Attributes:
         latent_dim: number of latents.
@@ -161,7 +163,7 @@ class Encoder:
         ExportError: the file is missing, damaged, changed since it was exported, or no encoder.
     """
 
-    def __init__(self, path: str | os.PathLike[str], providers: Sequence[str] | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str], providers: Providers | None = None) -> None:
         self._session, self.metadata, _ = open_session(Path(path), providers, ENCODER)
         image, mean = self._session.get_inputs()[0].shape[1:], self._session.get_outputs()[0].shape[1:]
         if not all(isinstance(side, int) for side in (*image, *mean)) or (len(image), len(mean)) != (3, 1):
@@ -185,7 +187,7 @@ class Encoder:
         return found[0], found[1]
 
 
-def open_session(path: Path, providers: Sequence[str] | None, *kinds: Kind) -> tuple[Any, dict[str, str], Kind]:
+def open_session(path: Path, providers: Providers | None, *kinds: Kind) -> tuple[Any, dict[str, str], Kind]:
     """An ONNX file of ours, opened, its metadata, and which of the kinds it is.
 
     Raises:

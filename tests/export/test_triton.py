@@ -58,6 +58,16 @@ def test_the_file_in_the_repository_decodes(model: Path, deployed: Any) -> None:
     triton.check(model)
 
 
+def test_images_from_0_to_255(deployed_uint8: Any, tmp_path: Path) -> None:
+    for file in (deployed_uint8.onnx, deployed_uint8.generator):
+        config = triton.write(file, tmp_path) / "config.pbtxt"
+        assert config.read_text().count("TYPE_UINT8") == 1
+        triton.check(config.parent)
+        config.write_text(config.read_text().replace("TYPE_UINT8", "TYPE_FP32"))
+        with pytest.raises(ExportError, match=r"output\.data_type is 'TYPE_FP32' and should be 'TYPE_UINT8'"):
+            triton.check(config.parent)
+
+
 def test_a_generator_is_a_model_of_its_own(model: Path, deployed: Any) -> None:
     generator = triton.write(deployed.generator, model.parent)
     assert generator.name == "generator"

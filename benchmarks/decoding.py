@@ -12,13 +12,15 @@ memory. What must be exported first is, so that a machine without TensorFlow can
 
 On a GPU each runner is alone on the card, with batches of 1, 64 and 1,024, and is compared with Keras in float32 on the
 CPU, which does not round to TF32. `bound` runners leave latents and images on the card; the others bring them from the
-host's memory and back. --alone does the same on a CPU. Written to gpu_decoding.json, and gone on with as
-`benchmarks.sweep` goes on.
+host's memory and back, `uint8` in a quarter of the bytes. `NHWC` runners have onnxruntime convolve with channels last,
+the layout of tensor cores, which it does not do by itself. --alone does the same on a CPU. Written to
+gpu_decoding.json, and gone on with as `benchmarks.sweep` goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -34,6 +36,7 @@ import numpy as np
 
 from benchmarks import gpu, runners
 from keras_vae.support.files import write_json
+from keras_vae.support.pixels import to_float
 
 RESULTS = Path(__file__).parent / "results"
 LATENTS = 100
@@ -58,10 +61,13 @@ CPU = {
 ALONE = {
     "ours, onnxruntime": ("onnxruntime", "float32", "ours.onnx"),
     "ours, onnxruntime, TF32": ("onnxruntime", "tf32", "ours.onnx"),
+    "ours, onnxruntime, TF32, uint8": ("onnxruntime", "tf32", "ours.uint8.onnx"),
     "ours, onnxruntime, float16": ("onnxruntime", "float16", "ours.float16.onnx"),
     "ours, onnxruntime, bound": ("onnxruntime-bound", "float32", "ours.onnx"),
     "ours, onnxruntime, TF32, bound": ("onnxruntime-bound", "tf32", "ours.onnx"),
+    "ours, onnxruntime, TF32, NHWC, bound": ("onnxruntime-nhwc-bound", "tf32", "ours.onnx"),
     "ours, onnxruntime, float16, bound": ("onnxruntime-bound", "float16", "ours.float16.onnx"),
+    "ours, onnxruntime, float16, NHWC, bound": ("onnxruntime-nhwc-bound", "float16", "ours.float16.onnx"),
     "Keras's export, onnxruntime, TF32": ("onnxruntime", "tf32", "keras.onnx"),
     "PyTorch, compiled": ("torch-compiled", "float32", "weights.npz"),
     "PyTorch, compiled, bound": ("torch-compiled-bound", "float32", "weights.npz"),
@@ -83,6 +89,7 @@ BATCHES_ALONE = (1, 64, 1024)
 COMPARED = 64  # images, whose pixels are compared
 SECONDS_A_RUNNER = 420.0
 PARITY = 1e-3  # largest difference of a pixel from Keras that float32 and TF32 may have
+HALF_A_LEVEL = 0.5 / 255  # what rounding to uint8 adds
 # Largest difference of a pixel from ours in float32 that a runner of this precision may have.
 ALLOWED = {"float32": 1e-4, "f32": 1e-4, "float16": 0.02, "bfloat16": 0.1, "bf16": 0.1, "int8": 0.2}
 
@@ -156,6 +163,7 @@ def prepare(folder: Path, alone: bool) -> None:
     for precision, name in (("float32", "ours"), ("float16", "ours.float16"), ("int8", "ours.int8")):
         if precision != "int8" or not alone:
             export_decoder(decoder, folder / f"{name}.onnx", "onnx", precision=precision, calibration=latents)
+    export_decoder(decoder, folder / "ours.uint8.onnx", "onnx", output="uint8")
     if not alone:
         export_decoder(decoder, folder / "ours.tflite", "litert")
         export_decoder(decoder, folder / "ours.xml", "openvino")
@@ -192,6 +200,8 @@ def measure_alone(models: Path, options: argparse.Namespace, rounds: int, result
         try:
             image = np.array(runners.ask(worker, {"batch": COMPARED, "runs": 1}, SECONDS_A_RUNNER)["pixels"])
             difference = float(np.abs(image - expected).max())
+            allowed = PARITY if precision in ("float32", "tf32") else ALLOWED[precision]
+            allowed += HALF_A_LEVEL if "uint8" in file else 0.0
             for key in keys:
                 request = {"batch": key["batch"], "runs": 30}
                 seconds = [
@@ -203,7 +213,7 @@ def measure_alone(models: Path, options: argparse.Namespace, rounds: int, result
                     quartiles_ms=[1e3 * each for each in gpu.spread(seconds)],
                     images_per_second=key["batch"] / statistics.median(seconds),
                     difference_from_keras=difference,
-                    parity=difference <= (PARITY if precision in ("float32", "tf32") else ALLOWED[precision]),
+                    parity=difference <= allowed,
                 )
                 print(f"{name}, batch {key['batch']}: {1e3 * statistics.median(seconds):.2f} ms", file=sys.stderr)
         except runners.RunnerError as error:
@@ -297,7 +307,7 @@ def work(kind: str, precision: str, file: str, device: str) -> Callable[[dict[st
             images = images()
         if request["batch"] > COMPARED:
             return {"seconds": seconds}
-        return {"seconds": seconds, "pixels": images[:, ::16, ::16].astype(float).round(6).tolist()}
+        return {"seconds": seconds, "pixels": to_float(images[:, ::16, ::16]).astype(float).round(6).tolist()}
 
     return answer
 
@@ -311,11 +321,11 @@ def _onnxruntime(file: str, precision: str, device: str) -> Runner:
     return lambda z: session.run(None, {name: z})[0]
 
 
-def _onnxruntime_bound(file: str, precision: str, device: str) -> Runner:
+def _onnxruntime_bound(file: str, precision: str, device: str, nhwc: bool = False) -> Runner:
     """Latents and images stay on the device."""
     import onnxruntime
 
-    session = _session(file, precision, device)
+    session = _session(file, precision, device, nhwc)
     bound: dict[int, Any] = {}
 
     def run(z: np.ndarray) -> Any:
@@ -333,13 +343,14 @@ def _onnxruntime_bound(file: str, precision: str, device: str) -> Runner:
     return run
 
 
-def _session(file: str, precision: str, device: str) -> Any:
+def _session(file: str, precision: str, device: str, nhwc: bool = False) -> Any:
     import onnxruntime
 
     providers: list[Any] = ["CPUExecutionProvider"]
     if device == "cuda":
         onnxruntime.preload_dlls()  # CUDA's libraries from their pip packages
-        providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": "1" if precision == "tf32" else "0"}))
+        options = {"use_tf32": "1" if precision == "tf32" else "0", "prefer_nhwc": "1" if nhwc else "0"}
+        providers.insert(0, ("CUDAExecutionProvider", options))
     session = onnxruntime.InferenceSession(file, providers=providers)
     if device == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
         raise SystemExit("onnxruntime does not run on the GPU: keras-vae doctor says why")
@@ -450,6 +461,7 @@ def torch_decoder(weights: dict[str, np.ndarray]) -> Any:
 RUNNERS: dict[str, Callable[[str, str, str], Runner]] = {
     "onnxruntime": _onnxruntime,
     "onnxruntime-bound": _onnxruntime_bound,
+    "onnxruntime-nhwc-bound": functools.partial(_onnxruntime_bound, nhwc=True),
     "openvino": _openvino,
     "litert": _litert,
     "tensorflow": _tensorflow,

@@ -36,6 +36,7 @@ from keras_vae.runs.opening import BATCH, Model, open_model
 from keras_vae.runs.run_images import data_of
 from keras_vae.support import pictures
 from keras_vae.support.files import write_json
+from keras_vae.support.pixels import to_uint8
 from keras_vae.support.true_float32 import true_float32
 
 RESULTS = Path(__file__).parent / "results"
@@ -199,7 +200,7 @@ def table(record: dict[str, Any]) -> str:
 def row(images: np.ndarray) -> Image.Image:
     """Images beside each other, each `SHOWN_PIXELS` a side."""
     strip = Image.new("RGB", (len(images) * SHOWN_PIXELS, SHOWN_PIXELS))
-    for place, image in enumerate(pictures.to_uint8(images)):
+    for place, image in enumerate(to_uint8(images)):
         one = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert("RGB")
         size = (SHOWN_PIXELS, SHOWN_PIXELS)
         strip.paste(one.resize(size, Image.Resampling.LANCZOS), (place * SHOWN_PIXELS, 0))

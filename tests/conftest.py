@@ -107,7 +107,10 @@ def make_vae() -> Callable[..., keras_vae.VAE]:
 
 
 class Deployed(NamedTuple):
-    """A model of 8 latents and 32x32x3 images with a learned prior, exported, and what Keras makes of some latents."""
+    """A model of 8 latents and 32x32x3 images with a learned prior, exported, and what Keras makes of some latents.
+
+    Of `deployed_uint8` the artifacts' images are uint8, and those that Keras makes float32 all the same.
+    """
 
     saved_model: Path  # .../faces/1
     onnx: Path
@@ -131,8 +134,8 @@ def flow(latent_dim: int, seed: int = 3) -> priors.FlowMatchingPrior:
 
 
 @pytest.fixture(scope="session")
-def deployed(tmp_path_factory: pytest.TempPathFactory) -> Deployed:
-    """What the kits of other apps run: not to be changed."""
+def deployed_vae() -> keras_vae.VAE:
+    """The model that is deployed: not to be changed."""
     keras.utils.set_random_seed(3)
     vae = keras_vae.VAE((32, 32, 3), 8, perceptual=None, seed=3)
     rng = np.random.default_rng(3)
@@ -140,10 +143,26 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Deployed:
         if any(part in weight.path for part in ("moving", "gamma", "beta")):
             weight.assign(rng.uniform(0.5, 1.5, weight.shape))
     vae.set_prior(flow(8))
-    folder = tmp_path_factory.mktemp("deployed")
-    vae.export(folder / "faces" / "1")
-    vae.export(folder / "decoder.onnx", format="onnx", run_id="abc")
-    vae.export(folder / "generator.onnx", format="onnx", part="generator", run_id="abc")
+    return vae
+
+
+@pytest.fixture(scope="session")
+def deployed(deployed_vae: keras_vae.VAE, tmp_path_factory: pytest.TempPathFactory) -> Deployed:
+    """What the kits of other apps run: not to be changed."""
+    return deploy(deployed_vae, tmp_path_factory.mktemp("deployed"), "float32")
+
+
+@pytest.fixture(scope="session")
+def deployed_uint8(deployed_vae: keras_vae.VAE, tmp_path_factory: pytest.TempPathFactory) -> Deployed:
+    """The same model with images from 0 to 255."""
+    return deploy(deployed_vae, tmp_path_factory.mktemp("deployed_uint8"), "uint8")
+
+
+def deploy(vae: keras_vae.VAE, folder: Path, output: str) -> Deployed:
+    vae.export(folder / "faces" / "1", output=output)
+    vae.export(folder / "decoder.onnx", format="onnx", output=output, run_id="abc")
+    vae.export(folder / "generator.onnx", format="onnx", output=output, part="generator", run_id="abc")
+    rng = np.random.default_rng(4)
     z, noise = rng.standard_normal((2, 5, 8)).astype(np.float32)
     images, generated = (keras.ops.convert_to_numpy(vae.decode(each)) for each in (z, vae.prior(noise)))
     assert images.std() > 0.05

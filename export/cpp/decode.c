@@ -220,6 +220,7 @@ typedef struct {
     int64_t latent_dim;
     TF_Graph *graph;
     TF_Session *session;
+    TF_DataType dtype;  /* of its images: TF_FLOAT, values in [0, 1], or TF_UINT8, levels 0..255 */
     TF_Output z, image; /* of the signature serving_default */
     bool can_generate;  /* it has the signature generate, of these: */
     TF_Output noise, generated;
@@ -229,7 +230,10 @@ typedef struct {
 
 typedef struct {
     int64_t count, height, width, channels;
-    float *pixels; /* in [0, 1], image after image, row after row, channels last; release with free() */
+    /* Image after image, row after row, channels last. One of the two is there, as the decoder has it, the other NULL;
+     * release both with free(). */
+    float *pixels;         /* in [0, 1] */
+    unsigned char *levels; /* 0..255, of a decoder that was exported with --output uint8 */
 } Images;
 
 /* How long the first line of TensorFlow's message is; further ones name nodes of the graph. */
@@ -269,11 +273,15 @@ static bool resolve_signatures(Decoder *decoder, Bytes meta_graph)
     Bytes signature;
     TensorInfo z;
     TF_Graph *graph = decoder->graph;
+    TensorInfo image;
     if (!find_entry(meta_graph, META_GRAPH_SIGNATURES, "serving_default", &signature) ||
-        count_fields(signature, SIGNATURE_INPUTS) != 1 ||
+        !find_tensor(signature, SIGNATURE_OUTPUTS, "image", &image))
+        return false;
+    const TF_DataType dtype = decoder->dtype = image.dtype == TF_UINT8 ? TF_UINT8 : TF_FLOAT;
+    if (count_fields(signature, SIGNATURE_INPUTS) != 1 ||
         !find_tensor(signature, SIGNATURE_INPUTS, "z", &z) ||
         !resolve(graph, signature, SIGNATURE_INPUTS, "z", TF_FLOAT, 2, &decoder->z) ||
-        !resolve(graph, signature, SIGNATURE_OUTPUTS, "image", TF_FLOAT, 4, &decoder->image) || z.dims[1] < 1)
+        !resolve(graph, signature, SIGNATURE_OUTPUTS, "image", dtype, 4, &decoder->image) || z.dims[1] < 1)
         return false;
     decoder->latent_dim = z.dims[1];
     TensorInfo noise;
@@ -281,13 +289,13 @@ static bool resolve_signatures(Decoder *decoder, Bytes meta_graph)
                             count_fields(signature, SIGNATURE_INPUTS) == 1 &&
                             find_tensor(signature, SIGNATURE_INPUTS, "noise", &noise) &&
                             resolve(graph, signature, SIGNATURE_INPUTS, "noise", TF_FLOAT, 2, &decoder->noise) &&
-                            resolve(graph, signature, SIGNATURE_OUTPUTS, "image", TF_FLOAT, 4, &decoder->generated) &&
+                            resolve(graph, signature, SIGNATURE_OUTPUTS, "image", dtype, 4, &decoder->generated) &&
                             noise.dims[1] == z.dims[1];
     decoder->can_sample = find_entry(meta_graph, META_GRAPH_SIGNATURES, "sample", &signature) &&
                           count_fields(signature, SIGNATURE_INPUTS) == 2 &&
                           resolve(graph, signature, SIGNATURE_INPUTS, "count", TF_INT64, 0, &decoder->count) &&
                           resolve(graph, signature, SIGNATURE_INPUTS, "seed", TF_INT64, 0, &decoder->seed) &&
-                          resolve(graph, signature, SIGNATURE_OUTPUTS, "image", TF_FLOAT, 4, &decoder->sampled);
+                          resolve(graph, signature, SIGNATURE_OUTPUTS, "image", dtype, 4, &decoder->sampled);
     return true;
 }
 
@@ -364,23 +372,29 @@ Decoder *decoder_open(const char *saved_model, Failure *failure)
 }
 
 /* Copies a batch of images to its place, and makes room for all when it is the first. */
-static bool keep_batch(const TF_Tensor *tensor, int64_t start, int64_t count, Images *images, Failure *failure)
+static bool keep_batch(const TF_Tensor *tensor, TF_DataType dtype, int64_t start, int64_t count, Images *images,
+                       Failure *failure)
 {
-    if (TF_TensorType(tensor) != TF_FLOAT || TF_NumDims(tensor) != 4 || TF_Dim(tensor, 0) != count ||
+    if (TF_TensorType(tensor) != dtype || TF_NumDims(tensor) != 4 || TF_Dim(tensor, 0) != count ||
         TF_TensorElementCount(tensor) < 1)
         return fail(failure, OTHER_ERROR, "the decoder returned something other than a batch of images");
-    if (images->pixels == NULL) {
+    if (images->pixels == NULL && images->levels == NULL) {
         images->height = TF_Dim(tensor, 1);
         images->width = TF_Dim(tensor, 2);
         images->channels = TF_Dim(tensor, 3);
-        images->pixels = (float *)calloc((size_t)images->count, TF_TensorByteSize(tensor) / (size_t)count);
-        if (images->pixels == NULL)
+        void *room = calloc((size_t)images->count, TF_TensorByteSize(tensor) / (size_t)count);
+        if (dtype == TF_UINT8)
+            images->levels = (unsigned char *)room;
+        else
+            images->pixels = (float *)room;
+        if (room == NULL)
             return fail(failure, OTHER_ERROR, "out of memory for %lld images", (long long)images->count);
     }
     const int64_t size = images->height * images->width * images->channels;
     if (TF_TensorElementCount(tensor) != count * size)
         return fail(failure, OTHER_ERROR, "the decoder returned images of different sizes");
-    memcpy(images->pixels + start * size, TF_TensorData(tensor), TF_TensorByteSize(tensor));
+    void *place = dtype == TF_UINT8 ? (void *)(images->levels + start * size) : (void *)(images->pixels + start * size);
+    memcpy(place, TF_TensorData(tensor), TF_TensorByteSize(tensor));
     return true;
 }
 
@@ -397,7 +411,7 @@ static bool run(Decoder *decoder, const TF_Output *inputs, TF_Tensor **values, i
         TF_Status *status = TF_NewStatus();
         TF_Tensor *result = NULL;
         TF_SessionRun(decoder->session, NULL, inputs, values, number, &output, &result, 1, NULL, 0, NULL, status);
-        done = TF_GetCode(status) == TF_OK ? keep_batch(result, start, count, images, failure)
+        done = TF_GetCode(status) == TF_OK ? keep_batch(result, decoder->dtype, start, count, images, failure)
                                            : fail(failure, OTHER_ERROR, "decoding failed: %.*s",
                                                   first_line(status), TF_Message(status));
         if (result != NULL)
@@ -409,7 +423,9 @@ static bool run(Decoder *decoder, const TF_Output *inputs, TF_Tensor **values, i
             TF_DeleteTensor(values[i]);
     if (!done) {
         free(images->pixels);
+        free(images->levels);
         images->pixels = NULL;
+        images->levels = NULL;
     }
     return done;
 }
@@ -495,7 +511,7 @@ static const char usage[] =
     "  SAVED_MODEL   folder of an exported model: it holds saved_model.pb\n"
     "  Z             text file of latent vectors: numbers separated by whitespace; - for standard input\n"
     "  OUT           .ppm (3 channels) or .pgm (1 channel): a picture, several images as a grid;\n"
-    "                .f32: the images as they are, float32 [image, row, column, channel] without a header\n"
+    "                .f32: the images' values in [0, 1], float32 [image, row, column, channel] without a header\n"
     "  --seed N      instead of Z: samples of the model's prior, the same ones for the same seed\n"
     "  --count N     how many, 1 to 1000; 1 if not given\n"
     "  --noise FILE  instead of Z: samples of standard normal numbers in a file like Z's; - for standard input\n";
@@ -724,9 +740,10 @@ static bool write_picture(FILE *file, const Images *images)
             const int64_t image = y / images->height * columns + column;
             if (image >= images->count)
                 break;
-            const float *values = images->pixels + (size_t)(image * images->height + y % images->height) * across;
+            const size_t start = (size_t)(image * images->height + y % images->height) * across;
+            unsigned char *place = line + (size_t)column * across;
             for (size_t i = 0; i < across; i++)
-                line[(size_t)column * across + i] = to_byte(values[i]);
+                place[i] = images->levels != NULL ? images->levels[start + i] : to_byte(images->pixels[start + i]);
         }
         good = fwrite(line, across, (size_t)columns, file) == (size_t)columns;
     }
@@ -737,7 +754,14 @@ static bool write_picture(FILE *file, const Images *images)
 static bool write_floats(FILE *file, const Images *images)
 {
     const size_t size = (size_t)(images->count * images->height * images->width * images->channels);
-    return fwrite(images->pixels, sizeof *images->pixels, size, file) == size;
+    if (images->levels == NULL)
+        return fwrite(images->pixels, sizeof *images->pixels, size, file) == size;
+    bool good = true;
+    for (size_t i = 0; good && i < size; i++) {
+        const float value = (float)images->levels[i] / 255;
+        good = fwrite(&value, sizeof value, 1, file) == 1;
+    }
+    return good;
 }
 
 /* Writes to a new file beside OUT. False with errno set; then the file is gone. */
@@ -803,7 +827,7 @@ static bool use_numbers(Decoder *decoder, const Command *command, const Numbers 
 static bool run_command(const Command *command, Failure *failure)
 {
     Numbers numbers = {NULL, 0, 0};
-    Images images = {0, 0, 0, 0, NULL};
+    Images images = {0, 0, 0, 0, NULL, NULL};
     Decoder *decoder = NULL;
     bool good = check_out(command->out, failure) &&
                 (command->vectors == NULL || read_numbers(command->vectors, &numbers, failure)) &&
@@ -816,6 +840,7 @@ static bool run_command(const Command *command, Failure *failure)
                (long long)images.height, (long long)images.width, (long long)images.channels, command->out);
     decoder_close(decoder);
     free(images.pixels);
+    free(images.levels);
     free(numbers.values);
     return good;
 }

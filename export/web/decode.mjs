@@ -16,7 +16,7 @@ MODEL.onnx  a generator, for samples, or a decoder, for latents
             for a generator; for a decoder latents, which are samples where the model's prior is the standard normal
 --count     how many (default 16)
 ROWS.json   rows of a generator's noise or of a decoder's latents, [[0.1, ...], ...]; - reads them from standard input
-OUT         .ppm: a picture, all images in a grid; .f32: float32, little-endian, [n, height, width, channels]
+OUT         .ppm: a picture, all images in a grid; .f32: float32 in [0, 1], little-endian, [n, height, width, channels]
 
 exit status: 0 done, 2 wrong use or bad input, 1 anything else`;
 
@@ -102,6 +102,12 @@ function toPPM(images) {
   return Buffer.concat([header, pixels]);
 }
 
+/** The bytes of values in [0, 1], float32. */
+function toFloats(data) {
+  const values = data instanceof Uint8Array ? Float32Array.from(data, (level) => level / 255) : data;
+  return new Uint8Array(values.buffer);
+}
+
 /** In one piece or not at all. */
 async function write(out, bytes) {
   const aside = path.join(path.dirname(out), `.${path.basename(out)}.${process.pid}`);
@@ -125,10 +131,11 @@ async function main() {
   if (wanted * imageSize > MAX_VALUES) throw new UsageError(`${wanted} images are more than 2 GiB: ask for fewer`);
   const parts = [];
   for await (const images of model.batches(rows === null ? model.draw(count, seed) : given)) parts.push(images.data);
-  const data = new Float32Array(await new Blob(parts).arrayBuffer());
+  const bytes = await new Blob(parts).arrayBuffer();
+  const data = model.outputType === "uint8" ? new Uint8Array(bytes) : new Float32Array(bytes);
   const images = { data, dims: [data.length / imageSize, ...model.imageShape] };
 
-  await write(out, out.endsWith(".ppm") ? toPPM(images) : new Uint8Array(data.buffer));
+  await write(out, out.endsWith(".ppm") ? toPPM(images) : toFloats(data));
   return console.log(`${out}: ${images.dims[0]} of ${model.imageShape.join(" x ")}`);
 }
 

@@ -27,6 +27,7 @@ export function inTurn(work) {
 
 /** What decoders, generators and priors have in common: rows of `latentDim` numbers in, one tensor out. */
 class Network {
+  static types = ["float32"]; // of what it returns
   #ort;
   #session;
 
@@ -47,7 +48,7 @@ class Network {
 
   /** Use `load`. */
   constructor(ort, session, name) {
-    const { kind, input, output, rank } = this.constructor;
+    const { kind, input, output, rank, types } = this.constructor;
     const names = [...session.inputNames, ...session.outputNames];
     if (names.join() !== `${input},${output}`) {
       const wanted = `a ${kind} has ${input} and ${output}`;
@@ -60,8 +61,8 @@ class Network {
     if (shapes[0].length !== 1 || shapes[1].length !== rank || !shapes.flat().every(Number.isInteger)) {
       throw wrong(shapes.map((shape) => `[batch, ${shape}]`));
     }
-    if (values.some((value) => value.type !== "float32")) {
-      throw wrong([values[0].type, `${values[1].type}, not float32`]);
+    if (values[0].type !== "float32" || !types.includes(values[1].type)) {
+      throw wrong([values[0].type, `${values[1].type}, not float32${types.length > 1 ? " or uint8" : ""}`]);
     }
     this.#ort = ort;
     this.#session = session;
@@ -71,6 +72,8 @@ class Network {
     this.latentDim = shapes[0][0];
     /** Of what it returns for a row: [height, width, channels], or [latentDim]. */
     this.outputShape = shapes[1];
+    /** The type of that: "float32", or of images "uint8" too. */
+    this.outputType = values[1].type;
   }
 
   /**
@@ -79,7 +82,7 @@ class Network {
    * Any number of calls may be under way at once; they run one after another.
    *
    * @param rows n rows of latentDim numbers, or n * latentDim numbers in one list; lists are arrays or typed arrays.
-   * @returns {Promise<{data: Float32Array, dims: number[]}>} dims is [n, ...outputShape].
+   * @returns {Promise<{data: Float32Array | Uint8Array, dims: number[]}>} dims is [n, ...outputShape].
    * @throws {DecoderError} rows of another size, that are not numbers, or not finite.
    */
   async run(rows) {
@@ -125,10 +128,11 @@ class Network {
   }
 }
 
-/** What decoders and generators have in common: `run` gives images, values in [0, 1]. */
+/** What decoders and generators have in common: `run` gives images, values in [0, 1], or 0..255 in a Uint8Array. */
 class Images extends Network {
   static output = "image";
   static rank = 3;
+  static types = ["float32", "uint8"];
 
   /** [height, width, channels] */
   get imageShape() {
@@ -138,7 +142,7 @@ class Images extends Network {
   /**
    * Images of `draw(count, seed)`, all in one batch.
    *
-   * @returns {Promise<{data: Float32Array, dims: number[], drawn: Float32Array}>} as `run`, and what was drawn.
+   * @returns {Promise<{data, dims, drawn: Float32Array}>} as `run`, and what was drawn.
    * @throws {DecoderError} count or seed is none.
    */
   async sample(count, seed) {
@@ -231,7 +235,8 @@ export async function construct(ort, source, options, classOf) {
 /**
  * The pixels of one image, as ImageData takes them.
  *
- * @param {{data: Float32Array, dims: number[]}} images of 1 or 3 channels; what is beyond [0, 1] is cut off.
+ * @param {{data: Float32Array | Uint8Array, dims: number[]}} images of 1 or 3 channels, as `run` gives them; of floats
+ *     what is beyond [0, 1] is cut off.
  * @param {number} index which of them.
  * @returns {{data: Uint8ClampedArray, width: number, height: number}} RGBA, opaque.
  * @throws {DecoderError} other channels, or no such image.
@@ -246,10 +251,11 @@ export function toRGBA({ data, dims }, index = 0) {
   if (!(Number.isInteger(index) && start >= 0 && start < data.length)) {
     throw new DecoderError(`there is no image ${describe(index)}: dims are [${dims}]`);
   }
+  const scale = data instanceof Uint8Array ? 1 : 255;
   const rgba = new Uint8ClampedArray(4 * pixels); // rounds and clamps what is put into it
   for (let pixel = 0; pixel < pixels; pixel++) {
     for (let channel = 0; channel < 3; channel++) {
-      rgba[4 * pixel + channel] = 255 * data[start + pixel * channels + (channels === 3 ? channel : 0)];
+      rgba[4 * pixel + channel] = scale * data[start + pixel * channels + (channels === 3 ? channel : 0)];
     }
     rgba[4 * pixel + 3] = 255;
   }

@@ -13,7 +13,7 @@ from keras_vae._version import __version__
 from keras_vae.export import triton
 from keras_vae.export.artifact import check_target, float32_copy, keras_runner
 from keras_vae.export.errors import ExportError, MissingRuntimeError
-from keras_vae.export.formats import FORMATS, PARTS
+from keras_vae.export.formats import FORMATS, OUTPUTS, PARTS
 from keras_vae.export.generator import compose
 from keras_vae.export.verify import TOLERANCE, Report, joined
 from keras_vae.export.verify import verify as compare
@@ -35,6 +35,7 @@ def export(
     out: Path | None,
     formats: tuple[str, ...],
     precision: str = "float32",
+    output: str = "float32",
     source: str | None = None,
     encoder: bool = False,
     version: int = 1,
@@ -46,14 +47,15 @@ def export(
         out: the folder for the artifacts; by default the run's export folder.
         formats: keys of `keras_vae.export.formats.FORMATS`, and "triton", a model repository with both ONNX files.
         precision: precision of the ONNX files.
+        output: what the images are, "float32" or "uint8".
         source: images to calibrate int8 on; by default what the run trained on.
         encoder: whether to export the encoder too: in the SavedModel, and as an ONNX file beside the decoder.
         version: version of the SavedModel, which names its folder; TF Serving serves the highest.
 
     Returns:
-        `artifacts`: for each its `format`, `part` ("decoder", "generator", or both), `precision`, `path`, `bytes`, and
-        how far its images are from Keras's, `max_difference` and `psnr` (dB). `beside`: paths of the encoder and the
-        attribute vectors, if they were written too.
+        `artifacts`: for each its `format`, `part` ("decoder", "generator", or both), `precision`, `output`, `path`,
+        `bytes`, and how far its images are from Keras's, `max_difference` and `psnr` (dB). `beside`: paths of the
+        encoder and the attribute vectors, if they were written too.
 
     Raises:
         InputError, ExportError, VerificationError: as `VAE.export`.
@@ -69,12 +71,12 @@ def export(
         raise InputError(f"{path} is not a run, which has a folder for exports: give --out")
     written = dict.fromkeys(name if name != TRITON else "onnx" for name in formats)
     targets = {
-        (name, part): folder / place(name, precision, version, part)
+        (name, part): folder / place(name, precision, output, version, part)
         for name in written
         for part in PARTS[: 1 if name in holders else 2]
     }
     for (name, _), target in targets.items():
-        check_target(target, name, precision)
+        check_target(target, name, precision, output)
     calibration = _calibration(model, source) if precision == "int8" else None
     artifacts = []
     for (name, part), target in targets.items():
@@ -83,6 +85,7 @@ def export(
             format=name,
             part=part,
             precision=precision,
+            output=output,
             calibration=calibration,
             encoder=encoder and name in holders,
             run_id=model.config.get("run_id", ""),
@@ -92,6 +95,7 @@ def export(
                 "format": name,
                 "part": "decoder and generator" if name in holders else part,
                 "precision": precision,
+                "output": output,
                 "path": str(target),
                 "bytes": size(target),
                 "max_difference": max(pair.max_difference for pair in report.pairs),
@@ -132,12 +136,18 @@ def _copy_vectors(model: Model, folder: Path) -> list[Path]:
     return [target]
 
 
-def place(format: str, precision: str = "float32", version: int = 1, part: str = "decoder") -> str:
+def place(
+    format: str, precision: str = "float32", output: str = "float32", version: int = 1, part: str = "decoder"
+) -> str:
     """Where `export` puts a format, relative to its folder."""
     if not FORMATS[format].ending:
         return str(version)
     found = Path(FORMATS[format].place_of(part))
-    return str(found) if precision == "float32" else f"{found.stem}.{precision}{found.suffix}"
+    return ".".join((found.stem, *_unusual(precision, output))) + found.suffix
+
+
+def _unusual(*types: str) -> list[str]:
+    return [each for each in types if each != "float32"]
 
 
 def size(path: Path) -> int:
@@ -158,8 +168,9 @@ def verify(path: Path, artifacts: list[Path]) -> dict[str, Any]:
 
     Returns:
         What `keras_vae.export.verify.Report.to_json` returns, and `artifacts`: for each its `path`, `format`,
-        `precision`, `bytes`, whether its `checksum` is right (None without one), and the `problem` with it, or None. If
-        the runtime of one of the run's own is not installed, `skipped` says so. `passed` is for all together.
+        `precision`, `output`, `bytes`, whether its `checksum` is right (None without one), and the `problem` with it,
+        or None. If the runtime of one of the run's own is not installed, `skipped` says so. `passed` is for all
+        together.
 
     Raises:
         InputError: there is no model, nothing to compare it with, or the decoders differ in size.
@@ -178,6 +189,7 @@ def verify(path: Path, artifacts: list[Path]) -> dict[str, Any]:
             "path": str(artifact),
             "format": None,
             "precision": None,
+            "output": None,
             "bytes": None,
             "checksum": None,
             "problem": None,
@@ -200,6 +212,7 @@ def verify(path: Path, artifacts: list[Path]) -> dict[str, Any]:
         check |= {
             "format": other.kind,
             "precision": _precision(other),
+            "output": _output(other),
             "checksum": True if other.metadata else None,
             "problem": _wrong_metadata(model, other, own),
         }
@@ -225,11 +238,12 @@ def _present(folder: Path) -> list[Path]:
     """The artifacts in an export folder."""
     versions = sorted((path for path in folder.glob("*") if path.name.isdecimal()), key=lambda path: int(path.name))
     names = [
-        place(name, precision, part=part)
+        place(name, precision, output, part=part)
         for name, each in FORMATS.items()
         if each.ending
         for part in PARTS
         for precision in each.precisions
+        for output in OUTPUTS
     ]
     repository = sorted(path for path in (folder / TRITON).glob("*") if not path.name.startswith("."))
     return [*versions, *(folder / name for name in names if (folder / name).exists()), *repository]
@@ -253,6 +267,10 @@ def _decoder_of(path: Path) -> Path:
 
 def _precision(model: Model) -> str:
     return model.metadata.get("precision", "float32")
+
+
+def _output(model: Model) -> str:
+    return model.metadata.get("output", "float32")
 
 
 def _wrong_metadata(model: Model, other: Model, own: bool) -> str | None:
@@ -286,8 +304,10 @@ def _labelled(models: list[Model]) -> dict[str, Model]:
     """Models by label: their kind and precision, with the path if that is not unique."""
     kinds = ["keras" if model.vae is not None else model.kind for model in models]
     kinds = [f"{kind} generator" if model.decoder is None else kind for kind, model in zip(kinds, models, strict=True)]
-    precisions = ["" if _precision(model) == "float32" else f" {_precision(model)}" for model in models]
-    names = [kind + precision for kind, precision in zip(kinds, precisions, strict=True)]
+    names = [
+        " ".join((kind, *_unusual(_precision(model), _output(model))))
+        for kind, model in zip(kinds, models, strict=True)
+    ]
     labels = [
         name if names.count(name) == 1 else f"{name} {model.path}" for name, model in zip(names, models, strict=True)
     ]

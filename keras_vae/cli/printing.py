@@ -142,12 +142,14 @@ def doctor(results: Results) -> None:
 
 def export(results: Results) -> None:
     for artifact in results["artifacts"]:
+        is_uint8 = artifact["output"] == "uint8"
         equal = (
-            f"equal to Keras within {artifact['max_difference']:.2g}"
+            f"equal to Keras within {artifact['max_difference']:.2g}{' and rounding' if is_uint8 else ''}"
             if artifact["precision"] == "float32"
             else f"{artifact['precision']}, {artifact['psnr']:.1f} dB from Keras"
         )
-        print(f"{artifact['path']}: {artifact['part']}, {equal}, {artifact['bytes'] / 1e6:.2f} MB")
+        images = ", uint8 images" if is_uint8 else ""
+        print(f"{artifact['path']}: {artifact['part']}{images}, {equal}, {artifact['bytes'] / 1e6:.2f} MB")
     for path in results["beside"]:
         print(f"{path}: beside it, for these weights")
 

@@ -14,6 +14,7 @@ from keras_vae.data.images import Images, Skips, fits_in_memory
 from keras_vae.data.pipelines import Indexed
 from keras_vae.data.sources import Named, Opened, Request, Source, is_named
 from keras_vae.support.errors import InputError
+from keras_vae.support.pixels import to_uint8
 
 
 def takes(source: Source) -> bool:
@@ -88,7 +89,7 @@ def _opened(name: str, pixels: np.ndarray, request: Request, train_size: int | N
     if not 0 < train_size < count:
         raise InputError(f"{name} has {train_size} images to train on and {count - train_size} held out: give both")
     if pixels.dtype != np.uint8:
-        pixels = np.round(np.clip(pixels.astype(np.float32), 0.0, 1.0) * 255.0).astype(np.uint8)
+        pixels = to_uint8(pixels.astype(np.float32))
     skips = Skips(name, count)
     images = _fitted(pixels, request.image_size, request.crop, skips)
     order = np.arange(count)

@@ -19,6 +19,7 @@ from keras_vae.runs.run_images import data_of
 from keras_vae.support import pictures
 from keras_vae.support.errors import InputError
 from keras_vae.support.files import check_output_file
+from keras_vae.support.pixels import to_uint8
 from keras_vae.support.true_float32 import true_float32
 
 COUNT_AT_MOST = 100
@@ -165,6 +166,6 @@ def _enlarged(images: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
         images = np.repeat(images, 3, axis=-1)
     if images.shape[1:3] == shape:
         return images
-    pixels = (Image.fromarray(each) for each in pictures.to_uint8(images))
+    pixels = (Image.fromarray(each) for each in to_uint8(images))
     resized = [each.resize(shape[::-1], Image.Resampling.BICUBIC) for each in pixels]
     return np.stack([np.asarray(each, np.float32) / 255.0 for each in resized])

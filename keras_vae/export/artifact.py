@@ -13,8 +13,9 @@ import numpy as np
 from keras_vae.export import seal
 from keras_vae.export.errors import ExportError, VerificationError
 from keras_vae.export.files import aside, check_parent
-from keras_vae.export.formats import FORMATS, PRECISIONS, Runner, format_of, open_artifact
+from keras_vae.export.formats import FORMATS, PRECISIONS, Runner, check_output, format_of, open_artifact
 from keras_vae.export.generator import compose
+from keras_vae.export.output import with_output
 from keras_vae.export.verify import Report, joined, verify
 from keras_vae.export.writers import saved_model
 from keras_vae.support import keras_internals
@@ -31,15 +32,16 @@ def export_decoder(
     metadata: Mapping[str, str] | None = None,
     *,
     precision: str = "float32",
+    output: str = "float32",
     calibration: np.ndarray | None = None,
     prior: keras.layers.Layer | None = None,
     encoder: keras.Model | None = None,
 ) -> Report:
     """Writes a decoder that runs without this project.
 
-    The artifact takes `z`, float32 (batch, latent_dim), and returns `image`, float32 (batch, height, width, channels).
-    Its batch size is free, and it computes in float32, whatever the dtype policy of the decoder. With a prior it is a
-    generator: it takes `noise`, standard normal, instead of `z`. A SavedModel is then both.
+    The artifact takes `z`, float32 (batch, latent_dim), and returns `image` (batch, height, width, channels). Its batch
+    size is free, and it computes in float32, whatever the dtype policy of the decoder. With a prior it is a generator:
+    it takes `noise`, standard normal, instead of `z`. A SavedModel is then both.
 
     Args:
         decoder: Keras model, functional or sequential, with one input and one output. It is not changed.
@@ -49,6 +51,8 @@ def export_decoder(
         format: a key of `keras_vae.export.formats.FORMATS`.
         metadata: further entries for the artifact's metadata.
         precision: for "onnx" also "float16" or "int8": smaller files, whose images differ as `Pair.psnr` tells.
+        output: what the images are: "float32", as the decoder makes them, or "uint8", its values in [0, 1] rounded to
+            0..255 as in our PNG files.
         calibration: for int8, a few hundred latents of real images, (count, latent_dim).
         prior: Keras layer from noise to latents, float32 (batch, latent_dim) both.
         encoder: for "tf_saved_model", a Keras model from images to mean and log-variance, for a signature `encode`.
@@ -62,15 +66,15 @@ def export_decoder(
         VerificationError: the artifact does not equal the decoder; what was at `path` is still there.
     """
     path = Path(path)
-    check_target(path, format, precision)
+    check_target(path, format, precision, output)
     options = _options(format, precision, calibration, encoder)
     reference = float32_copy(decoder)
     latent_dim, image_shape = reference.input_shape[1], reference.output_shape[1:]
-    entries = {"format_version": str(seal.FORMAT_VERSION), "precision": precision, **(metadata or {})}
+    entries = {"format_version": str(seal.FORMAT_VERSION), "precision": precision, "output": output, **(metadata or {})}
     with aside(path) as new:
-        FORMATS[format].write(reference, new, entries, prior=prior, **options)
+        FORMATS[format].write(with_output(reference, output), new, entries, prior=prior, **options)
         opened = open_artifact(new)
-        name = format if precision == "float32" else f"{format} {precision}"
+        name = " ".join((format, *(each for each in (precision, output) if each != "float32")))
         models = [(reference, opened.decode)] if prior is None or FORMATS[format].holds_all else []
         models += [] if prior is None else [(compose(reference, prior), opened.generate)]
         report = joined(
@@ -83,6 +87,7 @@ def export_decoder(
             or not report.passed
             or opened.latent_dim != latent_dim
             or opened.image_shape != image_shape
+            or any(run(np.zeros((0, latent_dim), np.float32)).dtype != output for _, run in models if run is not None)
         ):
             raise VerificationError(f"{path} was not written: the new artifact differs from Keras: {report.summary()}")
         if "encoder" in options:
@@ -114,8 +119,8 @@ def _options(
     return {"precision": precision}
 
 
-def check_target(path: Path, format: str, precision: str = "float32") -> None:
-    """Refuses, before any work is done, an unknown format or a path that holds something else than such an artifact.
+def check_target(path: Path, format: str, precision: str = "float32", output: str = "float32") -> None:
+    """Refuses, before any work is done, what no format writes, or a path that holds something else.
 
     Raises:
         ExportError: it is refused.
@@ -124,6 +129,7 @@ def check_target(path: Path, format: str, precision: str = "float32") -> None:
         raise ExportError(f"unknown export format {format!r}: choose one of {', '.join(FORMATS)}")
     if precision not in PRECISIONS:
         raise ExportError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
+    check_output(output)
     if precision not in FORMATS[format].precisions:
         others = " or ".join(repr(each.name) for each in FORMATS.values() if precision in each.precisions)
         raise ExportError(f"{precision} is for format {others}, and the format is {format}: export this one in float32")

@@ -27,8 +27,8 @@ class Format:
         place: where an export folder keeps it; a file where that has an ending, which no other format has, else a
             folder named by a version, as TF Serving looks for.
         writer: `write(decoder, path, metadata, prior=None)`. `decoder` is a Keras model that computes in float32, from
-            z to images; `path` is free; `metadata` is text by name, to be kept in the artifact and given back. With a
-            `prior`, a Keras layer from noise to z, the artifact is the generator, of both
+            z to images, float32 or uint8; `path` is free; `metadata` is text by name, to be kept in the artifact and
+            given back. With a `prior`, a Keras layer from noise to z, the artifact is the generator, of both
             (`keras_vae.export.generator.compose`).
         opener: `open_decoder(path)`, which gives an `Opened`, or raises `ExportError` for what is damaged or neither
             decoder nor generator.
@@ -81,6 +81,7 @@ def _resolved(function: Function) -> Callable[..., Any]:
 PARTS = ("decoder", "generator")
 LATENTS, NOISE = "z", "noise"  # what the one takes, and what the other
 PRECISIONS = ("float32", "float16", "int8")
+OUTPUTS = ("float32", "uint8")  # what images are: values in [0, 1], or levels 0..255
 FORMATS = {
     each.name: each
     for each in (
@@ -126,8 +127,8 @@ class Opened:
         format: its name in `FORMATS`.
         latent_dim: number of latents.
         image_shape: (height, width, channels).
-        decode: from latents, float32 (batch, latent_dim), to float32 (batch, height, width, channels), for any batch;
-            None of a generator alone.
+        decode: from latents, float32 (batch, latent_dim), to images (batch, height, width, channels) of the type
+            `output`, for any batch; None of a generator alone.
         generate: the same from standard normal noise; None of a decoder alone.
         encode: from float32 images to float32 (batch, 2, latent_dim), means and log-variances, where it has an encoder.
         metadata: what the exporter wrote into it; empty where something else wrote it.
@@ -163,6 +164,17 @@ class Opened:
     @property
     def precision(self) -> str:
         return self.metadata.get("precision", "float32")
+
+    @property
+    def output(self) -> str:
+        """What its images are, one of `OUTPUTS`."""
+        return self.metadata.get("output", "float32")
+
+
+def check_output(output: str) -> None:
+    """Raises ExportError for what images cannot be."""
+    if output not in OUTPUTS:
+        raise ExportError(f"unknown output {output!r}: choose float32, for values in [0, 1], or uint8, for 0..255")
 
 
 def format_of(path: Path) -> str | None:

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from keras_vae.export.errors import ExportError
+from keras_vae.support.pixels import to_uint8
 
 
 def to_png(image: Any) -> bytes:
-    """A PNG file of one image, float (height, width, 1 or 3) in [0, 1]; what is beyond is cut off.
+    """A PNG file of one image, (height, width, 1 or 3), uint8 or float in [0, 1]; what is beyond is cut off.
 
     Raises:
         ExportError: it has another shape.
@@ -21,7 +22,7 @@ def to_png(image: Any) -> bytes:
     if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or not pixels.size:
         raise ExportError(f"an image of shape {pixels.shape}: give (height, width, 1 or 3 channels)")
     height, width, channels = pixels.shape
-    pixels = np.round(255.0 * np.clip(np.nan_to_num(pixels), 0.0, 1.0)).astype(np.uint8)
+    pixels = to_uint8(np.nan_to_num(pixels))
     rows = np.zeros((height, 1 + width * channels), np.uint8)  # each row begins with its filter, none
     rows[:, 1:] = pixels.reshape(height, -1)
     header = struct.pack(">2I5B", width, height, 8, 2 if channels == 3 else 0, 0, 0, 0)

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -24,6 +24,7 @@ with quiet_stderr():
 __all__ = ["Decoder", "Encoder", "Generator", "open_decoder", "to_png"]
 
 CPU = "CPUExecutionProvider"
+Providers: TypeAlias = Sequence[str | tuple[str, dict[str, str]]]  # by name, or with options
 
 
 class Kind(NamedTuple):
@@ -37,6 +38,7 @@ class Kind(NamedTuple):
 DECODER = Kind("decoder", [LATENTS], ["image"])
 GENERATOR = Kind("generator", [NOISE], ["image"])
 ENCODER = Kind("encoder", ["image"], ["mean", "log_var"])
+OUTPUT_TYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
 
 
 class _Images:
@@ -44,7 +46,7 @@ class _Images:
 
     _kinds: ClassVar[tuple[Kind, ...]] = (DECODER, GENERATOR)
 
-    def __init__(self, path: str | os.PathLike[str], providers: Sequence[str] | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str], providers: Providers | None = None) -> None:
         self._session, self.metadata, self.kind = open_session(Path(path), providers, *self._kinds)
         shapes = [value.shape[1:] for value in (*self._session.get_inputs(), *self._session.get_outputs())]
         known = all(isinstance(side, int) for shape in shapes for side in shape)
@@ -52,6 +54,9 @@ class _Images:
             wrong = f"{self.kind.inputs[0]} is [batch, {shapes[0]}], image [batch, {shapes[1]}]"
             raise ExportError(f"{path} is not a {self.kind.name}: {wrong}")
         self.precision = self.metadata.get("precision", "float32")
+        self.output = OUTPUT_TYPES.get(self._session.get_outputs()[0].type, "")
+        if not self.output:
+            raise ExportError(f"{path} is not a {self.kind.name}: its image is {self._session.get_outputs()[0].type}")
         self.latent_dim: int = shapes[0][0]
         self.image_shape: tuple[int, int, int] = tuple(shapes[1])
         self.provider: str = self._session.get_providers()[0]
@@ -67,13 +72,15 @@ class Decoder(_Images):
 
     Args:
         path: the .onnx file.
-        providers: onnxruntime execution providers; by default CUDA where it loads, else the CPU.
+        providers: onnxruntime execution providers, each by its name or with its options, such as
+            ("CUDAExecutionProvider", {"prefer_nhwc": "1"}); by default CUDA where it loads, else the CPU.
 
     Attributes:
         latent_dim: number of latents.
         image_shape: (height, width, channels).
         metadata: what the exporter wrote into the file.
         precision: what the file computes in: "float32", "float16" or "int8".
+        output: what images are: "float32", values in [0, 1], or "uint8", levels 0..255.
         provider: the execution provider in use.
 
     Raises:
@@ -83,7 +90,7 @@ class Decoder(_Images):
     _kinds = (DECODER,)
 
     def decode(self, z: Any) -> np.ndarray:
-        """Images of latents: float32 (batch, height, width, channels) in [0, 1].
+        """Images of latents, (batch, height, width, channels): float32 in [0, 1], or uint8, as `output` says.
 
         Args:
             z: numbers, (batch, latent_dim).
@@ -104,7 +111,7 @@ class Generator(_Images):
         providers: as `Decoder`.
 
     Attributes:
-        latent_dim, image_shape, metadata, precision, provider: as `Decoder`.
+        latent_dim, image_shape, metadata, precision, output, provider: as `Decoder`.
 
     Raises:
         ExportError: the file is missing, damaged, changed since it was exported, or no generator.
@@ -116,7 +123,7 @@ class Generator(_Images):
     _kinds = (GENERATOR,)
 
     def generate(self, noise: Any) -> np.ndarray:
-        """Images of noise: float32 (batch, height, width, channels) in [0, 1].
+        """Images of noise, (batch, height, width, channels): float32 in [0, 1], or uint8, as `output` says.
 
         Args:
             noise: numbers, (batch, latent_dim), drawn from the standard normal.
@@ -156,7 +163,7 @@ class Encoder:
         ExportError: the file is missing, damaged, changed since it was exported, or no encoder.
     """
 
-    def __init__(self, path: str | os.PathLike[str], providers: Sequence[str] | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str], providers: Providers | None = None) -> None:
         self._session, self.metadata, _ = open_session(Path(path), providers, ENCODER)
         image, mean = self._session.get_inputs()[0].shape[1:], self._session.get_outputs()[0].shape[1:]
         if not all(isinstance(side, int) for side in (*image, *mean)) or (len(image), len(mean)) != (3, 1):
@@ -180,7 +187,7 @@ class Encoder:
         return found[0], found[1]
 
 
-def open_session(path: Path, providers: Sequence[str] | None, *kinds: Kind) -> tuple[Any, dict[str, str], Kind]:
+def open_session(path: Path, providers: Providers | None, *kinds: Kind) -> tuple[Any, dict[str, str], Kind]:
     """An ONNX file of ours, opened, its metadata, and which of the kinds it is.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from keras_vae.support.files import replace
 CONFIG = "config.pbtxt"
 MODEL = "model.onnx"  # what Triton's onnxruntime backend looks for in a version's folder
 HEADER = "# Written by keras-vae from the ONNX file in the folder 1: made anew with it, not edited.\n"
+TYPES = {"FLOAT": "TYPE_FP32", "UINT8": "TYPE_UINT8"}  # of images: ONNX's names and Triton's
 MAX_BATCH_SIZE = 64
 # Batches leave as soon as they have one of these sizes. On two cores onnxruntime decodes 64x64 images at 97 % of its
 # best rate in batches of 8, at 62 % one by one.
@@ -75,15 +77,16 @@ class _Model(NamedTuple):
     input: str
     latent_dim: int
     image_shape: tuple[int, ...]
+    image_type: str  # as Triton calls it
     metadata: dict[str, str]
 
 
 def write(onnx_path: str | os.PathLike[str], repository: str | os.PathLike[str], name: str | None = None) -> Path:
     """Writes `config.pbtxt` and the folder `1` with the ONNX file, for `tritonserver --model-repository`.
 
-    The model takes `z`, or `noise` if it is a generator, FP32 [batch, latent_dim], and returns `image`, FP32 [batch,
-    height, width, channels]. Triton combines requests into batches, and decides itself whether it runs on GPUs. What an
-    earlier call wrote under the same name is replaced; anything else is not.
+    The model takes `z`, or `noise` if it is a generator, FP32 [batch, latent_dim], and returns `image`, FP32 or UINT8
+    [batch, height, width, channels], as the file does. Triton combines requests into batches, and decides itself
+    whether it runs on GPUs. What an earlier call wrote under the same name is replaced; anything else is not.
 
     Args:
         onnx_path: an exported decoder or generator.
@@ -171,7 +174,7 @@ def _config(name: str, model: _Model) -> Any:
     config = _ModelConfig(name=name, backend="onnxruntime", max_batch_size=MAX_BATCH_SIZE)
     config.version_policy.latest.num_versions = 1
     config.input.add(name=model.input, data_type="TYPE_FP32", dims=[model.latent_dim])
-    config.output.add(name="image", data_type="TYPE_FP32", dims=model.image_shape)
+    config.output.add(name="image", data_type=model.image_type, dims=model.image_shape)
     config.dynamic_batching.preferred_batch_size.extend(PREFERRED_BATCH_SIZES)
     config.dynamic_batching.max_queue_delay_microseconds = MAX_QUEUE_DELAY
     config.instance_group.add(count=1, kind="KIND_AUTO")  # one on each GPU, or one on the CPU
@@ -201,24 +204,24 @@ def _read(path: Path) -> _Model:
         )
     seal.check_onnx(content, metadata, path)
     seal.check_version(metadata, path)
-    (latent_dim,), image_shape = _shape(inputs[0], 2, path), _shape(outputs[0], 4, path)
+    ((latent_dim,), _), (image_shape, image_type) = _row(inputs[0], 2, path), _row(outputs[0], 4, path, tuple(TYPES))
     kind = "generator" if names[0] == NOISE else "decoder"
-    return _Model(kind, names[0], latent_dim, image_shape, metadata)
+    return _Model(kind, names[0], latent_dim, image_shape, image_type, metadata)
 
 
-def _shape(value: Any, rank: int, path: Path) -> tuple[int, ...]:
-    """The shape of one row of a float32 tensor whose batch is free."""
+def _row(value: Any, rank: int, path: Path, types: Sequence[str] = ("FLOAT",)) -> tuple[tuple[int, ...], str]:
+    """The shape of one row of a tensor of one of these types, whose batch is free, and its type as Triton calls it."""
     tensor = value.type.tensor_type
     dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
     type_name = onnx.TensorProto.DataType.Name(tensor.elem_type)
-    if type_name != "FLOAT" or len(dims) != rank or None in dims[1:]:
+    if type_name not in types or len(dims) != rank or None in dims[1:]:
         raise ExportError(
-            f"{path} is not a model of ours: its {value.name} is {type_name} {dims} where there should be FLOAT of "
-            f"{rank} axes, all but the first of known sizes"
+            f"{path} is not a model of ours: its {value.name} is {type_name} {dims} where there should be "
+            f"{' or '.join(types)} of {rank} axes, all but the first of known sizes"
         )
     if dims[0] is not None:
         raise ExportError(f"{path}: the batch of {value.name} is fixed at {dims[0]}: export it with a free batch")
-    return tuple(dim for dim in dims[1:] if dim is not None)
+    return tuple(dim for dim in dims[1:] if dim is not None), TYPES[type_name]
 
 
 def _check_replaceable(folder: Path) -> None:

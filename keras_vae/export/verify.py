@@ -1,4 +1,10 @@
-"""Compares decoders: do the exported ones compute what Keras computes?"""
+"""Compares decoders: do the exported ones compute what Keras computes?
+
+Of levels 0..255 it is known which values round to them. So what counts as their difference from float32 values is the
+distance from those: a level may be another one than Keras's only where Keras's value lies within the tolerance of the
+boundary between the two. Of two decoders that both round, neither value is known: levels may be one apart, and no more
+often than errors within the tolerance make them.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +17,12 @@ from typing import Any
 import numpy as np
 
 from keras_vae.export.formats import Runner
+from keras_vae.support.pixels import to_float, to_uint8
 
 TOLERANCE = 1e-4
 # The least PSNR, in dB, that a decoder of lower precision must keep: at 30 eyes begin to see a difference.
 LEAST_PSNR = {"float16": 50.0, "int8": 30.0}
+LEAST_PSNR_UINT8 = {**LEAST_PSNR, "float16": 55.0}  # every other level one too low, as if cut off, is 51 dB
 DRAWS = 1_000
 BATCH_SIZES = (1, 7, 64)
 EXTREME, FAR = 5.0, 50.0
@@ -28,9 +36,11 @@ class Pair:
 
     Attributes:
         first, second: their names.
-        max_difference, mean_difference: of pixel values, absolute, over all latents but those of +-50.
+        max_difference, mean_difference: of pixel values, absolute, over all latents but those of +-50. Of uint8 images
+            what rounding does not explain.
         far_difference: the largest over those of +-50.
-        psnr: dB, over the draws from the prior; infinite where there is no difference.
+        psnr: dB, over the draws from the prior; infinite where there is no difference. With uint8 images, of both as
+            levels.
         passed: whether they count as equal.
         demanded: what was asked for.
         error: what the second one raised, on one line, where it did not decode all latents.
@@ -117,12 +127,12 @@ def verify(
     """Runs all decoders on the same latents and compares each with the first.
 
     Args:
-        decoders: by name, functions from float32 (batch, latent_dim) to images. The first is given the batches of a
-            round, of 1, 7 and 64 latents, at once, the others one by one.
+        decoders: by name, functions from float32 (batch, latent_dim) to images, floats or uint8. The first is given the
+            batches of a round, of 1, 7 and 64 latents, at once, the others one by one.
         latent_dim: number of latents.
         tolerance: the largest absolute difference of a pixel value that passes; at +-50, ten times as much.
         precisions: of decoders by name, where one does not compute in float32: "float16" or "int8". Pairs with it pass
-            by their PSNR (`LEAST_PSNR`).
+            by their PSNR (`LEAST_PSNR`, and where there are uint8 images `LEAST_PSNR_UINT8`).
 
     Returns:
         The report. Images that are not finite, or of different shapes, do not pass.
@@ -139,7 +149,7 @@ def verify(
         ((group, True) for group in groups), (((z,), False) for z in extremes(latent_dim))
     ):
         # The reference takes a group of batches at once: Keras, operation by operation, is what takes long.
-        images = np.asarray(decoders[reference](np.concatenate(batches)), np.float32)
+        images = _images(decoders[reference](np.concatenate(batches)))
         for z, expected in zip(batches, np.split(images, np.cumsum([len(z) for z in batches])[:-1]), strict=True):
             is_far = bool((np.abs(z) == FAR).any())
             count += len(z)
@@ -147,16 +157,22 @@ def verify(
                 if name in errors:
                     continue
                 try:
-                    difference.add(expected, np.asarray(decoders[name](z), np.float32), drawn, is_far)
+                    difference.add(expected, _images(decoders[name](z)), drawn, is_far)
                 except Exception as error:  # runtimes share no base class, and whatever they raise is a finding
                     errors[name] = f"a batch of {len(z)} failed: {' '.join(str(error).split())[:200]}"
-    floors = {name: LEAST_PSNR[precision] for name, precision in (precisions or {}).items() if precision in LEAST_PSNR}
     pairs = []
     for name, difference in differences.items():
-        floor = min((floors[each] for each in (reference, name) if each in floors), default=None)
+        floors = LEAST_PSNR_UINT8 if difference.any_rounded else LEAST_PSNR
+        lower = [(precisions or {}).get(each, "") for each in (reference, name)]
+        floor = min((floors[each] for each in lower if each in floors), default=None)
         if floor is None:
-            passed = difference.largest <= tolerance and difference.far <= FAR_FACTOR * tolerance
-            demanded = f"at most {tolerance:g}"
+            least = least_psnr_of_levels(tolerance) if difference.both_rounded else -math.inf
+            passed = (
+                difference.largest <= tolerance
+                and difference.far <= FAR_FACTOR * tolerance
+                and difference.psnr >= least
+            )
+            demanded = f"at most {tolerance:g}" + (f", at least {least:.0f} dB" if difference.both_rounded else "")
         else:
             passed = math.isfinite(difference.largest + difference.far) and difference.psnr >= floor
             demanded = f"at least {floor:g} dB"
@@ -172,11 +188,41 @@ def joined(reports: Iterable[Report]) -> Report:
     return Report(pairs, max(report.tolerance for report in found), sum(report.latents for report in found))
 
 
+def least_psnr_of_levels(tolerance: float) -> float:
+    """PSNR, in dB, of levels whose values differ by the tolerance: 255 times it is the share that are one apart."""
+    return -10 * math.log10(255 * tolerance / 255**2)
+
+
+def _images(found: Any) -> np.ndarray:
+    images = np.asarray(found)
+    return images if images.dtype == np.uint8 else images.astype(np.float32, copy=False)
+
+
+def _values(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The lowest and the highest values that images may have had, before they were rounded if they are uint8."""
+    values = images.astype(np.float64)
+    if images.dtype != np.uint8:
+        return values, values
+    return (
+        np.where(images > 0, (values - 0.5) / 255, -np.inf),  # values beyond are clipped
+        np.where(images < 255, (values + 0.5) / 255, np.inf),
+    )
+
+
+def _apart(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """How far two decoders' values are apart, absolute; at least, where they were rounded."""
+    if one.dtype == other.dtype != np.uint8:
+        return np.abs(one.astype(np.float64) - other)
+    (low, high), (other_low, other_high) = _values(one), _values(other)
+    return np.maximum(np.maximum(low - other_high, other_low - high), 0)
+
+
 class _Difference:
     """What two decoders differ by, summed up batch by batch."""
 
     def __init__(self) -> None:
         self.largest = self.far = 0.0
+        self.any_rounded = self.both_rounded = False
         self._total, self._values = 0.0, 0
         self._squares, self._drawn_values = 0.0, 0
 
@@ -193,7 +239,9 @@ class _Difference:
         if one.shape != other.shape:
             self.largest = self._total = self._squares = math.inf
             return
-        difference = np.abs(one.astype(np.float64) - other)
+        rounded = [each.dtype == np.uint8 for each in (one, other)]
+        self.any_rounded, self.both_rounded = any(rounded), all(rounded)
+        difference = _apart(one, other)
         # NaN, the one value that max() may lose, counts as an infinite difference.
         difference = np.where(np.isfinite(difference), difference, np.inf)
         if is_far:
@@ -203,5 +251,8 @@ class _Difference:
         self._total += float(difference.sum())
         self._values += difference.size
         if drawn:
+            if self.any_rounded and np.isfinite(difference).all():
+                one, other = (to_float(to_uint8(each)) for each in (one, other))
+                difference = one.astype(np.float64) - other
             self._squares += float(np.square(difference).sum())
             self._drawn_values += difference.size

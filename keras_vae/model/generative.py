@@ -110,13 +110,14 @@ class GenerativeModel(CheckedModel):
         verbose: bool | None = None,
         *,
         precision: str = "float32",
+        output: str = "float32",
         calibration: Any = None,
         part: str = "decoder",
         encoder: bool = False,
         run_id: str = "",
         **kwargs: Any,
     ) -> Any:
-        """Writes the decoder for deployment: z float32 (batch, latent_dim) to image float32 in [0, 1].
+        """Writes the decoder for deployment: z float32 (batch, latent_dim) to image, float32 in [0, 1] or uint8.
 
         With `part="generator"` it is the generator: standard normal noise, float32 (batch, latent_dim), to image, by
         the prior and the decoder. A SavedModel is both.
@@ -130,6 +131,7 @@ class GenerativeModel(CheckedModel):
             format: "tf_saved_model", "onnx", "litert" or "openvino", as `keras.Model.export` names them.
             verbose: print where the decoder went and how far it is from the Keras one.
             precision: of "onnx" alone, "float16" or "int8": smaller files, whose images differ.
+            output: what the images are, "float32" or "uint8": 0..255, rounded as in PNG files, a quarter of the bytes.
             calibration: for int8, images to find ranges of values with, some hundreds of the training images: an array
                 (count, height, width, channels), or a dataset of batches.
             part: "decoder" or "generator".
@@ -146,13 +148,13 @@ class GenerativeModel(CheckedModel):
                 or one of lower precision by more than it may.
         """
         path = Path(filepath)
-        check_target(path, format, precision)
+        check_target(path, format, precision, output)
         if any(not np.isfinite(np.array(weight)).all() for weight in self.decoder.weights):
             raise InputError("the decoder's weights are not finite: its training diverged; train again")
         if kwargs:
             raise InputError(
-                f"export takes no {', '.join(kwargs)}: it takes filepath, format, verbose, precision, calibration, "
-                "part, encoder and run_id"
+                f"export takes no {', '.join(kwargs)}: it takes filepath, format, verbose, precision, output, "
+                "calibration, part, encoder and run_id"
             )
         if part not in PARTS:
             raise InputError(f"part={part!r}: give {' or '.join(map(repr, PARTS))}")
@@ -165,6 +167,7 @@ class GenerativeModel(CheckedModel):
                 format,
                 {"keras_vae_version": __version__, "run_id": run_id, "model": self.fingerprint()},
                 precision=precision,
+                output=output,
                 calibration=None if calibration is None else self._calibration(calibration),
                 prior=self.prior if part == "generator" or FORMATS[format].holds_all else None,
                 encoder=self.encoder if encoder else None,

@@ -16,6 +16,7 @@ from keras_vae.runs.folder import CHECKPOINT_FOLDER, CONFIG_FILE, MODEL_FILE, ch
 from keras_vae.runs.keras_file import load_vae
 from keras_vae.runs.pretrained import names
 from keras_vae.support.errors import InputError
+from keras_vae.support.pixels import to_float
 
 if TYPE_CHECKING:
     from keras_vae.model.vae import VAE
@@ -32,7 +33,8 @@ class Model:
         path: where it was found.
         kind: "run", "keras", or the format of an exported decoder, a key of `keras_vae.export.formats.FORMATS`.
         latent_dim: number of latents.
-        decoder: from latents, float32 (batch, latent_dim), to float32 images, any batch; None for a generator alone.
+        decoder: from latents, float32 (batch, latent_dim), to images, any batch: float32, or uint8 as an exported
+            decoder may have it, for comparisons; None for a generator alone. `decode` and `generate` give float32.
         generator: the same from standard normal noise; None for a decoder alone.
         vae: the whole model, of a run or a .keras file; None for an exported decoder.
         config: the configuration of the run that it is, or lies in; empty where there is none.
@@ -54,24 +56,24 @@ class Model:
         return self.path if self.kind == "run" else self.path.parent
 
     def decode(self, z: np.ndarray) -> np.ndarray:
-        """Images of latents.
+        """Images of latents, float32 in [0, 1].
 
         Raises:
             InputError: this is a generator alone.
         """
         if self.decoder is None:
             raise InputError(f"{self.path} is a generator alone, from noise to images: {self._instead('decoder')}")
-        return self.decoder(z)
+        return to_float(self.decoder(z))
 
     def generate(self, noise: np.ndarray) -> np.ndarray:
-        """Images of standard normal noise, through the prior.
+        """Images of standard normal noise, through the prior, float32 in [0, 1].
 
         Raises:
             InputError: this is a decoder alone.
         """
         if self.generator is None:
             raise InputError(f"{self.path} is a decoder alone, and knows no prior: {self._instead('generator')}")
-        return self.generator(noise)
+        return to_float(self.generator(noise))
 
     def _instead(self, part: str) -> str:
         format = FORMATS[self.kind]

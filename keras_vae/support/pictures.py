@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from keras_vae.support.errors import InputError
 from keras_vae.support.files import write_aside
+from keras_vae.support.pixels import to_float, to_uint8
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 GAP = 2
@@ -81,17 +82,12 @@ def side_by_side(*rows: Any, columns: int = 12) -> Image.Image:
     return grid(np.concatenate(ordered), columns)
 
 
-def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Images in [0, 1] as the nearest 8-bit values; values beyond are clipped."""
-    return np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
-
-
 def _floats(images: Any) -> np.ndarray:
     """Images as float in [0, 1]."""
     found = np.asarray(images)
     if found.ndim != 4 or not len(found) or found.shape[-1] not in (1, 3):
         raise InputError(f"images of shape {found.shape}: give (count, height, width, 1 or 3 channels)")
-    return found / np.float32(255) if found.dtype == np.uint8 else found
+    return to_float(found)
 
 
 def labelled_rows(rows: np.ndarray, labels: list[str], heads: list[str] | None = None) -> Image.Image:

@@ -138,6 +138,22 @@ def test_a_picture_shows_the_images_as_a_grid(run: Run, deployed: Deployed, tmp_
     assert (tmp_path / "images.ppm").stat().st_mode & 0o777 == 0o666 & ~mask
 
 
+def test_images_from_0_to_255_are_the_same_pictures(run: Run, deployed_uint8: Deployed, tmp_path: Path) -> None:
+    for file in ("images.ppm", "images.f32"):
+        assert run(deployed_uint8.saved_model, "-", file, z=text(deployed_uint8.z)).returncode == 0
+    found = floats(tmp_path / "images.f32", 32, 32, 3)
+    np.testing.assert_allclose(found, deployed_uint8.images, rtol=0, atol=0.5 / 255 + 1e-4)
+    levels = 255 * found.astype(np.float64)
+    np.testing.assert_allclose(levels, np.round(levels), atol=1e-4)
+    pixels = np.asarray(Image.open(tmp_path / "images.ppm"))
+    np.testing.assert_array_equal(pixels[:32, 32:64], np.round(levels[1]))
+    assert run(deployed_uint8.saved_model, "--seed", 1, "--count", 2, "two.ppm").returncode == 0
+    noise = run(deployed_uint8.saved_model, "--noise", "-", "noise.f32", z=text(np.tile(deployed_uint8.noise, (14, 1))))
+    assert noise.returncode == 0  # more than a batch
+    expected = np.tile(deployed_uint8.generated, (14, 1, 1, 1))
+    np.testing.assert_allclose(floats(tmp_path / "noise.f32", 32, 32, 3), expected, rtol=0, atol=0.5 / 255 + 1e-4)
+
+
 def test_a_picture_of_one_channel(run: Run, reshaping: Callable[..., Path], tmp_path: Path) -> None:
     z = np.array([[0, 0.2, 0.5, 1, -3, 7, 1e-3, 0.999]])  # what is beyond 0 and 1 is cut off
     assert run(reshaping(2, 4, 1), "-", "image.pgm", z=text(z)).returncode == 0

@@ -27,7 +27,7 @@ Command = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def run(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with an export of every format and precision."""
+    """A run with an export of every format and precision, and images from 0 to 255 too."""
     out = tmp_path_factory.mktemp("runs") / "small"
     options = ("--image-size", 32, "--latent-dim", 8, "--batch-size", 16, "--perceptual", "none", "--epochs", 3)
     for arguments in (
@@ -35,6 +35,7 @@ def run(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("export", out, "--format", "all"),
         ("export", out, "--precision", "float16"),
         ("export", out, "--precision", "int8"),
+        ("export", out, "--output", "uint8", "--format", "onnx"),
     ):
         assert cli.run([str(argument) for argument in arguments]) == 0
     return out
@@ -47,7 +48,7 @@ def copied(run: Path, tmp_path: Path) -> Path:
 
 def test_all_formats_lie_side_by_side_and_verify(run: Path, command: Command) -> None:
     found = sorted(path.name for path in (run / "export").iterdir())
-    endings = ("bin", "float16.onnx", "int8.onnx", "onnx", "tflite", "xml")
+    endings = ("bin", "float16.onnx", "int8.onnx", "onnx", "tflite", "uint8.onnx", "xml")
     assert found == ["1", *(f"{part}.{ending}" for part in ("decoder", "generator") for ending in endings), "triton"]
     result = command("verify", run, "--json")
     assert result.status == 0, result.err
@@ -55,6 +56,7 @@ def test_all_formats_lie_side_by_side_and_verify(run: Path, command: Command) ->
     assert [pair["second"].split(" /")[0] for pair in report["pairs"]] == [
         "tf_saved_model",
         "onnx",
+        "onnx uint8",
         "onnx float16",
         "onnx int8",
         "litert",
@@ -62,6 +64,7 @@ def test_all_formats_lie_side_by_side_and_verify(run: Path, command: Command) ->
         "onnx",  # Triton's
         "tf_saved_model",
         "onnx generator",
+        "onnx generator uint8",
         "onnx generator float16",
         "onnx generator int8",
         "litert generator",
@@ -70,6 +73,11 @@ def test_all_formats_lie_side_by_side_and_verify(run: Path, command: Command) ->
     ]
     assert all(pair["first"] == "keras" for pair in report["pairs"])
     assert all(artifact["checksum"] and artifact["problem"] is None for artifact in report["artifacts"])
+    outputs = {Path(artifact["path"]).name: artifact["output"] for artifact in report["artifacts"]}
+    assert {name for name, output in outputs.items() if output == "uint8"} == {
+        "decoder.uint8.onnx",
+        "generator.uint8.onnx",
+    }
     by_name = {pair["second"]: pair for pair in report["pairs"]}
     assert by_name["onnx int8"]["psnr"] > LEAST_PSNR["int8"]
     table = command("verify", run)
@@ -112,6 +120,36 @@ def test_damage_is_found_in_one_and_the_others_are_compared(copied: Path, comman
     shown = command("verify", copied)
     assert shown.status == 1
     assert "FAIL" in shown.out
+
+
+def test_images_from_0_to_255_are_reported(run: Path, command: Command, tmp_path: Path) -> None:
+    result = command("export", run, "--out", tmp_path, "--format", "litert", "--output", "uint8", "--json")
+    assert result.status == 0, result.err
+    artifacts = json.loads(result.out)["artifacts"]
+    assert [(Path(each["path"]).name, each["output"], each["precision"]) for each in artifacts] == [
+        (f"{part}.uint8.tflite", "uint8", "float32") for part in ("decoder", "generator")
+    ]
+    shown = command("verify", run / "export" / "decoder.onnx", run / "export" / "decoder.uint8.onnx")
+    assert shown.status == 0
+    assert "onnx uint8" in shown.out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("sample", "--count", 4), ("interpolate", "--count", 3), ("traverse", "--latents", 2)],
+    ids=lambda each: each[0],
+)
+def test_pictures_of_images_from_0_to_255_are_the_same(
+    run: Path, command: Command, tmp_path: Path, arguments: tuple[Any, ...]
+) -> None:
+    name, *options = arguments
+    for file in ("generator.uint8.onnx", "generator.onnx"):
+        done = command(name, run / "export" / file, *options, "--out", tmp_path / f"{file}.png")
+        assert done.status == 0, done.err
+    found, expected = (
+        np.asarray(Image.open(tmp_path / f"{file}.png"), float) for file in ("generator.uint8.onnx", "generator.onnx")
+    )
+    assert np.abs(found - expected).max() <= 1
 
 
 @pytest.mark.slow
@@ -175,6 +213,7 @@ def test_what_cannot_run_here_is_skipped_unless_named(
         (("--out", ""), "a path is empty"),
         (("--out", "/proc/x"), "cannot write /proc/x"),
         (("--precision", "int4"), "float32, float16, int8"),
+        (("--output", "float16"), "unknown output 'float16': choose float32"),
         (("--precision", "int8", "--format", "litert"), "int8 is for format 'onnx'"),
         (("--encoder", "--format", "litert"), "--encoder is for SavedModel and ONNX"),
         (("--data", "faces"), "add --precision int8"),

@@ -171,6 +171,7 @@ def test_onnx_signature_and_metadata(exported: Path, trained: VAE) -> None:
         "keras_vae_version": __version__,
         "run_id": "abc",
         "precision": "float32",
+        "output": "float32",
         "model": trained.fingerprint(),
         "format_version": "1",
         "sha256": hashlib.sha256((exported / "decoder.onnx").read_bytes()[:-76]).hexdigest(),

@@ -178,6 +178,9 @@ def as_field(value: np.ndarray) -> Any:
     if value.dtype == np.float32:
         proto.ClearField("tensor_content")
         proto.float_val[:] = value.ravel()
+    if value.dtype == np.uint8:
+        proto.ClearField("tensor_content")
+        proto.int_val[:] = value.ravel()
     return proto
 
 
@@ -300,7 +303,7 @@ class Ports:
 
 
 @pytest.fixture(scope="module")
-def running(deployed: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ports]:
+def running(deployed: Any, deployed_uint8: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ports]:
     folder, module, serving = tmp_path_factory.mktemp("models"), Tiny(), TfServing()
     signatures = {
         "bare": {"serving_default": module.decode},
@@ -311,6 +314,7 @@ def running(deployed: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         tf.saved_model.save(module, str(folder / name / "1"), signatures=functions)
         serving.models[name] = {1: Loaded(folder / name / "1")}
     serving.models["decoder"] = {1: Loaded(deployed.saved_model)}
+    serving.models["levels"] = {1: Loaded(deployed_uint8.saved_model)}
     serving.models["slow"] = {3: ("LOADING", "")}
     serving.models["broken"] = {1: ("END", "Read less bytes\nthan requested")}
 
@@ -412,10 +416,28 @@ def test_large_batches_are_split(connect: Connect, ports: Ports, monkeypatch: py
     assert len(decoder.generate_png(z[:70])) == 70
 
     ports.serving.requests.clear()
-    monkeypatch.setattr(served, "MESSAGE_BYTES", 10 * decoder.bytes_a_value * 32 * 32 * 3)
+    monkeypatch.setattr(served, "MESSAGE_BYTES", 10 * decoder.bytes_a_value["float32"] * 32 * 32 * 3)
     np.testing.assert_allclose(decoder.decode(z), images, atol=1e-5)
     assert {shape[0] for _, shape in ports.serving.requests} == {10}
     refused(lambda: decoder.sample(11, seed=0), "one answer holds 10 images at most", ExportError)
+
+
+def test_images_from_0_to_255(connect: Connect, deployed_uint8: Any) -> None:
+    decoder = connect("levels")
+    assert (decoder.output, connect().output) == ("uint8", "float32")
+    images = decoder.decode(deployed_uint8.z)
+    for found, expected in (
+        (images, deployed_uint8.images),
+        (decoder.generate(deployed_uint8.noise), deployed_uint8.generated),
+    ):
+        assert found.dtype == np.uint8
+        assert np.abs(found - 255 * expected).max() < 0.5 + 255e-4
+    for file, image in zip(decoder.png(deployed_uint8.z), images, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(file))), image)
+    assert decoder.decode(np.zeros((0, 8))).dtype == decoder.sample(2, seed=0).dtype == np.uint8
+    picture = served.tile(images)  # five in two rows of three
+    np.testing.assert_array_equal(picture[:32, 32:64], images[1])
+    assert (picture[32:, 64:] == 255).all()
 
 
 def test_nothing_is_sent_for_no_rows(connect: Connect, ports: Ports) -> None:

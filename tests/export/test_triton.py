@@ -58,6 +58,16 @@ def test_the_file_in_the_repository_decodes(model: Path, deployed: Any) -> None:
     triton.check(model)
 
 
+def test_images_from_0_to_255(deployed_uint8: Any, tmp_path: Path) -> None:
+    for file in (deployed_uint8.onnx, deployed_uint8.generator):
+        config = triton.write(file, tmp_path) / "config.pbtxt"
+        assert config.read_text().count("TYPE_UINT8") == 1
+        triton.check(config.parent)
+        config.write_text(config.read_text().replace("TYPE_UINT8", "TYPE_FP32"))
+        with pytest.raises(ExportError, match=r"output\.data_type is 'TYPE_FP32' and should be 'TYPE_UINT8'"):
+            triton.check(config.parent)
+
+
 def test_a_generator_is_a_model_of_its_own(model: Path, deployed: Any) -> None:
     generator = triton.write(deployed.generator, model.parent)
     assert generator.name == "generator"
@@ -221,7 +231,7 @@ def test_onnx_files_that_are_no_decoder(deployed: Any, tmp_path: Path) -> None:
         model.graph.input[0].name = "x"
 
     def type_(model: onnx.ModelProto) -> None:
-        model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.UINT8
+        model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT8
 
     def rank(model: onnx.ModelProto) -> None:
         del dims(model.graph.output[0])[3]
@@ -240,7 +250,7 @@ def test_onnx_files_that_are_no_decoder(deployed: Any, tmp_path: Path) -> None:
         ("empty", "it has nothing where a decoder has z and image, and a generator noise and image"),
         ("damaged", "checksum differs|is not an ONNX model"),
         ("names", "it has x, image where a decoder has z and image"),
-        ("type_", r"its image is UINT8 \[None, 32, 32, 3\]"),
+        ("type_", r"its image is INT8 \[None, 32, 32, 3\]"),
         ("rank", r"its image is FLOAT \[None, 32, 32\]"),
         ("free", r"its image is FLOAT \[None, None, 32, 3\]"),
         ("fixed", "the batch of z is fixed at 5"),

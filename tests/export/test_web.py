@@ -121,6 +121,18 @@ def test_node_makes_of_noise_what_keras_makes(deployed: Deployed, node: Node, tm
     )
 
 
+def test_node_makes_the_same_pictures_of_images_from_0_to_255(
+    deployed_uint8: Deployed, node: Node, latents_json: Path, tmp_path: Path
+) -> None:
+    latents_json.write_text(json.dumps(deployed_uint8.z.tolist()))
+    for file in ("images.f32", "images.ppm"):
+        assert node("decode.mjs", deployed_uint8.onnx, latents_json, file).returncode == 0
+    images = np.fromfile(tmp_path / "images.f32", "<f4").reshape(deployed_uint8.images.shape)
+    np.testing.assert_allclose(images, deployed_uint8.images, atol=0.5 / 255 + 1e-4, rtol=0)
+    with Image.open(tmp_path / "images.ppm") as picture:
+        np.testing.assert_array_equal(np.asarray(picture), np.round(255 * grid(images, 3)))
+
+
 def test_generators_decoders_and_priors_are_known_by_their_inputs(
     deployed: Deployed, kit: Path, node: Node, tmp_path: Path
 ) -> None:
@@ -402,6 +414,15 @@ def test_page_shows_a_sample_large_with_its_noise(page: Page, site: str, tmp_pat
         np.testing.assert_array_equal(np.asarray(picture.convert("RGBA")), page.canvas("#large"))
     page["copy"].click()
     page.wait_for(lambda: "the noise of this image" in page["status"].text)
+    assert not page.complaints()
+
+
+def test_page_shows_images_from_0_to_255(deployed_uint8: Deployed, page: Page, site: str) -> None:
+    page.open(site)
+    page["file"].send_keys(str(deployed_uint8.generator))
+    page.wait_for(lambda: page.run("return page.state.model?.outputType") == "uint8")
+    page.run("await page.show(Float32Array.from(given[0]), 'Mine')", deployed_uint8.noise[2].tolist())
+    np.testing.assert_allclose(page.canvas("#large")[..., :3], 255 * deployed_uint8.generated[2], atol=0.5 + 255e-3)
     assert not page.complaints()
 
 

@@ -320,9 +320,11 @@ RUN: dict[str, Any] = {
 
 def test_bound_decoders_decode_as_the_others(deployed: Any) -> None:
     """As onnxruntime binds them on a GPU, on the CPU."""
-    plain, bound = (
-        decoding.RUNNERS[kind](str(deployed.onnx), "tf32", "cpu") for kind in ("onnxruntime", "onnxruntime-bound")
+    plain, bound, nhwc = (
+        decoding.RUNNERS[kind](str(deployed.onnx), "tf32", "cpu")
+        for kind in ("onnxruntime", "onnxruntime-bound", "onnxruntime-nhwc-bound")
     )
+    np.testing.assert_array_equal(nhwc(deployed.z)(), plain(deployed.z))
     np.testing.assert_array_equal(bound(deployed.z)(), plain(deployed.z))
     np.testing.assert_allclose(bound(deployed.z)(), deployed.images, atol=1e-4)
     assert bound(deployed.z[:2])().shape == (2, 32, 32, 3)

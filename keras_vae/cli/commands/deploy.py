@@ -20,7 +20,7 @@ from keras_vae.cli.options import (
     typed,
     whole_model,
 )
-from keras_vae.export.formats import FORMATS, PRECISIONS
+from keras_vae.export.formats import FORMATS, PRECISIONS, check_output
 from keras_vae.support.errors import InputError
 
 DEFAULT_FORMATS = "tf_saved_model,onnx"
@@ -65,6 +65,9 @@ def export(
     precision: Annotated[
         str, typer.Option(help="float32, or for a smaller ONNX file float16, or int8 calibrated on training images.")
     ] = "float32",
+    output: Annotated[
+        str, typer.Option(help="Type of the images: float32 in [0, 1], or uint8, 0 to 255, a quarter of the bytes.")
+    ] = "float32",
     data: Annotated[
         str | None, typer.Option(help="Images for int8 calibration; by default those the run was trained on.")
     ] = None,
@@ -86,6 +89,7 @@ def export(
         formats = _every_format()
     if precision not in PRECISIONS:
         raise InputError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
+    check_output(output)
     if precision != "float32" and not typed(context, "format"):
         formats = tuple(name for name in formats if precision in FORMATS[name].precisions)
     if data is not None and precision != "int8":
@@ -93,7 +97,7 @@ def export(
     check_exists(model, whole=True)
     with printing.results(as_json, printing.export) as show:
         deployment = with_tensorflow("keras_vae.cli.deployment")
-        show(deployment.export(model, out, formats, precision, data, encoder, version))
+        show(deployment.export(model, out, formats, precision, output, data, encoder, version))
 
 
 def verify(

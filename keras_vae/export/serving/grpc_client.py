@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -59,7 +59,10 @@ class GrpcDecoder(ServedDecoder):
         ServerError: (an ExportError) no server, no such model or version, one that is still loading, or no decoder.
     """
 
-    bytes_a_value = 4
+    bytes_a_value: ClassVar[Mapping[str, int]] = {
+        "float32": 4,
+        "uint8": 2,
+    }  # levels from 128 on take two, where each is a varint
 
     def __init__(
         self,

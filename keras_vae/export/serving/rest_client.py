@@ -23,12 +23,12 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from keras_vae.export.errors import ExportError
-from keras_vae.export.serving.served import BATCH_SIZE, MODEL, ServedDecoder, ServerError, one_line, run
+from keras_vae.export.serving.served import BATCH_SIZE, MODEL, TYPES, ServedDecoder, ServerError, one_line, run
 
 
 class RestDecoder(ServedDecoder):
@@ -50,7 +50,8 @@ class RestDecoder(ServedDecoder):
         ServerError: (an ExportError) no server, no such model or version, one that is still loading, or no decoder.
     """
 
-    bytes_a_value = 14  # a digit before the point, nine after it, an exponent, and what separates numbers
+    # A digit before the point, nine after it, an exponent, and what separates numbers; or three digits and that.
+    bytes_a_value: ClassVar[Mapping[str, int]] = {"float32": 14, "uint8": 5}
 
     def __init__(
         self,
@@ -160,7 +161,7 @@ def _read(response: Any, deadline: float) -> bytes:
 
 def _array(value: Any, dtype: str) -> np.ndarray:
     if dtype != "DT_STRING":
-        return np.asarray(value, np.float32)
+        return np.asarray(value, TYPES.get(dtype, "float32"))
     files = [base64.b64decode(each["b64"]) if isinstance(each, dict) else each.encode("latin-1") for each in value]
     return np.array(files, object)
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ MODEL = "decoder"
 BATCH_SIZE = 64  # max_batch_size in batching.config: a server that batches refuses requests of more rows
 MESSAGE_BYTES = 64 << 20  # requests are split so that no message is larger
 LONGEST_TEXT = 500
+TYPES = {"DT_FLOAT": "float32", "DT_UINT8": "uint8"}  # of tensors, and of their arrays
 PNG_HINT = "PNG files have 1 or 3 channels"
 GENERATE_HINT = "export it again, with its prior, or decode latents of your own"
 
@@ -52,11 +53,12 @@ class ServedDecoder(abc.ABC):
     Attributes:
         latent_dim: number of latents.
         image_shape: (height, width, channels).
+        output: what images are: "float32", values in [0, 1], or "uint8", levels 0..255.
         signatures: names of what the model can be asked for.
         version: the version that answered when this was made.
     """
 
-    bytes_a_value: int  # of an image, in a message
+    bytes_a_value: ClassVar[Mapping[str, int]]  # of images of each type, in a message
 
     def __init__(self, server: str, model: str, version: int | None, timeout: float, batch_size: int) -> None:
         if version is not None and (not isinstance(version, int) or not 0 <= version < 2**63):
@@ -75,7 +77,7 @@ class ServedDecoder(abc.ABC):
                 f"{server} describes {model!r} in a form that is not TF Serving's: check the port"
             ) from error
         self.signatures = tuple(sorted(name for name in self._signatures if not name.startswith("__")))
-        self.latent_dim, self.image_shape = self._shapes()
+        self.latent_dim, self.image_shape, self.output = self._described()
 
     @abc.abstractmethod
     def _metadata(self) -> tuple[Mapping[str, Any], int]:
@@ -83,10 +85,10 @@ class ServedDecoder(abc.ABC):
 
     @abc.abstractmethod
     def _predict(self, signature: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Runs a signature: float32 arrays, and arrays of bytes objects for strings."""
+        """Runs a signature: arrays of numbers, and of bytes objects for strings."""
 
     def decode(self, z: Any) -> np.ndarray:
-        """Images of latents: float32 (batch, height, width, channels) in [0, 1]. Large batches go in several requests.
+        """Images of latents, (batch, height, width, channels), of the type `output`. Many go in several requests.
 
         Args:
             z: numbers, (batch, latent_dim).
@@ -138,7 +140,7 @@ class ServedDecoder(abc.ABC):
         return self._files("generate_png", NOISE, noise, hint)
 
     def sample(self, count: int, seed: int) -> np.ndarray:
-        """Images of draws from the prior, made by the server: float32 (count, height, width, channels) in [0, 1].
+        """Images of draws from the prior, made by the server: (count, height, width, channels), of the type `output`.
 
         The same seed gives the same images, other ones than `generate` makes of `keras_vae.export.latents.draw`, and
         the first ones alike whatever the count. One request: a server that batches refuses it, for there is nothing
@@ -148,7 +150,7 @@ class ServedDecoder(abc.ABC):
             ExportError: a count below 1 or more than one message holds, or a seed that is not an int64.
             ServerError: as `decode`, and from a server that batches.
         """
-        most = MESSAGE_BYTES // (self.bytes_a_value * math.prod(self.image_shape))
+        most = self._images_a_message(self.output)
         instead = "generate(keras_vae.export.latents.draw(count, latent_dim, seed)) draws here"
         if not isinstance(count, int) or count < 1:
             raise ExportError(f"count={count!r}: give a whole number from 1 on")
@@ -177,7 +179,7 @@ class ServedDecoder(abc.ABC):
         """
         signature = self._signature("encode", {"image"}, {"mean", "log_var"}, "export it with its encoder")
         images = latents.check_batch(images, signature.inputs["image"].shape[1:], "images", "encoder")
-        answers = [self._run("encode", {"image": part}, len(part)) for part in self._parts(images)]
+        answers = [self._run("encode", {"image": part}, len(part)) for part in self._parts(images, "float32")]
         none = np.zeros((0, self.latent_dim), np.float32)
         mean, log_var = (np.concatenate([none, *(each[name] for each in answers)]) for name in ("mean", "log_var"))
         return mean, log_var
@@ -186,17 +188,24 @@ class ServedDecoder(abc.ABC):
         return latents.check_batch(noise, (self.latent_dim,), "noise values", "generator")
 
     def _images(self, signature: str, name: str, rows: np.ndarray) -> np.ndarray:
-        answers = [self._run(signature, {name: part}, len(part))["image"] for part in self._parts(rows)]
-        return np.concatenate([np.zeros((0, *self.image_shape), np.float32), *answers])
+        answers = [self._run(signature, {name: part}, len(part))["image"] for part in self._parts(rows, self.output)]
+        return np.concatenate([np.zeros((0, *self.image_shape), self.output), *answers])
 
     def _files(self, signature: str, name: str, rows: np.ndarray, hint: str) -> list[bytes]:
         (output,) = self._signature(signature, {name}, None, hint).outputs
-        return [file for part in self._parts(rows) for file in self._run(signature, {name: part}, len(part))[output]]
+        return [
+            file
+            for part in self._parts(rows, self.output)
+            for file in self._run(signature, {name: part}, len(part))[output]
+        ]
 
-    def _parts(self, rows: np.ndarray) -> Iterator[np.ndarray]:
-        most = MESSAGE_BYTES // (self.bytes_a_value * math.prod(self.image_shape))
-        step = max(1, min(self._batch_size, most))
+    def _parts(self, rows: np.ndarray, images: str) -> Iterator[np.ndarray]:
+        """Rows for one request after the other, whose images are of this type."""
+        step = max(1, min(self._batch_size, self._images_a_message(images)))
         return (rows[start : start + step] for start in range(0, len(rows), step))
+
+    def _images_a_message(self, images: str) -> int:
+        return MESSAGE_BYTES // (self.bytes_a_value[images] * math.prod(self.image_shape))
 
     def _run(self, name: str, inputs: Mapping[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
         outputs = self._predict(name, inputs)
@@ -220,14 +229,15 @@ class ServedDecoder(abc.ABC):
         known = ", ".join(self.signatures)
         raise ServerError(f"{self._model!r} at {self._server} has no signature {name!r} (it has {known}): {hint}")
 
-    def _shapes(self) -> tuple[int, tuple[int, int, int]]:
+    def _described(self) -> tuple[int, tuple[int, int, int], str]:
         default = self._signatures.get("serving_default", Signature({}, {}))
         z, image = default.inputs.get("z"), default.outputs.get("image")
         fits = (
             len(default.inputs) == len(default.outputs) == 1
             and z is not None
             and image is not None
-            and z.dtype == image.dtype == "DT_FLOAT"
+            and z.dtype == "DT_FLOAT"
+            and image.dtype in TYPES
             and (len(z.shape), len(image.shape)) == (2, 4)
             and min(*z.shape[1:], *image.shape[1:]) > 0
         )
@@ -235,10 +245,10 @@ class ServedDecoder(abc.ABC):
             found = ", ".join((*default.inputs, *default.outputs)) or "nothing"
             raise ServerError(
                 f"{self._model!r} at {self._server} is not a decoder: its serving_default has {found} where a decoder "
-                "has z, float32 (batch, latent_dim), and image, float32 (batch, height, width, channels)"
+                "has z, float32 (batch, latent_dim), and image, float32 or uint8 (batch, height, width, channels)"
             )
         height, width, channels = image.shape[1:]
-        return z.shape[1], (height, width, channels)
+        return z.shape[1], (height, width, channels), TYPES[image.dtype]
 
     def _not_served(self, states: Mapping[int, tuple[str, str]] | None) -> ServerError:
         """Why there is no such model.
@@ -285,15 +295,16 @@ def tile(images: np.ndarray) -> np.ndarray:
     """Images side by side, row by row, in as many rows as columns or one less; white where none is left.
 
     Args:
-        images: float32 (count, height, width, channels).
+        images: (count, height, width, channels), float32 in [0, 1] or uint8.
 
     Returns:
-        One image, float32 (rows * height, columns * width, channels).
+        One image of their type, (rows * height, columns * width, channels).
     """
     count, height, width, channels = images.shape
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
-    cells = np.ones((rows * columns, height, width, channels), np.float32)
+    white = 255 if images.dtype == np.uint8 else 1
+    cells = np.full((rows * columns, height, width, channels), white, images.dtype)
     cells[:count] = images
     in_rows = cells.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
     return in_rows.reshape(rows * height, columns * width, channels)

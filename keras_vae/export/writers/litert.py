@@ -61,7 +61,7 @@ def open_decoder(path: Path) -> Opened:
 
     def decode(z: np.ndarray) -> np.ndarray:
         if not len(z):  # LiteRT cannot take an empty batch
-            return np.zeros((0, *image_shape), np.float32)
+            return np.zeros((0, *image_shape), details[1]["image"]["dtype"])
         with quiet_stderr():  # it announces its delegate
             return run(**{given: z})["image"]
 

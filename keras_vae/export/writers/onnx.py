@@ -19,7 +19,8 @@ from keras_vae.export import seal
 from keras_vae.export.errors import ExportError, VerificationError
 from keras_vae.export.files import aside, check_parent
 from keras_vae.export.formats import LATENTS, NOISE
-from keras_vae.export.writers import onnx_graph, onnx_quantization
+from keras_vae.export.output import before_rounding
+from keras_vae.export.writers import onnx_graph, onnx_nodes, onnx_quantization
 from keras_vae.support.files import replace
 
 OPSET = 18
@@ -39,8 +40,9 @@ def write(
         decoder: Keras model.
         path: the .onnx file.
         metadata: further entries.
-        prior: Keras layer; with it the file is a generator, noise to image. It always computes in float32.
-        precision: what the decoder computes in; inputs and outputs are always float32.
+        prior: Keras layer; with it the file is a generator, noise to image.
+        precision: what the decoder computes in. What is around it always computes in float32: the prior, and the
+            rounding to uint8.
         calibration: for int8, latents (count, latent_dim) from which the ranges of values are found.
     """
     model = converted(decoder)
@@ -50,9 +52,8 @@ def write(
         assert calibration is not None
         model = onnx_quantization.to_int8(model, calibration)
     onnx_graph.tidy(model.graph)  # also puts nodes in order
-    if prior is not None:
-        model = with_prior(model, prior)
-        onnx_graph.tidy(model.graph, "generator")
+    model = completed(model, decoder, prior)
+    onnx_graph.tidy(model.graph, "decoder" if prior is None else "generator")
     shapes = {"latent_dim": str(decoder.input_shape[1]), "image_shape": json.dumps(list(decoder.output_shape[1:]))}
     save(model, path, {**shapes, **metadata})
 
@@ -109,26 +110,55 @@ def put(
 
 
 def converted(decoder: keras.Model, pixels_in_blocks: bool = True) -> onnx.ModelProto:
-    """A float32 decoder as an ONNX model, z to image, with a free batch.
+    """A float32 decoder as an ONNX model, z to float32 image, with a free batch: still to be `completed`.
 
     Args:
-        decoder: Keras model.
+        decoder: Keras model; that it may round its images is left out.
         pixels_in_blocks: as `onnx_graph.clean`.
     """
-    model = converted_layer(decoder, LATENTS, "image", decoder.input_shape[1:], decoder.output_shape[1:])
+    floats = before_rounding(decoder)
+    model = converted_layer(floats, LATENTS, "image", floats.input_shape[1:], floats.output_shape[1:])
     onnx_graph.clean(model, pixels_in_blocks)
     return model
 
 
-def with_prior(decoder: onnx.ModelProto, prior: keras.layers.Layer | None) -> onnx.ModelProto:
-    """The generator, noise to image: a prior in front of a decoder of any precision; without a prior, the decoder."""
+def completed(model: onnx.ModelProto, decoder: keras.Model, prior: keras.layers.Layer | None) -> onnx.ModelProto:
+    """A converted decoder of any precision, with what is around it: rounding, if the decoder rounds, and a prior.
+
+    Args:
+        model: what `converted` made of the decoder.
+        decoder: Keras model.
+        prior: Keras layer; with it this is a generator, noise to image.
+    """
+    if before_rounding(decoder) is not decoder:
+        _round_to_uint8(model.graph)
     if prior is None:
-        return decoder
-    (row,) = [tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]) for value in decoder.graph.input]
+        return model
+    row = decoder.input_shape[1:]
     first = converted_layer(prior, NOISE, LATENTS, row, row)
     first = onnx.compose.add_prefix(first, "prior_", rename_inputs=False, rename_outputs=False)
-    first.ir_version = decoder.ir_version
-    return onnx.compose.merge_models(first, decoder, io_map=[(LATENTS, LATENTS)])
+    first.ir_version = model.ir_version
+    return onnx.compose.merge_models(first, model, io_map=[(LATENTS, LATENTS)])
+
+
+def _round_to_uint8(graph: onnx.GraphProto) -> None:
+    """Adds what `keras_vae.export.output.ToUint8` does; Round takes ties to even, Cast wraps what was not clipped."""
+    for node in graph.node:
+        node.output[:] = ["values" if name == "image" else name for name in node.output]
+    low, high, levels = (
+        onnx_nodes.constant(graph, name, np.array(value, np.float32))
+        for name, value in (("low", 0.0), ("high", 1.0), ("levels", 255.0))
+    )
+    make = onnx.helper.make_node
+    graph.node.extend(
+        [
+            make("Clip", ["values", low, high], ["clipped"]),
+            make("Mul", ["clipped", levels], ["scaled"]),
+            make("Round", ["scaled"], ["rounded"]),
+            make("Cast", ["rounded"], ["image"], to=onnx.TensorProto.UINT8),
+        ]
+    )
+    graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.UINT8
 
 
 def converted_layer(

@@ -34,11 +34,11 @@ def write(
     openvino = library()
     import onnx
 
-    from keras_vae.export.writers.onnx import converted, with_prior  # what opens an artifact takes no TensorFlow
+    from keras_vae.export.writers.onnx import completed, converted  # what opens an artifact takes no TensorFlow
 
     with tempfile.TemporaryDirectory() as folder, quiet_stderr():
         source = Path(folder) / "decoder.onnx"
-        onnx.save(with_prior(converted(decoder, pixels_in_blocks=False), prior), source)
+        onnx.save(completed(converted(decoder, pixels_in_blocks=False), decoder, prior), source)
         openvino.save_model(openvino.convert_model(source), path, compress_to_fp16=False)
     found = {".xml": seal.digest(path), ".bin": seal.digest(path.with_suffix(".bin"))}
     text = seal.manifest(metadata, found).replace("--", "-\\u002d")  # no comment may hold two dashes; JSON need not

@@ -13,6 +13,7 @@ import tensorflow as tf
 from keras_vae.export import seal
 from keras_vae.export.errors import ExportError
 from keras_vae.export.formats import LATENTS, NOISE, Opened
+from keras_vae.export.output import to_uint8
 from keras_vae.export.writers import saved_model_warmup
 from keras_vae.export.writers.saved_model_constants import compute_weights_once
 from keras_vae.support.true_float32 import CPU, true_float32
@@ -34,7 +35,7 @@ def write(
     """Writes a float32 decoder as a SavedModel.
 
     Its signatures, each with a free batch and no state:
-        serving_default: z float32 (batch, latent_dim) to image float32 (batch, height, width, channels) in [0, 1].
+        serving_default: z float32 (batch, latent_dim) to image (batch, height, width, channels), float32 or uint8.
         png: z to png_bytes, string (batch,): each image as a PNG file; by its name's ending TF Serving knows to send
             it in base64 by REST.
         generate, generate_png: noise, float32 (batch, latent_dim) and standard normal, to what the former two return:
@@ -98,7 +99,7 @@ def _png_function(images: Any, latent_dim: int, name: str) -> Any:
     spec = tf.TensorSpec((None, latent_dim), tf.float32, name=name)
 
     def png(given: tf.Tensor) -> dict[str, tf.Tensor]:
-        pixels = tf.cast(tf.round(255.0 * tf.clip_by_value(images(given), 0.0, 1.0)), tf.uint8)
+        pixels = to_uint8(images(given))
         return {"png_bytes": tf.map_fn(tf.io.encode_png, pixels, fn_output_signature=tf.string)}
 
     return tf.function(png, input_signature=[spec], autograph=False)

@@ -18,8 +18,8 @@ from keras_vae.support.files import write_aside
 
 NOTHING = """# On a GPU
 
-Nothing is measured yet: no card was at hand. `make bench-gpu FACES=FOLDER` measures it in ten minutes on a machine with
-an NVIDIA card, and writes this page.
+Nothing is measured this way yet: no card was at hand. `make bench-gpu FACES=FOLDER` does so in ten minutes on a machine
+with an NVIDIA card, and writes this page.
 """
 Cell = dict[str, Any]
 

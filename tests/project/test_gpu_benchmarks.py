@@ -432,7 +432,7 @@ def test_bound_decoders_decode_as_the_others(deployed: Any) -> None:
 
 
 def test_nothing_measured_says_so(tmp_path: Path) -> None:
-    assert "Nothing is measured yet" in gpu_table.write(tmp_path, "cuda").read_text()
+    assert "Nothing is measured this way yet" in gpu_table.write(tmp_path, "cuda").read_text()
 
 
 @without_gpu

@@ -147,6 +147,7 @@ def measure(groups: list[list[Key]], bench: Bench, results: gpu.Results, options
         measure_wave(wave, bench, results, options)
         took[part] = max(took.get(part, 0.0), time.monotonic() - start)
         _say(f"  {time.monotonic() - start:.0f} s")
+        results.write()  # makes the folder, even if nothing was found
         gpu_table.write(options.out, options.device)
     done = [cell["key"] for cell in results.run["cells"]]
     results.run["left"] = [key for group in wanted for key in group if key not in done]
@@ -237,7 +238,7 @@ def case(key: Key) -> Key:
 def name(keys: list[Key]) -> str:
     """What is measured, in words."""
     said = (", ".join(str(value) for what, value in key.items() if what != "runner") for key in keys)
-    runner = f", {keys[0].get('runner', '')}" if len(keys) == 1 else ""
+    runner = f", {keys[0]['runner']}" if len(keys) == 1 and "runner" in keys[0] else ""
     return "; ".join(dict.fromkeys(said)) + runner
 
 

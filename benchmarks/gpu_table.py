@@ -89,7 +89,13 @@ def _not_measured(run: dict[str, Any]) -> list[str]:
         for cell in run["cells"]
         if "failed" in cell
     ]
-    lines += [f"- {words(key)}: not reached in the time given; run it again to go on" for key in run.get("left", ())]
+    left: dict[str, list[str]] = {}
+    for key in run.get("left", ()):
+        case = {what: value for what, value in key.items() if what != "runner"}
+        left.setdefault(words(case), []).extend([key["runner"]] if "runner" in key else [])
+    for case_words, names in left.items():
+        by = f" ({'; '.join(names)})" if names else ""
+        lines.append(f"- {case_words}{by}: not reached in the time given; run it again to go on")
     return ["### Not measured", "\n".join(lines)] if lines else []
 
 

@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-# Of the GPU benchmarks: one for TensorFlow and onnxruntime, one for PyTorch, whose CUDA may be of another generation.
+# Of the GPU benchmarks: one for TensorFlow and onnxruntime, one for PyTorch and JAX, whose CUDA may be of another
+# generation.
 GPU_VENV ?= .venv-gpu
 PEER_VENV ?= .venv-gpu-peer
 
@@ -64,8 +65,8 @@ priors: $(VENV)/.bench  ## priors of trained runs side by side, RUNS="runs/a run
 explorer: $(VENV)/.bench  ## how soon the explorer's page shows a picture, in headless Chromium: benchmarks/results/explorer.*
 	$(BIN)/python -m benchmarks.explorer
 
-bench-gpu: $(GPU_VENV)/.gpu $(PEER_VENV)/.peer  ## all on an NVIDIA GPU, under an hour: benchmarks/results/gpu.md; FULL=1: hours
-	$(GPU_VENV)/bin/python -m benchmarks.bench_gpu --peer-python $(PEER_VENV)/bin/python $(if $(FACES),--faces "$(FACES)") $(if $(FULL),--full)
+bench-gpu: $(GPU_VENV)/.gpu $(PEER_VENV)/.peer  ## on an NVIDIA GPU, ten minutes (MINUTES=20: more): benchmarks/results/gpu.md
+	$(GPU_VENV)/bin/python -m benchmarks.bench_gpu --peer-python $(PEER_VENV)/bin/python $(if $(FACES),--faces "$(FACES)") $(if $(MINUTES),--minutes $(MINUTES))
 
 gpu-at-hand:
 	@$(PYTHON) -I keras_vae/cli/gpu_cards.py
@@ -106,6 +107,7 @@ $(GPU_VENV)/.gpu: pyproject.toml | gpu-at-hand $(GPU_VENV)/bin/python
 	@touch $@
 
 $(PEER_VENV)/.peer: pyproject.toml | gpu-at-hand $(PEER_VENV)/bin/python
-	@echo "installing PyTorch into $(PEER_VENV), several GB: minutes"
+	@echo "installing PyTorch and JAX into $(PEER_VENV), several GB: minutes"
 	$(PEER_VENV)/bin/python -m pip install --disable-pip-version-check -q -e '.[peer]'
+	$(PEER_VENV)/bin/python -m pip install --disable-pip-version-check -q -e '.[peer-jax]' || echo "going on without JAX"
 	@touch $@

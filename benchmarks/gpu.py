@@ -21,6 +21,7 @@ from keras_vae.support.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("keras-vae", "keras", "tensorflow", "onnxruntime-gpu", "nvidia-cudnn-cu12", "nvidia-cuda-runtime-cu12")
+PEERS = ("torch", "jax", "jax-cuda12-plugin", "jax-cuda13-plugin")
 # TFLOP/s that NVIDIA states for a card at its boost clock: dense, no sparsity, sums in float32. "float32" is without
 # tensor cores, which TensorFlow and PyTorch use for float32 too, as TF32, where there is such a thing.
 # H100, H200: H100 and H200 datasheets, whose tensor figures "with sparsity" are halved. A100: A100 datasheet. A10: A10
@@ -61,7 +62,7 @@ def machine(device: str, peer_python: str = sys.executable) -> dict[str, Any]:
 
     Args:
         device: "cpu" or "cuda".
-        peer_python: the Python of PyTorch's environment.
+        peer_python: the Python of the peers' environment.
 
     Raises:
         SystemExit: there is no GPU.
@@ -79,10 +80,16 @@ def machine(device: str, peer_python: str = sys.executable) -> dict[str, Any]:
 
 
 def _peer_versions(python: str) -> dict[str, str]:
-    # With torch.__version__'s suffix, which names its CUDA: "2.13.0+cu130".
-    script = "from importlib.metadata import version; print(version('torch'))"
-    ended = subprocess.run([python, "-c", script], capture_output=True, text=True)
-    return {"torch": ended.stdout.strip()} if ended.returncode == 0 else {}
+    # With the suffixes that name their CUDA: "2.13.0+cu130", "jax-cuda13-plugin".
+    script = (
+        "import json; from importlib.metadata import distributions; "
+        "print(json.dumps({each.name: each.version for each in distributions() if each.name in %r}))"
+    )
+    try:
+        ended = subprocess.run([python, "-c", script % (PEERS,)], capture_output=True, text=True)
+    except OSError:  # no such Python
+        return {}
+    return json.loads(ended.stdout) if ended.returncode == 0 else {}
 
 
 class Results:
@@ -136,9 +143,9 @@ class Results:
         write_json(self.path, {"runs": self.runs}, indent=1)
 
 
-def path_of(part: str, device: str, folder: Path = RESULTS) -> Path:
-    """Where the results of a part ("train_step", "numerics", "decoding", "run") are kept."""
-    return folder / f"{'gpu' if device == 'cuda' else 'cpu'}_{part}.json"
+def path_of(device: str, folder: Path = RESULTS) -> Path:
+    """Where results are kept; the page is beside them."""
+    return folder / ("gpu.json" if device == "cuda" else "cpu.json")
 
 
 def source_name(data: str) -> str:

@@ -1,6 +1,6 @@
 """The same networks and losses in PyTorch, as its users write them.
 
-What `benchmarks.train_step` runs beside ours: the paper's encoder and decoder, VGG16's features with the weights of
+What `benchmarks.steps` runs beside ours: the paper's encoder and decoder, VGG16's features with the weights of
 ours, Adam (fused), channels_last, autocast, and the step's loss under `torch.compile` where that is asked for. It
 reports nothing but the loss: ours counts its metrics besides.
 """
@@ -15,10 +15,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from benchmarks.operations import LAYERS, VGG16
+
 LEAKY_SLOPE = 0.2
 MEANS = (103.939, 116.779, 123.68)  # ImageNet's, blue, green, red
-VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-LAYERS = {"vae-123": (0, 1, 2), "vae-345": (2, 3, 4)}  # blocks whose first activations are compared
 
 
 class Encoder(nn.Module):
@@ -158,6 +158,7 @@ class Step:
             device, getattr(torch, precision), enabled=precision != "float32"
         )
         self.loss: Callable[[torch.Tensor], torch.Tensor] = self._loss
+        self.graphs = graphs
         if compiled:
             self.loss = torch.compile(self._loss, mode="reduce-overhead" if graphs else None)
 
@@ -216,6 +217,8 @@ class Step:
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         self.optimizer.zero_grad()
+        if self.graphs:
+            torch.compiler.cudagraph_mark_step_begin()
         loss = self.loss(images)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,8 +16,6 @@ from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
-
-from keras_vae.cli import gpu_cards
 
 
 class RunnerError(SystemExit):
@@ -38,6 +37,7 @@ def start(module: str, *arguments: str, python: str = sys.executable, **environm
         stdout=subprocess.PIPE,
         stderr=log,
         text=True,
+        start_new_session=True,
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **environment},
     )
     runner.log = log
@@ -59,7 +59,7 @@ def ask(worker: Runner, request: dict[str, Any], seconds: float | None = None) -
 
     def give_up() -> None:
         late.set()
-        worker.kill()
+        _kill(worker)
 
     timer = threading.Timer(seconds or threading.TIMEOUT_MAX, give_up)
     timer.daemon = True
@@ -99,29 +99,42 @@ def serve(make: Callable[[], Callable[[dict[str, Any]], dict[str, Any]]]) -> Non
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries print
-    run: list[Callable[[dict[str, Any]], dict[str, Any]]] = []
+    said: dict[str, Any] = {}
+    try:
+        run = make()  # before it is asked: processes get ready side by side
+    except (Exception, SystemExit) as error:
+        said = _line(error)
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            if not run:
-                run.append(make())
-            answer = {} if request.get("end") or request.get("peak") else run[0](request)
+            answer = said or ({} if request.get("end") or request.get("peak") else run(request))
         except (Exception, SystemExit) as error:  # a framework's, out of memory for one: a line is all that is needed
-            answer = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:500]}
+            answer = _line(error)
         answer["peak_mib"] = peak_mib()
         print(json.dumps(answer), file=answers, flush=True)
         if request.get("end"):
             return
 
 
+def _line(error: BaseException) -> dict[str, Any]:
+    return {"error": " ".join(f"{type(error).__name__}: {error}".split())[:500]}
+
+
 def stop(worker: Runner) -> None:
     """Ends a runner that may have failed, and waits until the device's memory is free again."""
-    worker.kill()
+    _kill(worker)
     worker.wait()
     for pipe in (worker.stdin, worker.stdout):
         assert pipe is not None
         with contextlib.suppress(BrokenPipeError):
             pipe.close()
+
+
+def _kill(worker: Runner) -> None:
+    """Kills a runner with the processes it started: compilers, and a command it waits for."""
+    if worker.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGKILL)
 
 
 def peak_mib() -> float:
@@ -153,6 +166,8 @@ def device_name(device: str) -> str:
         SystemExit: there is no GPU.
     """
     if device == "cuda":
+        from keras_vae.cli import gpu_cards  # not above: a peer's environment has none of what it needs
+
         return gpu_cards.require().cards[0].name
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []

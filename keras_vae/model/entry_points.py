@@ -323,7 +323,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
         return {name: tf.reshape(value, (1,)) for name, value in logs.items()}
 
     def _looked_at(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        with self.watch.anew():
+        with self.watch.anew(), keras_internals.gradients_forgotten():
             result = method(*args, **kwargs)
             self.watch.look(self)
         return result
@@ -358,7 +358,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
         else:
             options["callbacks"] = [looks, *_callbacks(options)]  # first, so no callback records a skipped step
         try:
-            with self.watch.anew():
+            with self.watch.anew(), keras_internals.gradients_forgotten():
                 yield
         except (ValueError, tf.errors.InvalidArgumentError) as error:
             refused = self._worded(error)

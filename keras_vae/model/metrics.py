@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -20,17 +20,19 @@ SAME_ON_EVERY_REPLICA: dict[str, Any] = {"dtype": "float32", "aggregation": "onl
 class TermMeans(keras.metrics.Metric):
     """Means of the objective's terms over all images so far, in two variables rather than two for each term.
 
-    Means over images, not over batches: a smaller last batch weighs less.
+    Means over images, not over batches: a smaller last batch weighs less. To Keras it is the metric of the first term;
+    `others` are those of the rest, which read what this one keeps.
 
     Args:
         terms: names of the terms.
     """
 
-    def __init__(self, terms: Sequence[str], name: str = "terms", **kwargs: Any) -> None:
-        super().__init__(name=name, **kwargs)
+    def __init__(self, terms: Sequence[str], **kwargs: Any) -> None:
+        super().__init__(name=terms[0], **kwargs)
         self.terms = tuple(terms)
         self.sums = self.add_variable((len(self.terms),), "zeros", name="sums", **SAME_ON_EVERY_REPLICA)
         self.count = self.add_variable((), "zeros", name="count", **SAME_ON_EVERY_REPLICA)
+        self.others = [_TermMean(term, self.means) for term in self.terms[1:]]
 
     def of(self, terms: dict[str, Any]) -> Any:
         """Means over the images of the whole batch, float32 (terms,); NaN for a term that was not computed.
@@ -51,12 +53,21 @@ class TermMeans(keras.metrics.Metric):
         self.sums.assign_add(size * means)
         self.count.assign_add(size)
 
-    def result(self) -> dict[str, Any]:
-        means = ops.divide_no_nan(self.sums, self.count)
-        return dict(zip(self.terms, ops.unstack(means), strict=True))
+    def means(self) -> dict[str, Any]:
+        """The means so far, float32 () by name."""
+        return dict(zip(self.terms, ops.unstack(ops.divide_no_nan(self.sums, self.count)), strict=True))
 
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "terms": self.terms}
+    def result(self) -> Any:
+        return self.means()[self.name]
+
+
+class _TermMean(keras.metrics.Metric):
+    def __init__(self, name: str, means: Callable[[], dict[str, Any]]) -> None:
+        super().__init__(name=name)
+        self.means = means
+
+    def result(self) -> Any:
+        return self.means()[self.name]
 
 
 @keras.saving.register_keras_serializable("keras_vae")

@@ -251,11 +251,11 @@ class VAE(GenerativeModel):
     def _track(self, means: Any, latents: Any) -> dict[str, Any]:
         self.term_means.update_state(means, replicas.batch_size(latents))
         self.active_units.update_state(ops.stop_gradient(latents))
-        return {**self.term_means.result(), self.active_units.name: self.active_units.result()}
+        return {**self.term_means.means(), self.active_units.name: self.active_units.result()}
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        return [self.term_means, self.active_units]
+        return [self.term_means, *self.term_means.others, self.active_units]
 
     # Saving ------------------------------------------------------------------------------------
 

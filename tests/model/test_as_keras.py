@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -133,3 +134,18 @@ def test_a_directory_by_keras(vae: VAE, image_folder: Path) -> None:
         vae.fit(data, verbose=0)
     scaled = data.map(lambda images, labels: (images / 255, labels))
     assert np.isfinite(vae.fit(scaled, verbose=0).history["loss"]).all()
+
+
+def test_models_that_are_no_longer_used_are_freed(images: np.ndarray) -> None:
+    """With the graphs of their steps: someone trains a hundred models in one process."""
+    counts = []
+    for _ in range(3):
+        vae = VAE((32, 32, 3), 4, perceptual=None, network_options={"width": 4})
+        vae.compile()
+        vae.fit(images[:8], batch_size=4, validation_data=images[:4], verbose=0)
+        vae.train_on_batch(images[:4])
+        vae.predict(images[:4], verbose=0)
+        del vae
+        gc.collect()
+        counts.append(sum(isinstance(each, tf.Graph) for each in gc.get_objects()))
+    assert counts[2] == counts[1]

@@ -77,9 +77,9 @@ def test_target_kl_is_reached_from_both_sides(make_vae: MakeVAE, images: np.ndar
     for beta in (0.05, 20.0):
         vae = make_vae(image_shape=(16, 16, 3), beta=beta, network_options={"width": 8})
         target = schedules.TargetKL(12.0, gain=0.05)
-        vae.fit(images[:, ::2, ::2], batch_size=16, epochs=40, callbacks=[target], verbose=0)
-        kl = vae.fit(images[:, ::2, ::2], batch_size=16, epochs=10, callbacks=[target], verbose=0).history["kl"]
-        assert np.mean(kl) == pytest.approx(12.0, rel=0.1)
+        # It swings past the target once, then settles.
+        kl = vae.fit(images[:, ::2, ::2], batch_size=16, epochs=70, callbacks=[target], verbose=0).history["kl"]
+        assert np.mean(kl[-10:]) == pytest.approx(12.0, rel=0.1)
 
 
 def test_a_target_that_cannot_be_reached(make_vae: MakeVAE, images: np.ndarray) -> None:

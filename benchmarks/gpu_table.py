@@ -235,7 +235,8 @@ def _run(cells: list[Cell], run: dict[str, Any]) -> list[str]:
         if "busy" in card:
             busy = f"{card['busy']:.0%}, {card['samples']} samples, a tenth below {card['least_busy']:.0%}"
         row = [*(str(key[name]) for name in ("data", "preset", "size", "batch", "minutes")), cell["precision"]]
-        rows.append([*row, f"{cell['steps']} ({cell['epochs']})", f"{cell['images_per_second']:.0f}", busy])
+        rows.append([*row, f"{cell['steps']} ({cell['epochs']})", f"{cell['images_per_second']:.0f}"])
+        rows[-1] += [f"{cell['start_s']:.0f}", f"{cell['between_steps']:.0%}", busy]
     heading = [
         "data",
         "preset",
@@ -245,6 +246,8 @@ def _run(cells: list[Cell], run: dict[str, Any]) -> list[str]:
         "precision",
         "steps (epochs)",
         "images/s of the last epoch",
+        "seconds to the first step",
+        "between steps",
     ]
     return [_table([*heading, "card busy after the first epoch"], rows)]
 

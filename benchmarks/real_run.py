@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import gpu, runners
+from keras_vae.training import stages
 
 COMMAND = (sys.executable, "-m", "keras_vae.cli", "train")
 
@@ -34,12 +35,17 @@ def trained(case: dict[str, Any]) -> dict[str, Any]:
         options += ["--prior", "standard"]  # the learned one is fitted after the last epoch
         options += ["--perceptual", "none" if case["preset"] in ("plain", "gaussian-calibrated") else "hed-vgg16"]
         card = _watched([*COMMAND, *options], run / "metrics.jsonl")
-        last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        first, last = lines[0]["seconds_by_stage"], lines[-1]["seconds_by_stage"]
         precision = json.loads((run / "config.json").read_text())["precision"]
     return {
-        "images_per_second": last["images_per_second"],
-        "steps": last["step"],
-        "epochs": last["epoch"],
+        "images_per_second": lines[-1]["images_per_second"],
+        "steps": lines[-1]["step"],
+        "epochs": lines[-1]["epoch"],
+        # From the command to its first step, which includes compiling: a line is written after an epoch's validation.
+        "start_s": card["first_line_s"] - first.get("steps", 0.0) - first.get("validation", 0.0),
+        "between_steps": sum(last.get(stage, 0.0) for stage in stages.BETWEEN) / lines[-1]["seconds"],
+        "seconds_by_stage": last,
         "card": card,
         "precision": precision,
     }
@@ -62,7 +68,7 @@ def _watched(command: list[str], metrics: Path) -> dict[str, Any]:
             log.seek(0)
             said = log.read().strip().splitlines() or ["it said nothing"]
             raise runners.RunnerError(f"training ended with status {process.returncode}: {said[-1][:400]}")
-    return {**busy.summary(ends[0], ends[-1]), "seconds": ends[-1] - ends[0]} if ends else busy.summary()
+    return {**busy.summary(ends[0], ends[-1]), "seconds": ends[-1] - ends[0], "first_line_s": ends[0]}
 
 
 if __name__ == "__main__":

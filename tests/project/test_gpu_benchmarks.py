@@ -198,7 +198,10 @@ def test_numerics_in_one_fit(array: Path, tmp_path: Path, monkeypatch: pytest.Mo
     results.add(bench_gpu._run("avatars.npy", 32, 16, "plain", 0.05), **RUN)
     page = gpu_table.write(tmp_path, "cpu").read_text()
     assert "| avatars.npy | plain | 32 | 16 | 20 | float32 |" in page
-    assert "| avatars.npy | plain | 32 | 16 | 0.05 | float32 | 3 (1) | 10 | 95%, 2 samples, a tenth below 90% |" in page
+    assert (
+        "| avatars.npy | plain | 32 | 16 | 0.05 | float32 | 3 (1) | 10 | 12 | 4% | 95%, 2 samples, a tenth below 90% |"
+        in page
+    )
     assert (tmp_path / "cpu.png").stat().st_size > 1000
     assert str(array.parent) not in page
 
@@ -208,6 +211,8 @@ RUN: dict[str, Any] = {
     "epochs": 1,
     "steps": 3,
     "precision": "float32",
+    "start_s": 12.3,
+    "between_steps": 0.04,
     "card": {"samples": 2, "busy": 0.95, "least_busy": 0.9, "memory_mib": 9.0},
 }
 
@@ -235,12 +240,16 @@ def test_a_real_run_is_watched_after_its_first_epoch(monkeypatch: pytest.MonkeyP
         "for epoch in range(1, 4):\n"
         "    time.sleep(0.5)\n"
         "    with (run / 'metrics.jsonl').open('a') as file:\n"
-        "        print(json.dumps({'images_per_second': 9.0, 'step': 2 * epoch, 'epoch': epoch}), file=file)\n"
+        "        stages = {'first step': 0.1, 'steps': 0.2, 'validation': 0.02 * epoch, 'pictures': 0.01}\n"
+        "        figures = {'images_per_second': 9.0, 'step': 2 * epoch, 'epoch': epoch, 'seconds': 0.5 * epoch}\n"
+        "        print(json.dumps({**figures, 'seconds_by_stage': stages}), file=file)\n"
     )
     monkeypatch.setattr(real_run, "COMMAND", (sys.executable, str(tmp_path / "train.py")))
     found = real_run.trained({"data": "x", "size": 32, "batch": 4, "minutes": 1, "preset": "plain"})
     assert (found["steps"], found["epochs"], found["precision"]) == (6, 3, "float32")
     assert 0.5 < found["card"]["seconds"] < 3.0
+    assert found["start_s"] == pytest.approx(found["card"]["first_line_s"] - 0.2 - 0.02)
+    assert found["between_steps"] == pytest.approx((0.06 + 0.01) / 1.5)
     (tmp_path / "train.py").write_text("import sys; print('no images'); sys.exit(2)")
     with pytest.raises(runners.RunnerError, match="training ended with status 2: no images"):
         real_run.trained({"data": "x", "size": 32, "batch": 4, "minutes": 1, "preset": "plain"})

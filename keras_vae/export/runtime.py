@@ -245,4 +245,4 @@ def _providers() -> list[str]:
         return [CPU]
     with contextlib.redirect_stdout(None), quiet_stderr():  # it tells what it did not find
         onnxruntime.preload_dlls()  # CUDA's libraries, where pip installed them
-    return ["CUDAExecutionProvider", CPU]  # should they not load, onnxruntime goes on with the second
+    return ["CUDAExecutionProvider", CPU]  # should they not load, onnxruntime continues with the second

@@ -106,7 +106,7 @@ class RestDecoder(ServedDecoder):
             } or None
         except (KeyError, TypeError, ValueError) as error:
             raise ServerError(
-                f"{self._server} is not TF Serving: it tells no state of models; check the port"
+                f"{self._server} is not TF Serving: it reports no model's state; check the port"
             ) from error
 
     def _request(self, path: str, content: Any = None) -> tuple[int, Any]:

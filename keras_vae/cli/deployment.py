@@ -280,6 +280,9 @@ def _wrong_metadata(model: Model, other: Model, own: bool) -> str | None:
     wanted, found = (each.get("run_id", "") for each in (model.config, other.metadata))
     if wanted and found and wanted != found:
         return f"it was exported from the run {found}, and this one is {wanted}: export it again"
+    weights = other.metadata.get("model")
+    if own and weights and model.vae is not None and weights != model.vae.fingerprint():
+        return "it was exported from other weights, before the model was trained further: export it again"
     return None
 
 

@@ -138,10 +138,10 @@ def check_summary(total: float, low: float, high: float, where: str = "") -> Non
     Raises:
         InputError: they are refused.
     """
+    if not math.isfinite(total):  # first: XLA's smallest value of NaN alone is infinity, as of nothing
+        raise InputError(f"images hold NaN or infinite values{where}: leave those images out")
     if low > high:
         raise InputError(f"there is no image{where}: leave out batches that are empty")
-    if not math.isfinite(total):
-        raise InputError(f"images hold NaN or infinite values{where}: leave those images out")
     if low >= -RANGE_TOLERANCE and high <= 1.0 + RANGE_TOLERANCE:
         return
     advice = "scale them to [0, 1], or pass 0..255 images as uint8"

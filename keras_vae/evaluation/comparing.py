@@ -13,7 +13,7 @@ from PIL import Image
 
 from keras_vae.evaluation.evaluating import FIGURES, FOLDER
 from keras_vae.evaluation.fidelity import psnr, sharpness_ratio
-from keras_vae.runs.folder import METRICS_FILE, is_run
+from keras_vae.runs.folder import is_run, read_metrics
 from keras_vae.runs.opening import BATCH, Model, open_model
 from keras_vae.runs.run_images import data_of
 from keras_vae.support import pictures
@@ -134,10 +134,9 @@ def _figures(model: Model) -> dict[str, Any]:
             f"{model.path} has not been evaluated: its figures are training's last (keras-vae evaluate {model.path})",
             file=sys.stderr,
         )
-        try:
-            last = json.loads((model.path / METRICS_FILE).read_text().splitlines()[-1])
-        except (OSError, ValueError, IndexError):
-            return {}
+        last: dict[str, Any] = {}
+        for line in read_metrics(model.path):
+            last = line if "val_elbo" in line else last
         return {name.removeprefix("val_"): value for name, value in last.items() if name.startswith("val_")}
     if found.get("model") != model.whole("comparing").fingerprint():
         print(

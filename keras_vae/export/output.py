@@ -10,7 +10,6 @@ from keras import ops
 from keras_vae.support.keras_defaults import keras_defaults
 
 
-@keras.saving.register_keras_serializable("keras_vae")
 class ToUint8(keras.layers.Layer):
     """Images in [0, 1] as the nearest 8-bit levels."""
 

@@ -190,6 +190,8 @@ def joined(reports: Iterable[Report]) -> Report:
 
 def least_psnr_of_levels(tolerance: float) -> float:
     """PSNR, in dB, of levels whose values differ by the tolerance: 255 times it is the share that are one apart."""
+    if not tolerance:
+        return math.inf
     return -10 * math.log10(255 * tolerance / 255**2)
 
 

@@ -98,6 +98,7 @@ def xla_for(asked: bool | str, run_eagerly: bool, strategy: tf.distribute.Strate
     """
     if asked not in (True, False, "auto"):
         raise InputError(f"jit_compile={asked!r}: give True, False or 'auto'")
+    asked = asked if isinstance(asked, str) else bool(asked)  # 1, or NumPy's
     replicas = strategy.num_replicas_in_sync
     if needs_xla and replicas > 1:
         raise InputError(
@@ -114,7 +115,7 @@ def xla_for(asked: bool | str, run_eagerly: bool, strategy: tf.distribute.Strate
     # A program for each shape of batch takes half a minute to compile on a GPU, more than an evaluation takes.
     evaluation = on and replicas == 1 and (needs_xla or asked is True)
     if not on:
-        why = "off (as asked)" if asked != "auto" else "off (steps run eagerly)" if run_eagerly else "off (no GPU)"
+        why = "off (steps run eagerly)" if run_eagerly else "off (no GPU)" if asked == "auto" else "off (as asked)"
     elif replicas > 1:
         why = f"on (for the parts of a step between what {replicas} replicas exchange)"
     else:

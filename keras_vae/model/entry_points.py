@@ -45,7 +45,6 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
     watch: guards.Watch
     xla: compiling.Xla
     jit_compile: bool
-    train_function: Any
 
     # What is known of the model ----------------------------------------------------------------
 
@@ -152,7 +151,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
         for name in ("sample_weight", "class_weight"):
             if options.get(name) is not None:
                 raise InputError(f"fit({name}=...): the bound counts every image alike; leave {name!r} out")
-        self._follow(schedules.only_one(_callbacks(options)))
+        schedule = schedules.only_one(_callbacks(options))
         if not self.trainable_weights:
             raise InputError("no weight is trainable: set vae.trainable = True, and compile again")
         options["x"] = self._checked_images("fit", x, options.get("steps_per_epoch"), "steps_per_epoch")
@@ -169,7 +168,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
         if isinstance(x, tf.data.Dataset):
             # Keras's default, True, makes it warn that datasets shuffle themselves.
             options.setdefault("shuffle", False)
-        with self._watched(options):
+        with self._following(schedule), self._watched(options):
             history = super().fit(**options)
         # Keras has replaced the weights with their averages: the statistics must belong to those.
         for variable, average in self.averages():
@@ -247,7 +246,8 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
     def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.train_on_batch`. Raises as `fit`."""
         self._check_compiled("train_on_batch")
-        self._follow(None)
+        if not self._fits:  # a callback may call it
+            self._follow(None)
         return self._looked_at(super().train_on_batch, self._checked_images("train_on_batch", x), *args, **kwargs)
 
     def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -310,12 +310,6 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
         with tf.control_dependencies([tf.debugging.Assert(tf.shape(images)[0] > 0, [SHARE_MARK])]):
             return tf.identity(images)
 
-    def _follow(self, schedule: schedules.KLWeight | None) -> None:
-        """Makes a schedule of the KL's weight a part of the training step, which is traced anew if it was another."""
-        if schedule is not self.kl_schedule:
-            schedules.check_traceable(schedule)
-            self.kl_schedule, self.train_function = schedule, None
-
     def _logged(self, logs: dict[str, Any]) -> dict[str, Any]:
         """What a step returns, as Keras 3.15 can reduce it over workers: it expects scalars to have a first axis."""
         if not isinstance(self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy):
@@ -323,7 +317,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
         return {name: tf.reshape(value, (1,)) for name, value in logs.items()}
 
     def _looked_at(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        with self.watch.anew(), keras_internals.gradients_forgotten():
+        with self.watch.anew():
             result = method(*args, **kwargs)
             self.watch.look(self)
         return result
@@ -358,7 +352,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
         else:
             options["callbacks"] = [looks, *_callbacks(options)]  # first, so no callback records a skipped step
         try:
-            with self.watch.anew(), keras_internals.gradients_forgotten():
+            with self.watch.anew():
                 yield
         except (ValueError, tf.errors.InvalidArgumentError) as error:
             refused = self._worded(error)
@@ -384,23 +378,6 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
                 "share it: leave out the smaller last one, as .batch(64, drop_remainder=True) does"
             )
         return image_batches.worded(error, self.image_shape)
-
-    # Averaged weights --------------------------------------------------------------------------
-
-    def averaged_weights(self) -> AbstractContextManager[None]:
-        """A block in which weights are their exponential moving averages, if the optimizer keeps them (`use_ema=True`).
-
-        Afterwards they are what they were, to the last bit.
-        """
-        return swapped(self.averages())
-
-    def averages(self) -> list[tuple[Any, Any]]:
-        """Variables with their exponential moving averages, if the optimizer keeps them; none before the first step.
-
-        Besides the weights, which Keras averages, these are the statistics that go with them: batch normalization's
-        and the calibrated variances.
-        """
-        return self.averaging.pairs()
 
 
 def _callbacks(options: dict[str, Any]) -> list[Any]:

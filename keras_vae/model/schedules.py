@@ -12,6 +12,7 @@ import numbers
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import ops
 
@@ -36,6 +37,11 @@ class KLWeight(keras.callbacks.Callback):
     def after_step(self, beta: Any, kl: Any) -> Any:
         """The weight after a step, from its own and its mean KL in nats, both float32 ()."""
         return beta
+
+    def settings(self) -> Any:
+        """What tells it from another: a step that was traced with these need not be traced anew."""
+        own = {name: value for name, value in vars(self).items() if name not in vars(keras.callbacks.Callback())}
+        return type(self), tuple(sorted((name, repr(value)) for name, value in own.items()))
 
     def on_train_begin(self, logs: Any = None) -> None:
         if not hasattr(self.model, "beta"):
@@ -181,22 +187,28 @@ def check_target(nats: float, free_bits: float, latent_dim: int) -> None:
 
 
 def check_traceable(schedule: KLWeight | None) -> None:
-    """Refuses a schedule that TensorFlow cannot make a part of a training step.
+    """Refuses a schedule that TensorFlow cannot make a part of a training step, or whose weight is none.
 
     Raises:
         InputError: it is refused.
     """
     if schedule is None:
         return
-    number, step = tf.TensorSpec((), tf.float32), tf.TensorSpec((), tf.int64)
+    name = type(schedule).__name__
+    number, count = tf.TensorSpec((), tf.float32), tf.TensorSpec((), tf.int64)
     try:
-        tf.function(schedule.before_step, autograph=False).get_concrete_function(number, step, 1.0)
+        before = tf.function(schedule.before_step, autograph=False).get_concrete_function(number, count, 1.0)
         tf.function(schedule.after_step, autograph=False).get_concrete_function(number, number)
-    except (TypeError, ValueError) as error:  # of Python's `if`, or of functions that take numbers alone
+    # Of Python's `if`, of functions that take numbers alone, of NumPy, of a `weight` that is not there.
+    except (TypeError, ValueError, AttributeError, NotImplementedError) as error:
         raise InputError(
-            f"{type(schedule).__name__} computes the weight from a tensor, the step: use keras.ops, such as "
+            f"{name}: write weight(self, step, end) with keras.ops, for the step is a tensor: such as "
             "ops.minimum(step / 1000, 1.0), or ops.where for an if"
         ) from error
+    for step in (0, *(10**power for power in range(7))):
+        weight = np.array(before(tf.constant(1.0), tf.constant(step, tf.int64)))
+        if weight.shape or not (math.isfinite(weight) and weight >= 0):
+            raise InputError(f"{name}: the weight at step {step} is {weight}: give a single number of at least 0")
 
 
 def only_one(callbacks: list[Any]) -> KLWeight | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from keras_vae.model import priors, schedules
-from keras_vae.model.averaging import AveragedWeights, restored
+from keras_vae.model.averaging import AveragedWeights, restored, swapped
 from keras_vae.support import keras_internals
 from keras_vae.support.errors import InputError, check_weight
 
@@ -35,7 +35,10 @@ class StatefulModel(keras.Model):
     initial_beta: float
     beta_variable: Any
     last_kl_variable: Any
-    kl_schedule: schedules.KLWeight | None
+    train_function: Any
+    kl_schedule: schedules.KLWeight | None = None
+    _followed: Any = None  # the schedule's settings that the training step was traced with
+    _fits = False
     train_noise: keras.random.SeedGenerator
     test_noise: keras.random.SeedGenerator
     averaging: AveragedWeights
@@ -127,6 +130,23 @@ class StatefulModel(keras.Model):
         """What the end of a step assigns besides weights, averages and the optimizer."""
         return [self.last_kl_variable, self.beta_variable]
 
+    def _follow(self, schedule: schedules.KLWeight | None) -> None:
+        """Makes a schedule of the KL's weight a part of the training step, which is traced anew if it was another."""
+        settings = None if schedule is None else schedule.settings()
+        if settings != self._followed:
+            schedules.check_traceable(schedule)
+            self.train_function = None
+        self.kl_schedule, self._followed = schedule, settings
+
+    @contextmanager
+    def _following(self, schedule: schedules.KLWeight | None) -> Iterator[None]:
+        self._follow(schedule)
+        self._fits = True
+        try:
+            yield
+        finally:
+            self._fits = False
+
     def schedule_beta(self) -> None:
         """Sets the weight of the KL for the step that begins."""
         if self.kl_schedule is not None:
@@ -145,9 +165,24 @@ class StatefulModel(keras.Model):
         return float(ops.convert_to_numpy(self.last_kl_variable))
 
     def _scalar(self, name: str, value: float) -> Any:
-        """A float32 variable that is saved with the model and that no gradient moves."""
+        """A float32 variable that no gradient moves."""
         initializer = keras.initializers.Constant(value)
         return self.add_weight((), initializer, "float32", trainable=False, autocast=False, name=name)
+
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """A block in which weights are their exponential moving averages, if the optimizer keeps them (`use_ema=True`).
+
+        Afterwards they are what they were, to the last bit.
+        """
+        return swapped(self.averages())
+
+    def averages(self) -> list[tuple[Any, Any]]:
+        """Variables with their exponential moving averages, if the optimizer keeps them; none before the first step.
+
+        Besides the weights, which Keras averages, these are the statistics that go with them: batch normalization's
+        and the calibrated variances.
+        """
+        return self.averaging.pairs()
 
     def save(self, filepath: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As `keras.Model.save`, into a .keras file.

@@ -18,7 +18,7 @@ from keras_vae.model.averaging import AveragedWeights
 from keras_vae.model.generative import GenerativeModel
 from keras_vae.model.presets import DEFAULT_LAYERS, DEFAULT_PERCEPTUAL_WEIGHT
 from keras_vae.model.state import Untracked
-from keras_vae.support import precision, replicas
+from keras_vae.support import keras_internals, precision, replicas
 from keras_vae.support.errors import InputError, check_weight
 from keras_vae.support.keras_defaults import keras_defaults
 
@@ -117,7 +117,6 @@ class VAE(GenerativeModel):
             raise InputError("pixel_weight=0 and no perceptual network: nothing says what an image should look like")
         self.beta_variable = self._scalar("beta", self.initial_beta)
         self.last_kl_variable = self._scalar("last_kl", 0.0)
-        self.kl_schedule = None
         # Evaluation draws from a stream of its own, which starts over each time: it does not change the training that
         # follows, and finds the same figures a second time.
         self.train_noise = replicas.NoiseByPlace(seed, name="train_noise", stream=1)
@@ -175,9 +174,8 @@ class VAE(GenerativeModel):
         """Every term of the objective for each image, in float32, shape (batch,), and the posterior.
 
         Args:
-            images: float32, of the model's shape.
-            noise: for the draw from the posterior: standard normal, float32 (batch, latent_dim), or a seed, as
-                `DiagonalGaussian.sample` takes it.
+            images: of the model's shape, float in [0, 1] or uint8.
+            noise: standard normal, float32 (batch, latent_dim), or a seed, as `DiagonalGaussian.sample` takes it.
             training: whether batch statistics and calibrated variances follow this batch.
             targets: the images' features, if they are already computed.
 
@@ -185,6 +183,7 @@ class VAE(GenerativeModel):
             `loss`, `elbo`, `reconstruction` (-log p(x | z)), `kl`, and where they apply `kl_floored`,
             `bits_per_dim` and `perceptual`.
         """
+        images = image_batches.as_float32(images, self.image_shape)
         posterior = self.encode(images, training)
         decoded = self.decode(posterior.sample(noise), training)
         # Left out of the loss, the pixels still teach a likelihood's own parameters, but not the decoder.
@@ -211,6 +210,7 @@ class VAE(GenerativeModel):
 
     # Steps -------------------------------------------------------------------------------------
 
+    @keras_internals.freed_with_its_model
     def train_step(self, data: Any) -> dict[str, Any]:
         images, images_fine = self._noted_images(data)
         images = replicas.at_least_one(self._one_for_each(images))

@@ -36,7 +36,6 @@ class State:
         timed_steps, timed_seconds: those that the speed is measured on.
         logs: the figures of the last epoch that ended.
         metrics: within an epoch, the values of its metrics' variables so far; empty at its end.
-        last_kl: of the last batch, in nats, which steers `kl_target`.
     """
 
     step: int
@@ -45,7 +44,6 @@ class State:
     timed_seconds: float
     logs: dict[str, float]
     metrics: list[Any]
-    last_kl: float
 
 
 def write(run: Path, save: Callable[[Path], None], state: State, keep: int) -> Path:
@@ -87,6 +85,7 @@ def read(file: Path) -> State:
         with zipfile.ZipFile(file) as archive:
             state = json.loads(archive.read(STATE_MEMBER))
             sums = state.pop("sha256")
+            state.pop("last_kl", None)  # of 0.9.0
             for name in set(archive.namelist()) - {STATE_MEMBER} | set(sums):
                 if _sha256(archive, name) != sums.get(name):
                     raise InputError(f"{file} is damaged: {name} is not what was written")

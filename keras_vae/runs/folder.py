@@ -25,6 +25,19 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted((run / CHECKPOINT_FOLDER).glob("step-*.keras"))
 
 
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The figures of a run's epochs; none where there is no file. A line that was cut off is left out."""
+    found = []
+    for line in (run / METRICS_FILE).read_text().splitlines() if (run / METRICS_FILE).is_file() else ():
+        try:
+            figures = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(figures, dict) and "step" in figures:
+            found.append(figures)
+    return found
+
+
 def read_config(run: Path) -> dict[str, Any]:
     """The configuration of a run.
 

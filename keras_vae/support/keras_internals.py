@@ -5,8 +5,8 @@ Everything else in the package keeps to the public API; look here first when a n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import functools
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,23 +35,39 @@ def moving_averages(optimizer: keras.optimizers.Optimizer) -> list[Any]:
     return list(optimizer._model_variables_moving_average)
 
 
-@contextmanager
-def gradients_forgotten() -> Iterator[None]:
-    """A block whose traced functions are freed with their model; they cannot be differentiated after it.
+_steps_traced = 0  # of replicas, in turn
+_known_gradients: set[str] = set()
+
+
+def freed_with_its_model(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorates a training step, which takes its own gradients: what is traced of it is freed with its model.
 
     TensorFlow 2.21 registers the gradient of each `tf.custom_gradient` in a graph under a name of its own, and never
     forgets it, nor the graph. Keras's optimizers have one where they apply a step: 30 MB for each model that is fitted.
     """
-    from tensorflow.python.framework import ops
 
-    registry = ops.gradient_registry._registry
-    before = set(registry)
-    try:
-        yield
-    finally:
-        for name in set(registry) - before:
-            if name.startswith("CustomGradient-"):
-                del registry[name]
+    @functools.wraps(step)
+    def traced(*arguments: Any) -> Any:
+        global _steps_traced, _known_gradients
+        import tensorflow as tf
+        from tensorflow.python.framework import ops
+
+        if tf.executing_eagerly():
+            return step(*arguments)
+        registered = ops.gradient_registry._registry
+        if not _steps_traced:
+            _known_gradients = set(registered)
+        _steps_traced += 1
+        try:
+            return step(*arguments)
+        finally:
+            _steps_traced -= 1
+            if not _steps_traced:
+                for name in set(registered) - _known_gradients:
+                    if name.startswith("CustomGradient-"):
+                        registered.pop(name, None)
+
+    return traced
 
 
 def is_within_fit(options: Mapping[str, Any]) -> bool:

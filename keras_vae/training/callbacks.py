@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import signal
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ import tensorflow as tf
 
 from keras_vae.model import priors
 from keras_vae.runs import checkpoints
-from keras_vae.runs.folder import METRICS_FILE
+from keras_vae.runs.folder import METRICS_FILE, read_metrics
 from keras_vae.runs.opening import in_batches
 from keras_vae.support import memory, pictures
 from keras_vae.support.errors import StoppedError
@@ -41,9 +40,11 @@ class MetricsLog(keras.callbacks.Callback):
         self.progress = progress
         self.stages = stages
         if self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if _step(line) <= progress.steps]
+            # An epoch that a run ended in gets its line when it is whole.
+            begun = progress.epochs_begun if progress.within_epoch else None
+            kept = [each for each in read_metrics(run) if each["step"] <= progress.steps and each["epoch"] != begun]
             with write_aside(self.path) as aside:
-                aside.write_text("".join(f"{line}\n" for line in kept))
+                aside.write_text("".join(f"{json.dumps(each)}\n" for each in kept))
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         record = {
@@ -53,18 +54,11 @@ class MetricsLog(keras.callbacks.Callback):
             "images_per_second": round(self.progress.images_per_second, 1),
             "learning_rate": float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)),
             **{name: float(value) for name, value in (logs or {}).items()},
+            **self.progress.psnr(logs or {}),
             "seconds_by_stage": {stage: round(seconds, 2) for stage, seconds in self.stages.seconds.items()},
         }
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
-
-
-def _step(line: str) -> float:
-    """The step of a line of figures; infinity for a truncated one."""
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return math.inf
 
 
 class TensorBoard(keras.callbacks.TensorBoard):
@@ -173,10 +167,9 @@ class Checkpoints(keras.callbacks.Callback):
         self.path: Path | None = None
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        due = time.perf_counter() - self._saved >= 60 * self.config.checkpoint_minutes
         # The chief's clock counts; a signal to any worker stops them all.
         stop, late, due = self._agreed(
-            bool(self.signals.number), self.writes and self.progress.late, self.writes and due
+            bool(self.signals.number), self.writes and self.progress.late, self.writes and self._due
         )
         if late:
             self.model.stop_training = True
@@ -187,8 +180,8 @@ class Checkpoints(keras.callbacks.Callback):
                 raise self._stopped()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        stop = self._agreed(bool(self.signals.number))[0]
-        if self.stages.due or stop:
+        stop, due = self._agreed(bool(self.signals.number), self.writes and self._due)
+        if self.stages.due or due or stop:
             self.save()
         if stop:
             raise self._stopped()
@@ -206,6 +199,10 @@ class Checkpoints(keras.callbacks.Callback):
                 self.path = checkpoints.write(self.run, self.model.save, state, self.config.checkpoints_kept)
             memory.trim()  # on every worker: else a long run's memory grows by what was freed
         self._saved = time.perf_counter()
+
+    @property
+    def _due(self) -> bool:
+        return time.perf_counter() - self._saved >= 60 * self.config.checkpoint_minutes
 
     def _agreed(self, *asked: bool) -> list[bool]:
         return [total > 0 for total in strategies.agreed(self.strategy, [float(each) for each in asked])]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -34,7 +35,7 @@ class Progress(keras.callbacks.Callback):
         self.limits = limits_of(config, steps_per_epoch)
         self.steps_per_epoch = steps_per_epoch
         self.shown = shown
-        state = state or checkpoints.State(0, 0.0, 0, 0.0, {}, [], 0.0)
+        state = state or checkpoints.State(0, 0.0, 0, 0.0, {}, [])
         self.steps = state.step
         self.seconds = state.seconds
         self.logs = state.logs
@@ -73,7 +74,7 @@ class Progress(keras.callbacks.Callback):
         """Where training is, for a checkpoint."""
         metrics = checkpoints.metrics_of(self.model) if self.within_epoch else []
         timed = (self._timed_steps, self._timed_seconds)
-        return checkpoints.State(self.steps, self.seconds, *timed, self.logs, metrics, self.model.last_kl)
+        return checkpoints.State(self.steps, self.seconds, *timed, self.logs, metrics)
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._start = time.perf_counter() - self.seconds
@@ -151,9 +152,22 @@ class Progress(keras.callbacks.Callback):
         left = self.limits.seconds_left(self.steps, self.seconds, per_step)
         return [f"{progress.duration(left)} left"] if left else []
 
+    def psnr(self, logs: Mapping[str, Any]) -> dict[str, float]:
+        """PSNR in dB of training and held-out images, where the reconstruction's nats determine it."""
+        found = {}
+        for prefix in ("", "val_"):
+            if f"{prefix}reconstruction" in logs:
+                error = self._squared_error(float(logs[f"{prefix}reconstruction"]), training=not prefix)
+                if error is not None:
+                    found[f"{prefix}psnr"] = -10 * math.log10(error)
+        return found
+
+    def _squared_error(self, nats: float, training: bool) -> float | None:
+        return self.model.likelihood.mean_squared_error(nats, math.prod(self.model.image_shape), training)
+
     def _figures(self, logs: dict[str, float], training: bool = True) -> tuple[tuple[str, str], str]:
         """The reconstruction with its unit, dB where its nats determine the squared error, and the KL."""
         nats = logs["reconstruction"]
-        error = self.model.likelihood.mean_squared_error(nats, math.prod(self.model.image_shape), training)
+        error = self._squared_error(nats, training)
         reconstruction = (f"{nats:,.0f}", "nats") if error is None else (f"{-10 * math.log10(error):.1f}", "dB")
         return reconstruction, f"{logs['kl']:,.{0 if logs['kl'] >= 10 else 1}f}"

@@ -189,9 +189,7 @@ class RunConfig:
     resume: bool = option(
         False, "Resume the run in --out, if there is one, with its settings; limits are still those of the whole run."
     )
-    checkpoint_minutes: float = option(
-        5.0, "Minutes between checkpoints within an epoch; epochs end with one too.", _positive
-    )
+    checkpoint_minutes: float = option(5.0, "Minutes between checkpoints; the ends of epochs bring others.", _positive)
     checkpoints_kept: int = option(3, "Number of checkpoints to keep.", check_count)
     precision: str = option("auto", f"Number format: {', '.join(PRECISIONS)}.", lambda _, name: check_precision(name))
     jit: str = option(

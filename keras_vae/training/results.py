@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import keras
 import numpy as np
 
 from keras_vae.evaluation.fidelity import psnr, sharpness_ratio
-from keras_vae.runs.folder import METRICS_FILE, read_config
+from keras_vae.runs.folder import read_config, read_metrics
 from keras_vae.support import pictures
 from keras_vae.support.files import write_aside
 from keras_vae.support.true_float32 import true_float32
@@ -107,8 +106,7 @@ def _overfitting(out: Path) -> str | None:
     That is where the ELBO of held-out images has risen by less than half as much as that of training images, from the
     second quarter of the epochs to the last, and the two are further apart than the held-out KL.
     """
-    lines = [json.loads(line) for line in (out / METRICS_FILE).read_text().splitlines()]
-    epochs = [line for line in lines if "val_elbo" in line]
+    epochs = [line for line in read_metrics(out) if "val_elbo" in line]
     quarter = len(epochs) // 4
     if not quarter:
         return None

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_vae.runs import checkpoints
 from keras_vae.training import strategies
 from keras_vae.training.clock import Progress
 
@@ -41,7 +42,7 @@ class Stages(keras.callbacks.Callback):
         self.progress: Progress | None = None
         self._began = self._last_round = time.perf_counter()
         self._last_cost: float | None = None
-        self._spent_before = 0.0
+        self._spent_before = self._spent = 0.0
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -69,6 +70,8 @@ class Stages(keras.callbacks.Callback):
         self.progress.device_is_done()
         now = time.perf_counter()
         if self.due:
+            if self._last_cost is None:  # the first round compiles: neither it nor the time until then counts
+                self._began, self._spent = now, self.between_steps
             self._last_cost = self.between_steps - self._spent_before
         self.due = self._agreed(self._is_due(now))
         if self.due:
@@ -79,7 +82,7 @@ class Stages(keras.callbacks.Callback):
             return True
         if now - self._last_round >= SECONDS_AT_MOST:
             return True
-        return self.between_steps + self._last_cost <= SHARE * (now - self._began)
+        return self.between_steps - self._spent + self._last_cost <= SHARE * (now - self._began)
 
     def _agreed(self, due: bool) -> bool:
         return strategies.agreed(self.model.distribute_strategy, [float(due)])[0] > 0
@@ -103,7 +106,9 @@ class Validation(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if not self.stages.due:
             return
+        training = checkpoints.metrics_of(self.model)  # of an epoch that may be resumed
         with self.stages.timed("validation"):
             found = self.model.evaluate(self.images, steps=self.steps, verbose=0, return_dict=True)
+        checkpoints.restore_metrics(self.model, training)
         if logs is not None:
             logs |= {f"val_{name}": value for name, value in found.items()}

@@ -121,6 +121,7 @@ def test_avatars_come_back_from_their_latents() -> None:
     assert psnr(images, np.roll(made, 1, axis=0)) < 15.0  # or any avatar would do
 
 
+@pytest.mark.slow
 def test_clothes_come_back_from_their_latents() -> None:
     if not Path("/usr/share/datasets/fashion-mnist").is_dir():
         pytest.skip("needs Debian's dataset-fashion-mnist")

@@ -30,6 +30,7 @@ def run(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with an export of every format and precision, and images from 0 to 255 too."""
     out = tmp_path_factory.mktemp("runs") / "small"
     options = ("--image-size", 32, "--latent-dim", 8, "--batch-size", 16, "--perceptual", "none", "--epochs", 3)
+    options = (*options, "--width", 8)
     for arguments in (
         ("train", "--data", image_folder, "--out", out, *options),
         ("export", out, "--format", "all"),
@@ -120,6 +121,21 @@ def test_damage_is_found_in_one_and_the_others_are_compared(copied: Path, comman
     shown = command("verify", copied)
     assert shown.status == 1
     assert "FAIL" in shown.out
+
+
+def test_exports_of_earlier_weights_are_called_so(copied: Path, command: Command) -> None:
+    for path in (copied / "export").iterdir():
+        if path.name != "decoder.onnx":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    vae = keras.saving.load_model(copied / "model.keras")
+    vae.fit(np.random.default_rng(0).random((16, 32, 32, 3), np.float32), verbose=0)
+    vae.save(copied / "model.keras")
+    result = command("verify", copied, "--json")
+    assert result.status == 1
+    (artifact,) = json.loads(result.out)["artifacts"]
+    assert artifact["problem"] == (
+        "it was exported from other weights, before the model was trained further: export it again"
+    )
 
 
 def test_images_from_0_to_255_are_reported(run: Path, command: Command, tmp_path: Path) -> None:

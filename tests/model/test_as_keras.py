@@ -142,10 +142,30 @@ def test_models_that_are_no_longer_used_are_freed(images: np.ndarray) -> None:
     for _ in range(3):
         vae = VAE((32, 32, 3), 4, perceptual=None, network_options={"width": 4})
         vae.compile()
-        vae.fit(images[:8], batch_size=4, validation_data=images[:4], verbose=0)
+        vae.fit(images[:8], batch_size=4, verbose=0)
         vae.train_on_batch(images[:4])
-        vae.predict(images[:4], verbose=0)
         del vae
         gc.collect()
         counts.append(sum(isinstance(each, tf.Graph) for each in gc.get_objects()))
     assert counts[2] == counts[1]
+
+
+def test_functions_of_a_callback_can_be_differentiated_afterwards(images: np.ndarray) -> None:
+    vae = VAE((32, 32, 3), 4, perceptual=None, network_options={"width": 4})
+    vae.compile()
+    decode = tf.function(vae.decode)
+    z = tf.zeros((4, 4))
+    look = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: decode(z))
+    vae.fit(images[:8], batch_size=4, callbacks=[look], verbose=0)
+    with tf.GradientTape() as tape:
+        tape.watch(z)
+        loss = tf.reduce_mean(tf.square(decode(z) - images[:4]))
+    assert np.isfinite(tape.gradient(loss, z)).all()
+
+
+def test_the_objective_of_uint8_images(x: np.ndarray) -> None:
+    vae = made()
+    levels = np.round(255 * x[:4]).astype(np.uint8)
+    noise = tf.zeros((4, vae.latent_dim))
+    one, other = (vae.objective(images, noise, False)[0]["loss"] for images in (levels, levels / np.float32(255)))
+    np.testing.assert_allclose(one, other, rtol=1e-6)

@@ -66,8 +66,13 @@ def with_nan(batch: np.ndarray) -> np.ndarray:
     return batch
 
 
+def nothing_but_nan(batch: np.ndarray) -> np.ndarray:
+    return np.full_like(batch, np.nan)
+
+
 FAULTS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
     "a NaN pixel": (with_nan, "^images hold NaN or infinite values in batch 1: leave those images out$"),
+    "nothing but NaN": (nothing_but_nan, "^images hold NaN or infinite values in batch 1: leave those images out$"),
     "0..255": (lambda x: 255 * x, r"^images range from 0 to 255 in batch 1: scale them to \[0, 1\], or pass"),
     "-1..1": (lambda x: 2 * x - 1, r"^images range from -1 to 1 in batch 1: .*\(images \+ 1\) / 2"),
 }

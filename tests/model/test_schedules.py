@@ -115,18 +115,60 @@ def test_a_schedule_of_ones_own(make_vae: MakeVAE, images: np.ndarray) -> None:
         def weight(self, step: Any, end: float) -> Any:
             return end * keras.ops.power(0.5, step)
 
-    class Python(schedules.KLSchedule):
-        def weight(self, step: Any, end: float) -> Any:
-            return end if step > 3 else math.sqrt(step)
+    class Unfinished(schedules.KLSchedule):
+        pass
+
+    wrong: dict[str, Callable[[Any], Any]] = {
+        "if": lambda step: 1.0 if step > 3 else 0.0,
+        "math": lambda step: math.sqrt(step),
+        "NumPy": lambda step: np.minimum(step / 10, 1.0),
+        "numpy()": lambda step: step.numpy() / 10,
+        "two": lambda step: keras.ops.stack([step, step]),
+        "negative": lambda step: -0.1 * keras.ops.cast(step, "float32"),
+        "NaN": lambda step: keras.ops.sqrt(10.0 - keras.ops.cast(step, "float32")),
+    }
 
     vae = make_vae()
     assert betas(vae, images, Halving(), epochs=1) == pytest.approx([0.5**step for step in range(6)])
-    with pytest.raises(InputError, match=r"^Python computes the weight from a tensor, the step: use keras.ops"):
-        vae.fit(images[:8], callbacks=[Python()], verbose=0)
+    for name, weight in wrong.items():
+        schedule = type(
+            "Wrong", (schedules.KLSchedule,), {"weight": lambda self, step, end, weight=weight: weight(step)}
+        )
+        message = (
+            "is .* give a single number" if name in ("two", "negative", "NaN") else "write weight.* with keras.ops"
+        )
+        with pytest.raises(InputError, match=f"^Wrong: .*{message}"):
+            vae.fit(images[:8], callbacks=[schedule()], verbose=0)
+    with pytest.raises(InputError, match=r"^Unfinished: write weight"):
+        vae.fit(images[:8], callbacks=[Unfinished()], verbose=0)
     beta = vae.beta
     vae.fit(images[:8], verbose=0)  # without a schedule again
     vae.train_on_batch(images[:8])
     assert vae.beta == beta
+
+
+def test_a_schedule_is_traced_again_only_when_its_settings_differ(make_vae: MakeVAE, images: np.ndarray) -> None:
+    vae = make_vae()
+    schedule = schedules.LinearWarmup(12)
+    assert betas(vae, images, schedule, epochs=1) == pytest.approx([step / 12 for step in range(6)])
+    traced = vae.train_function
+    assert betas(vae, images, schedules.LinearWarmup(12), epochs=1)[-1] == pytest.approx(11 / 12)
+    assert vae.train_function is traced
+    schedule.end, schedule.steps = 3.0, 24
+    assert betas(vae, images, schedule, epochs=1)[0] == pytest.approx(3 * 12 / 24)
+
+
+def test_a_step_of_a_callback_leaves_the_schedule_of_fit(make_vae: MakeVAE, images: np.ndarray) -> None:
+    vae = make_vae()
+
+    def train_more(batch: int, logs: Any) -> None:
+        if batch == 1:
+            vae.train_on_batch(images[:8])
+
+    more = keras.callbacks.LambdaCallback(on_train_batch_end=train_more)
+    recorder = Recorder()
+    vae.fit(images[:48], batch_size=8, callbacks=[schedules.LinearWarmup(6), more, recorder], verbose=0)
+    assert recorder.betas == pytest.approx([0, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1])  # its step counts, and was the third
 
 
 def test_free_bits_charge_no_latent_less_than_its_share(make_vae: MakeVAE, images: np.ndarray) -> None:

@@ -208,4 +208,8 @@ def test_docs_name_every_choice() -> None:
 
 def _is_schedule(name: str) -> bool:
     found = getattr(keras_vae.schedules, name)
-    return isinstance(found, type) and issubclass(found, keras.callbacks.Callback) and name != "KLSchedule"
+    return (
+        isinstance(found, type)
+        and issubclass(found, keras.callbacks.Callback)
+        and name not in ("KLWeight", "KLSchedule")
+    )

@@ -352,7 +352,7 @@ def figures(run: Path) -> list[dict[str, float]]:
 
 def test_two_workers_train_die_and_go_on(image_folder: Path, tmp_path: Path, command: Command) -> None:
     """The curve of one process; the chief alone writes; when one is killed the other ends, and both go on."""
-    common = ("train", "--data", image_folder, *OPTIONS, "--precision", "float32", "--flip")
+    common = ("train", "--data", image_folder, *OPTIONS, "--precision", "float32", "--flip", "--deterministic")
     assert command(*common, "--epochs", 4, "--out", tmp_path / "alone").status == 0
 
     run = tmp_path / "run"

@@ -270,10 +270,27 @@ def test_a_run_goes_on_at_its_step_and_can_be_made_longer(stopped: Path, command
     assert [line["step"] for line in figures(stopped)] == [10, 20, 30]
     assert json.loads((stopped / "config.json").read_text())["epochs"] == 3
     (stopped / "model.keras").unlink()  # as if it had been killed after its last step
+    with (stopped / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 4, "st')  # and a line of it been lost
     again = command("train", "--resume", "--out", stopped, "--json")
     assert again.status == 0
     assert json.loads(again.out)["val_loss"] == json.loads(result.out)["val_loss"]
     assert (stopped / "model.keras").is_file()
+
+
+def test_an_epoch_that_a_limit_ended_has_the_figures_of_one_that_it_did_not(
+    image_folder: Path, tmp_path: Path, command: Command
+) -> None:
+    common = ("train", "--data", image_folder, *OPTIONS, "--deterministic", "--prior", "standard")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert command(*common, "--out", whole, "--steps", 20).status == 0
+    assert command(*common, "--out", parts, "--steps", 13).status == 0
+    assert [line["step"] for line in figures(parts)] == [10, 13]
+    assert command("train", "--resume", "--out", parts, "--steps", 20).status == 0
+    one, other = figures(whole), figures(parts)
+    assert [line["step"] for line in other] == [10, 20]  # the epoch is not there twice
+    for name in ("elbo", "kl", "reconstruction", "active_units", "val_elbo", "psnr", "val_psnr"):
+        assert other[1][name] == pytest.approx(one[1][name], rel=1e-5), name
 
 
 def test_a_finished_run_is_left_alone_and_the_way_on_is_named(

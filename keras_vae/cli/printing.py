@@ -75,10 +75,31 @@ def _console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=200)
 
 
+# What people look at first after training; every figure is in metrics.jsonl and in the JSON.
+TRAINED = {
+    "run": "run",
+    "pictures": "pictures",
+    "psnr": "psnr of held-out reconstructions, dB",
+    "sharpness": "their sharpness (1 is the images' own)",
+    "elbo": "elbo, nats per image",
+    "val_elbo": "elbo of held-out images",
+    "kl": "kl, nats per image",
+    "val_kl": "kl of held-out images",
+    "steps": "steps",
+    "epochs": "epochs",
+    "minutes": "minutes",
+    "images_per_second": "images per second",
+    "precision": "precision",
+    "train_images": "images to train on",
+    "test_images": "images held out",
+    "skipped": "images skipped",
+}
+
+
 def training(results: Results) -> None:
     from keras_vae.training import next_commands
 
-    table(results)
+    table({label: results[name] for name, label in TRAINED.items() if name in results})
     if "pictures" in results:  # only the chief of several workers has them
         print("next:  " + "\n       ".join(next_commands(results)))
 

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from keras_vae.data import image_batches, pipelines
 from keras_vae.features.perceptual import PerceptualLoss
-from keras_vae.model import compiling, guards, schedules
+from keras_vae.model import callback_list, compiling, guards, schedules
 from keras_vae.model.averaging import restored, swapped
 from keras_vae.model.state import StatefulModel
 from keras_vae.support import keras_internals, precision, replicas
@@ -169,6 +169,8 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
             # Keras's default, True, makes it warn that datasets shuffle themselves.
             options.setdefault("shuffle", False)
         with self._following(schedule), self._watched(options):
+            if guards.steps_between_looks() > 1 and isinstance(options["callbacks"], list):
+                options["callbacks"] = callback_list.for_fit(self, options, KERAS_BATCH)
             history = super().fit(**options)
         # Keras has replaced the weights with their averages: the statistics must belong to those.
         for variable, average in self.averages():

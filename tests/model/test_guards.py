@@ -127,6 +127,29 @@ def test_where_looks_are_rare_a_bad_step_among_good_ones_is_reported(
         vae.predict(dataset(batch, batch, -batch, batch), verbose=0)
 
 
+def test_where_looks_are_rare_figures_of_a_batch_stay_on_the_device(
+    monkeypatch: pytest.MonkeyPatch, batch: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Keras makes numbers of them after each step, and waits for a GPU so often."""
+    found: list[Any] = []
+    note = keras.callbacks.LambdaCallback(on_train_batch_end=lambda number, logs: found.append(logs["loss"]))
+    histories = []
+    for steps in (1, 50):
+        monkeypatch.setattr(guards, "steps_between_looks", lambda steps=steps: steps)
+        histories.append(small().fit(dataset(batch, batch), epochs=2, validation_data=dataset(batch), callbacks=note))
+        assert "2/2" in capsys.readouterr().out  # the bar knows how many there are
+    numbers, tensors = found[:4], found[4:]
+    assert all(isinstance(each, float) for each in numbers)
+    assert all(tf.is_tensor(each) for each in tensors)
+    assert [float(each) for each in tensors] == pytest.approx(numbers)
+    one, other = (each.history for each in histories)
+    assert one.keys() == other.keys()
+    assert all(other[name] == pytest.approx(one[name]) for name in one)
+    history = small().fit(batch, batch_size=2, validation_split=0.25, verbose=2).history
+    assert "3/3" in capsys.readouterr().out
+    assert isinstance(history["val_loss"][0], float)
+
+
 def test_an_epochs_figures_are_not_written_down_where_a_step_was_left_out(batch: np.ndarray) -> None:
     written: list[Any] = []
     vae = small()

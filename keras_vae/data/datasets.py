@@ -83,7 +83,7 @@ def _images_of(dataset: tf.data.Dataset) -> tuple[tf.data.Dataset, tuple[int | N
     spec = dataset.element_spec
     spec = image_of(*spec) if isinstance(spec, tuple) else image_of(spec)
     no_images = InputError(
-        "the dataset's elements are not images: give (height, width, channels), or dicts with `image`"
+        "there are no images in the dataset's elements: give (height, width, channels), or dicts with `image`"
     )
     if not isinstance(spec, tf.TensorSpec):
         raise no_images

@@ -100,6 +100,12 @@ def xla_for(asked: bool | str, run_eagerly: bool, strategy: tf.distribute.Strate
         raise InputError(f"jit_compile={asked!r}: give True, False or 'auto'")
     asked = asked if isinstance(asked, str) else bool(asked)  # 1, or NumPy's
     replicas = strategy.num_replicas_in_sync
+    deterministic = keras_internals.is_deterministic()
+    if deterministic and needs_xla:
+        raise InputError(
+            "float16 on a CPU needs XLA, which compiles nothing while TensorFlow computes deterministically: use "
+            "mixed_bfloat16 or float32"
+        )
     if needs_xla and replicas > 1:
         raise InputError(
             f"float16 on a CPU runs only when XLA compiles the whole step, which it cannot for {replicas} replicas: "
@@ -111,15 +117,18 @@ def xla_for(asked: bool | str, run_eagerly: bool, strategy: tf.distribute.Strate
             "or use mixed_bfloat16 or float32"
         )
     gpus = bool(tf.config.list_physical_devices("GPU"))
-    on = not run_eagerly and (needs_xla or (gpus if asked == "auto" else bool(asked)))
+    on = not (run_eagerly or deterministic) and (needs_xla or (gpus if asked == "auto" else bool(asked)))
     # A program for each shape of batch takes half a minute to compile on a GPU, more than an evaluation takes.
     evaluation = on and replicas == 1 and (needs_xla or asked is True)
-    if not on:
-        why = "off (steps run eagerly)" if run_eagerly else "off (no GPU)" if asked == "auto" else "off (as asked)"
-    elif replicas > 1:
-        why = f"on (for the parts of a step between what {replicas} replicas exchange)"
-    else:
-        why = "on (float16 on a CPU needs it)" if needs_xla else "on (as asked)" if asked is True else "on (a GPU)"
+    reasons = (
+        (deterministic, "off (TensorFlow computes deterministically)"),
+        (run_eagerly, "off (steps run eagerly)"),
+        (not on, "off (no GPU)" if asked == "auto" else "off (as asked)"),
+        (replicas > 1, f"on (for the parts of a step between what {replicas} replicas exchange)"),
+        (needs_xla, "on (float16 on a CPU needs it)"),
+        (True, "on (a GPU)" if asked == "auto" else "on (as asked)"),
+    )
+    why = next(reason for applies, reason in reasons if applies)
     return Xla(on and replicas == 1, on and replicas > 1, evaluation, why)
 
 

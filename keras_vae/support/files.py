@@ -75,9 +75,17 @@ def aside(path: Path, beside: Path | None = None) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def sweep(folder: Path) -> None:
-    """Removes what processes left in a folder when they were killed while writing: the system dropped their locks."""
+def sweep(folder: Path, alone: bool = False) -> None:
+    """Removes what processes left in a folder when they were killed while writing: the system dropped their locks.
+
+    Args:
+        folder: to look in.
+        alone: whether no other process writes there: then also what was left before it had a lock.
+    """
     for left in folder.glob(f"{ASIDE}*") if fcntl is not None else ():
+        if alone:
+            shutil.rmtree(left, ignore_errors=True)
+            continue
         with contextlib.suppress(OSError), (left / LOCK).open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails if its process is still writing
             shutil.rmtree(left)

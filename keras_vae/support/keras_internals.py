@@ -70,6 +70,16 @@ def freed_with_its_model(step: Callable[..., Any]) -> Callable[..., Any]:
     return traced
 
 
+def is_deterministic() -> bool:
+    """Whether TensorFlow computes the same bits every time, as it was told to. TensorFlow 2.21 does not say.
+
+    Keras 3.15 then leaves `jit_compile` out without a word.
+    """
+    from tensorflow.python.framework import config
+
+    return config.is_op_determinism_enabled()
+
+
 def is_within_fit(options: Mapping[str, Any]) -> bool:
     """Whether `evaluate` was called by `fit`, which Keras 3.15 shows by a private option."""
     return "_use_cached_eval_dataset" in options

@@ -30,6 +30,8 @@ def check(config: TrainingConfig, perceptual: PerceptualLoss | None) -> None:
     check_perceptual_weight(config.perceptual_weight, len(perceptual.keras_layers) if perceptual else None)
     if not config.pixel_weight and perceptual is None:
         raise InputError("pixel_weight=0 and no perceptual network: nothing says what an image should look like")
+    if config.deterministic and config.jit == "on":
+        raise InputError("--jit on and --deterministic exclude each other: leave one of them out")
     _check_kl(config)
     size = config.image_size or loading.DEFAULT_SIZE
     networks.check(config.network, (size, size, 3), config.latent_dim, config.network_options)

@@ -51,8 +51,9 @@ def last_checkpoint(out: Path, strategy: tf.distribute.Strategy, chooses: bool) 
     """
     found = None
     if chooses:
-        for folder in (out, out / CHECKPOINT_FOLDER, out / "samples"):
-            sweep(folder)
+        sweep(out)
+        for folder in (out / CHECKPOINT_FOLDER, out / "samples"):  # in which only the one that holds the run writes
+            sweep(folder, alone=True)
         latest = checkpoints.latest(out)
         found = None if latest is None else Checkpoint(*latest)
     # What all workers send is added up: the chief's step and 1, and 0 from the others.

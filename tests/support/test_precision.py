@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -178,3 +180,25 @@ def test_500_steps_end_within_3_percent_of_float32() -> None:
     print(losses)
     for policy in POLICIES[1:]:
         assert losses[policy] == pytest.approx(losses["float32"], rel=0.03)
+
+
+def test_xla_is_off_where_bits_are_to_be_the_same() -> None:
+    """TensorFlow's switch cannot be turned back: in a process of its own."""
+    script = """
+import tensorflow as tf
+from keras_vae import VAE, InputError
+tf.config.experimental.enable_op_determinism()
+vae = VAE((8, 8, 3), 4, perceptual=None, network_options={"width": 4})
+vae.compile(jit_compile=True)
+print(vae.jit_compile, vae.xla.why)
+try:
+    VAE((8, 8, 3), 4, perceptual=None, network_options={"width": 4}, dtype="mixed_float16").compile()
+except InputError as error:
+    print(error)
+"""
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert said.splitlines() == [
+        "False off (TensorFlow computes deterministically)",
+        "float16 on a CPU needs XLA, which compiles nothing while TensorFlow computes deterministically: use "
+        "mixed_bfloat16 or float32",
+    ]

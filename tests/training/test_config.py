@@ -64,6 +64,7 @@ assert cli.run(["train", "--help"]) == 0
         ("seed", 2**32, "from 0 to 4294967295"),
         ("prior", "flow", "choose learned or standard"),
         ("precision", "float8", "choose one of auto, float32"),
+        ("jit", "yes", "give auto, on, off"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_by_name(name: str, value: object, message: str) -> None:

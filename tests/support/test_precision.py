@@ -188,11 +188,11 @@ def test_xla_is_off_where_bits_are_to_be_the_same() -> None:
 import tensorflow as tf
 from keras_vae import VAE, InputError
 tf.config.experimental.enable_op_determinism()
-vae = VAE((8, 8, 3), 4, perceptual=None, network_options={"width": 4})
+vae = VAE((16, 16, 3), 4, perceptual=None, network_options={"width": 4})
 vae.compile(jit_compile=True)
 print(vae.jit_compile, vae.xla.why)
 try:
-    VAE((8, 8, 3), 4, perceptual=None, network_options={"width": 4}, dtype="mixed_float16").compile()
+    VAE((16, 16, 3), 4, perceptual=None, network_options={"width": 4}, dtype="mixed_float16").compile()
 except InputError as error:
     print(error)
 """

@@ -29,6 +29,7 @@ from keras_vae.runs import checkpoints
 from keras_vae.runs.folder import checkpoints as checkpoints_of
 from keras_vae.runs.keras_file import load_vae
 from keras_vae.support import errors
+from keras_vae.training import stages
 
 Command = Callable[..., Any]
 SMALL: dict[str, Any] = {
@@ -410,7 +411,8 @@ def assert_kept(run: Path, result: Any, status: int = 1) -> None:
     assert isinstance(load_vae(found[0]), VAE)
 
 
-def test_a_full_disk(small_disk: Path, image_folder: Path, command: Command) -> None:
+def test_a_full_disk(small_disk: Path, image_folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "SECONDS_AT_MOST", 0.0)  # pictures of each epoch
     run = small_disk / "run"
     small = (*OPTIONS, "--prior", "standard")  # a learned one takes 4 MB of each checkpoint
     result = command("train", "--data", image_folder, "--out", run, "--epochs", 50, *small, *EACH_STEP)

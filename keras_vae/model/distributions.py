@@ -51,9 +51,8 @@ class DiagonalGaussian:
         Kingma and Welling 2014, arXiv 1312.6114, section 2.4: the draw is differentiable in mean and log_var.
 
         Args:
-            seed: an integer (the same integer gives the same draw), a `keras.random.SeedGenerator` (each call continues
-                its stream), or None for a draw that differs each time; or the noise itself, a float32 tensor (batch,
-                latent_dim).
+            seed: an integer (the same one gives the same draw), a `keras.random.SeedGenerator` (each call continues its
+                stream), None for a draw that differs each time, or the noise itself: float32 (batch, latent_dim).
 
         Returns:
             float32 tensor, shape (batch, latent_dim).

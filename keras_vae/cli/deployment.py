@@ -182,6 +182,7 @@ def verify(path: Path, artifacts: list[Path]) -> dict[str, Any]:
         artifacts = _present(folder)
     if not artifacts:
         raise InputError(f"nothing to compare {path} with: name exported decoders, or export it first")
+    weights = "" if model.vae is None else model.vae.fingerprint()
     opened: list[Model] = []
     checks: list[dict[str, Any]] = []
     for artifact in artifacts:
@@ -214,7 +215,7 @@ def verify(path: Path, artifacts: list[Path]) -> dict[str, Any]:
             "precision": _precision(other),
             "output": _output(other),
             "checksum": True if other.metadata else None,
-            "problem": _wrong_metadata(model, other, own),
+            "problem": _wrong_metadata(model, weights, other, own),
         }
     models = _labelled([model, *opened])
     _check_sizes(models)
@@ -273,15 +274,14 @@ def _output(model: Model) -> str:
     return model.metadata.get("output", "float32")
 
 
-def _wrong_metadata(model: Model, other: Model, own: bool) -> str | None:
-    """What is wrong with an artifact's metadata; None if nothing is."""
+def _wrong_metadata(model: Model, weights: str, other: Model, own: bool) -> str | None:
+    """What is wrong with an artifact's metadata, given the model's fingerprint, if it has one; None if nothing is."""
     if own and not other.metadata:
         return "it has lost its metadata and checksums: export it again"
     wanted, found = (each.get("run_id", "") for each in (model.config, other.metadata))
     if wanted and found and wanted != found:
         return f"it was exported from the run {found}, and this one is {wanted}: export it again"
-    weights = other.metadata.get("model")
-    if own and weights and model.vae is not None and weights != model.vae.fingerprint():
+    if own and weights and other.metadata.get("model", weights) != weights:
         return "it was exported from other weights, before the model was trained further: export it again"
     return None
 

@@ -227,7 +227,7 @@ class VAE(GenerativeModel):
         gradients = tape.gradient(scaled_loss, self.trainable_weights)
         beta, means = self.beta_variable + 0.0, self.term_means.of(terms)
         guards.take_step(self, images_fine, gradients, means, loss, before)
-        return self._logged({**self._track(means, posterior.mean), "beta": beta})
+        return self._logged({**self._track(means, size, posterior.mean), "beta": beta})
 
     def _beside_the_objective(self, terms: dict[str, Any], size: Any) -> Any:
         """Losses that layers added, such as weight decay; without pixels also that of a likelihood's parameters."""
@@ -242,14 +242,14 @@ class VAE(GenerativeModel):
         noise = replicas.at_least_one(self.test_noise.draw((rows, self.latent_dim)))
         terms, posterior = self.objective(replicas.at_least_one(images), noise, training=False)
         terms = {name: values[:rows] for name, values in terms.items()}
-        return self._logged(self._track(self.term_means.of(terms), posterior.mean[:rows]))
+        return self._logged(self._track(self.term_means.of(terms), replicas.batch_size(images), posterior.mean[:rows]))
 
     def predict_step(self, data: Any) -> Any:
         images, _ = self._noted_images(data)
         return self(replicas.at_least_one(images), training=False)[: ops.shape(images)[0]]
 
-    def _track(self, means: Any, latents: Any) -> dict[str, Any]:
-        self.term_means.update_state(means, replicas.batch_size(latents))
+    def _track(self, means: Any, size: Any, latents: Any) -> dict[str, Any]:
+        self.term_means.update_state(means, size)
         self.active_units.update_state(ops.stop_gradient(latents))
         return {**self.term_means.means(), self.active_units.name: self.active_units.result()}
 

@@ -80,6 +80,9 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
             with self.distribute_strategy.scope():  # a copy on each device
                 self.perceptual.load(self.dtype_policy.name)
 
+    def _before_training(self, images: Any) -> None:
+        """What a network needs to know of the images before the first step."""
+
     # Compiling ---------------------------------------------------------------------------------
 
     def compile(self, optimizer: Any = None, *, jit_compile: bool | str = "auto", **kwargs: Any) -> None:
@@ -168,6 +171,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
         if isinstance(x, tf.data.Dataset):
             # Keras's default, True, makes it warn that datasets shuffle themselves.
             options.setdefault("shuffle", False)
+        self._before_training(options["x"])
         with self._following(schedule), self._watched(options):
             if guards.steps_between_looks() > 1 and isinstance(options["callbacks"], list):
                 options["callbacks"] = callback_list.for_fit(self, options, KERAS_BATCH)

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from keras_vae import networks
 from keras_vae._version import __version__
 from keras_vae.data import image_batches, pipelines
 from keras_vae.export import latents
@@ -22,6 +23,7 @@ from keras_vae.model import priors
 from keras_vae.model.distributions import DiagonalGaussian
 from keras_vae.model.encoding import encode
 from keras_vae.model.entry_points import KERAS_BATCH, CheckedModel
+from keras_vae.networks.ppca import ADAPTED_TO
 from keras_vae.support.errors import InputError, check_count, check_weight
 from keras_vae.support.keras_defaults import keras_defaults
 
@@ -29,6 +31,8 @@ from keras_vae.support.keras_defaults import keras_defaults
 class GenerativeModel(CheckedModel):
     """A model with an encoder, a decoder, and a prior to draw latents from."""
 
+    network: str
+    own_networks: bool
     _in_xla: dict[str, Any]
 
     def encode(self, images: Any, training: bool = False) -> DiagonalGaussian:
@@ -50,6 +54,57 @@ class GenerativeModel(CheckedModel):
         if role not in self._in_xla:
             self._in_xla[role] = tf.function(network, jit_compile=True)
         return self._in_xla[role](inputs, training=training)
+
+    @property
+    def needs_adapting(self) -> bool:
+        """Whether the network begins with the images' statistics, and has not been given any."""
+        family = None if self.own_networks else networks.FAMILIES[self.network]
+        return family is not None and family.is_adapted is not None and not family.is_adapted(self.decoder)
+
+    def adapt(self, images: Any, limit: int = ADAPTED_TO, seed: int = 0) -> None:
+        """Gives the network the images' statistics, which the network "ppca" begins with.
+
+        As Keras's preprocessing layers have it. `fit` calls it for a model that has not been adapted yet.
+
+        Args:
+            images: as for `fit`: an array, or a dataset or other iterable of batches.
+            limit: how many are used: a random sample of an array, the first of a dataset.
+            seed: of that sample.
+
+        Raises:
+            InputError: a network that has nothing to adapt, no images, or images that `fit` would refuse.
+        """
+        family = None if self.own_networks else networks.FAMILIES[self.network]
+        if family is None or family.adapt is None:
+            name = "a network of your own" if self.own_networks else f"the network {self.network!r}"
+            raise InputError(f"{name} has nothing to adapt: leave the call out")
+        images = image_batches.unpack(images) if isinstance(images, dict) else images
+        images = self._checked_images("adapt", images, option="")
+        if hasattr(images, "shape"):
+            rows = np.random.default_rng(seed).permutation(len(images))[: check_count("limit", limit)]
+            batches: Any = [np.asarray(images)[np.sort(rows)]]
+        else:
+            batches = images
+        found: list[np.ndarray] = []
+        for batch in batches:
+            found.append(np.asarray(self.images_of(batch))[: limit - sum(map(len, found))])
+            if sum(map(len, found)) >= limit:
+                break
+        if not found:
+            raise InputError("no images to adapt to")
+        images = np.concatenate(found)
+        image_batches.check(images, self.image_shape)
+        family.adapt(self.encoder, self.decoder, images, seed)
+
+    def _before_training(self, images: Any) -> None:
+        if not self.needs_adapting:
+            return
+        if not (hasattr(images, "shape") or isinstance(images, dict | tf.data.Dataset)):
+            raise InputError(
+                f"the network {self.network!r} begins with the images' statistics, which a generator gives only once: "
+                "call vae.adapt(images) with an array or a dataset before fit"
+            )
+        self.adapt(images)
 
     # The prior -------------------------------------------------------------------------------
 

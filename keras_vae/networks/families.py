@@ -16,6 +16,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_vae.networks import ppca
 from keras_vae.networks.custom import adopt
 from keras_vae.networks.dfc import dfc_decoder, dfc_encoder
 from keras_vae.networks.parts import ImageShape
@@ -37,6 +38,9 @@ class Family:
             they return Keras models.
         options: the options of both, with defaults: whole numbers from 1 on, or True and False.
         least_size: pixels a side of the smallest images.
+        adapt: called before training with encoder, decoder, float32 images (count, height, width, channels) and a seed,
+            for networks that begin with what the images' statistics determine.
+        is_adapted: whether it has been, of a decoder.
         check_options: raises `InputError` for options that contradict each other; it gets all of them, of the defaults'
             types.
     """
@@ -46,6 +50,8 @@ class Family:
     options: Mapping[str, int | bool] = field(default_factory=dict)
     least_size: int = LEAST_SIZE
     check_options: Callable[[Mapping[str, Any]], None] | None = None
+    adapt: Callable[..., None] | None = None
+    is_adapted: Callable[[keras.Model], bool] | None = None
 
 
 FAMILIES = {
@@ -56,6 +62,7 @@ FAMILIES = {
         {"width": 32, "blocks": 1, "attention": False},
         check_options=check_resnet_options,
     ),
+    "ppca": Family(ppca.ppca_encoder, ppca.ppca_decoder, {"width": 32}, adapt=ppca.adapt, is_adapted=ppca.is_adapted),
 }
 
 

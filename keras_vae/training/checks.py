@@ -32,6 +32,19 @@ def check(config: TrainingConfig, perceptual: PerceptualLoss | None) -> None:
         raise InputError("pixel_weight=0 and no perceptual network: nothing says what an image should look like")
     if config.deterministic and config.jit == "on":
         raise InputError("--jit on and --deterministic exclude each other: leave one of them out")
+    if config.learning_rate_schedule == "cosine":
+        if config.learning_rate_decay != 1.0:
+            raise InputError("learning_rate_decay and a cosine both set the learning rate: give one of them")
+        if config.minutes is not None and strategies.is_multi_worker(config.strategy):
+            raise InputError(
+                "workers' clocks differ, and so would their learning rates: a cosine needs --steps or --epochs"
+            )
+    family = networks.FAMILIES.get(config.network)
+    if family is not None and family.adapt is not None and strategies.is_multi_worker(config.strategy):
+        raise InputError(
+            f"the network {config.network!r} begins with the images' statistics, and each worker sees others: train "
+            "it on one machine, or choose another"
+        )
     _check_kl(config)
     size = config.image_size or loading.DEFAULT_SIZE
     networks.check(config.network, (size, size, 3), config.latent_dim, config.network_options)

@@ -64,6 +64,11 @@ class Progress(keras.callbacks.Callback):
         return self.limits.is_late(self.seconds)
 
     @property
+    def share(self) -> float:
+        """How much of the run is behind, from 0 to 1."""
+        return self.limits.share(self.steps, self.seconds)
+
+    @property
     def images_per_second(self) -> float:
         """Training speed, without this process's first step (if there are more), in which TensorFlow compiles."""
         if not self._timed_steps:

@@ -21,6 +21,8 @@ from keras_vae.support.precision import PRECISIONS
 from keras_vae.support.precision import check as check_precision
 
 AUTO = "auto"
+OPTIMIZERS = ("adam", "muon")
+LEARNING_RATE_SCHEDULES = ("constant", "cosine")
 JIT: dict[str, bool | str] = {"auto": "auto", "on": True, "off": False}  # as `VAE.compile` takes them
 DEFAULT_EPOCHS = 5  # where a run has no limit
 SOURCES = "'avatars', 'tfds:NAME[/CONFIG][:SPLIT]', a folder of images, or an .npy or .npz file"
@@ -65,6 +67,18 @@ def _momentum(name: str, value: float) -> None:
 def _seed(name: str, value: int) -> None:
     if not 0 <= value < 2**32:
         raise InputError(f"{name}={value}: give a whole number from 0 to {2**32 - 1}")
+
+
+def check_optimizer(name: str) -> None:
+    """Raises InputError unless the name is one of `OPTIMIZERS`."""
+    if name not in OPTIMIZERS:
+        raise InputError(f"unknown optimizer {name!r}: choose one of {', '.join(OPTIMIZERS)}")
+
+
+def check_learning_rate_schedule(name: str) -> None:
+    """Raises InputError unless the name is one of `LEARNING_RATE_SCHEDULES`."""
+    if name not in LEARNING_RATE_SCHEDULES:
+        raise InputError(f"unknown learning_rate_schedule {name!r}: choose one of {', '.join(LEARNING_RATE_SCHEDULES)}")
 
 
 def check_jit(value: str) -> None:
@@ -163,9 +177,17 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """How training proceeds: Adam, averaged weights, and the weight of the KL."""
+    """How training proceeds: the optimizer, averaged weights, and the weight of the KL."""
 
-    learning_rate: float = option(DEFAULT_LEARNING_RATE, "Adam's learning rate.", _positive)
+    optimizer: str = option(
+        "adam", "adam, or muon: fewer steps to the same images.", lambda _, name: check_optimizer(name)
+    )
+    learning_rate: float = option(DEFAULT_LEARNING_RATE, "The optimizer's learning rate.", _positive)
+    learning_rate_schedule: str = option(
+        "constant",
+        "constant, or cosine: falling to a hundredth by the end of the run.",
+        lambda _, name: check_learning_rate_schedule(name),
+    )
     learning_rate_decay: float = option(1.0, "Factor on the learning rate after each epoch.", _positive)
     ema: float | None = option(
         None, "Momentum of averaged weights, such as 0.999, for evaluation, pictures and the saved model.", _momentum

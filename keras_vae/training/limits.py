@@ -47,6 +47,13 @@ class Limits:
         """Whether there is no step left to take."""
         return self.is_late(seconds) or (self.last_step is not None and step >= self.last_step)
 
+    def share(self, step: int, seconds: float) -> float:
+        """How much of the run is behind, from 0 to 1."""
+        shares = [] if self.minutes is None else [seconds / (60 * self.minutes)]
+        if self.last_step is not None:
+            shares.append(step / self.last_step)
+        return min(max(shares), 1.0)
+
     def seconds_left(self, step: int, seconds: float, seconds_per_step: float | None) -> float | None:
         """Seconds until training ends; None while that cannot be estimated."""
         left = [] if self.minutes is None else [60 * self.minutes - seconds]

@@ -9,9 +9,11 @@ import keras
 
 from keras_vae import data
 from keras_vae.features.perceptual import PerceptualLoss
+from keras_vae.model.optimizers import OPTIMIZERS
 from keras_vae.model.vae import VAE
 from keras_vae.runs.keras_file import load_vae
 from keras_vae.training.config import JIT, TrainingConfig
+from keras_vae.training.learning_rate import at_first
 
 
 def new(config: TrainingConfig, images: data.ImageData, perceptual: PerceptualLoss | None, policy: str) -> VAE:
@@ -37,9 +39,8 @@ def new(config: TrainingConfig, images: data.ImageData, perceptual: PerceptualLo
         seed=config.seed,
         dtype=policy,
     )
-    averaging = {} if config.ema is None else {"use_ema": True, "ema_momentum": config.ema}
-    learning_rate = _learning_rate(config, images.train_size // config.batch_size)
-    vae.compile(keras.optimizers.Adam(learning_rate, **averaging), jit_compile=JIT[config.jit])
+    learning_rate = at_first(config, images.train_size // config.batch_size)
+    vae.compile(_optimizer(config, learning_rate, policy), jit_compile=JIT[config.jit])
     return vae
 
 
@@ -56,9 +57,8 @@ def from_checkpoint(config: TrainingConfig, checkpoint: Path) -> VAE:
     return vae
 
 
-def _learning_rate(config: TrainingConfig, steps_per_epoch: int) -> Any:
-    if config.learning_rate_decay == 1.0:
-        return config.learning_rate
-    return keras.optimizers.schedules.ExponentialDecay(
-        config.learning_rate, steps_per_epoch, config.learning_rate_decay, staircase=True
-    )
+def _optimizer(config: TrainingConfig, learning_rate: Any, policy: str) -> keras.optimizers.Optimizer:
+    settings: dict[str, Any] = {} if config.ema is None else {"use_ema": True, "ema_momentum": config.ema}
+    if config.optimizer == "muon" and policy == "mixed_bfloat16":
+        settings["dtype"] = "bfloat16"
+    return OPTIMIZERS[config.optimizer](learning_rate, **settings)

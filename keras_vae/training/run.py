@@ -20,14 +20,17 @@ from keras_vae.features import weight_files
 from keras_vae.features.perceptual import PerceptualLoss
 from keras_vae.model import schedules
 from keras_vae.model.vae import VAE
+from keras_vae.networks.ppca import ADAPTED_TO
 from keras_vae.runs.folder import MODEL_FILE, is_run
 from keras_vae.runs.keras_file import save_vae
+from keras_vae.runs.opening import BATCH
 from keras_vae.support import precision
 from keras_vae.support.errors import InputError
 from keras_vae.training import callbacks, failures, model, prior, results, resuming, strategies
 from keras_vae.training.checks import check
 from keras_vae.training.clock import Progress
 from keras_vae.training.config import AUTO, TrainingConfig
+from keras_vae.training.learning_rate import CosineDecay
 from keras_vae.training.limits import limits_of
 from keras_vae.training.run_folder import check_folder, held, made, write_config
 from keras_vae.training.signals import Signals
@@ -102,6 +105,9 @@ def train(config: TrainingConfig) -> dict[str, Any]:
         with strategy.scope(), stages.timed("model"):
             if checkpoint is None:
                 vae = model.new(config, images, perceptual, policy)
+                if vae.needs_adapting:
+                    count = min(images.train_size, ADAPTED_TO)
+                    vae.adapt(images.train_from(0).unbatch().take(count).batch(BATCH))
             else:
                 resuming.check_same_data(config, images)
                 vae = model.from_checkpoint(config, checkpoint.path)
@@ -205,6 +211,8 @@ def _fit(
     out = Path(config.out)
     signals = Signals()
     schedule = _kl_schedule(config)
+    if config.learning_rate_schedule == "cosine":
+        schedule.append(CosineDecay(config.learning_rate, progress))
     distributed = strategy.num_replicas_in_sync > 1
     validation = Validation(
         stages,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from keras_vae import data, networks
     from keras_vae.features import perceptual
     from keras_vae.features.perceptual import PerceptualLoss
-    from keras_vae.model import distributions, priors, schedules
+    from keras_vae.model import distributions, optimizers, priors, schedules
     from keras_vae.model.distributions import DiagonalGaussian
     from keras_vae.model.vae import VAE
     from keras_vae.runs.pretrained import from_pretrained
@@ -33,6 +33,7 @@ _WITH_TENSORFLOW = {
     "data": "keras_vae.data",
     "distributions": "keras_vae.model.distributions",
     "networks": "keras_vae.networks",
+    "optimizers": "keras_vae.model.optimizers",
     "perceptual": "keras_vae.features.perceptual",
     "priors": "keras_vae.model.priors",
     "schedules": "keras_vae.model.schedules",
@@ -46,11 +47,14 @@ _IN_FILES = {  # classes that .keras files name
     "ActiveUnits": "keras_vae.model.metrics",
     "BatchNormalization": "keras_vae.networks.layers",
     "Bernoulli": "keras_vae.model.distributions",
+    "Corrected": "keras_vae.networks.ppca",
     "DiscretizedLogistic": "keras_vae.model.distributions",
     "FlowMatchingPrior": "keras_vae.model.priors",
     "Gaussian": "keras_vae.model.distributions",
     "GaussianCalibrated": "keras_vae.model.distributions",
     "HalvingConv2D": "keras_vae.networks.layers",
+    "LinearMap": "keras_vae.networks.ppca",
+    "Muon": "keras_vae.model.optimizers",
     "PerceptualLoss": "keras_vae.features.perceptual",
     "ReplicationPadding2D": "keras_vae.networks.parts",
     "RunningVariance": "keras_vae.model.distributions",
@@ -73,6 +77,7 @@ __all__ = [
     "errors",
     "from_pretrained",
     "networks",
+    "optimizers",
     "perceptual",
     "pictures",
     "precision",

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_vae.model.optimizers import Muon
 from keras_vae.model.presets import DEFAULT_LEARNING_RATE
 from keras_vae.support import keras_internals
 from keras_vae.support.errors import InputError
@@ -32,10 +33,10 @@ def optimizer_for(optimizer: Any, variables: list[Any]) -> keras.optimizers.Opti
     if optimizer is None:
         return keras.optimizers.Adam(DEFAULT_LEARNING_RATE)
     try:
-        found = keras.optimizers.get(optimizer)
+        found: Any = Muon() if optimizer == "muon" else keras.optimizers.get(optimizer)
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(
-            f"unknown optimizer {optimizer!r}: give a Keras optimizer, or a name such as 'adam'"
+            f"unknown optimizer {optimizer!r}: give a Keras optimizer, or a name such as 'adam' or 'muon'"
         ) from error
     inner = getattr(found, "inner_optimizer", found)
     if inner.built and [id(each) for each in keras_internals.trained_variables(inner)] != [

@@ -65,7 +65,7 @@ class Corrected(layers.Layer):
 
     def call(self, image: Any, correction: Any) -> Any:
         image = ops.clip(image, MARGIN, 1.0 - MARGIN)
-        return ops.sigmoid(ops.log(image) - ops.log1p(-image) + correction)
+        return ops.sigmoid(ops.log(image / (1.0 - image)) + correction)
 
     def compute_output_shape(self, image_shape: Any, correction_shape: Any) -> Any:
         return image_shape

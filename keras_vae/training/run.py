@@ -105,12 +105,14 @@ def train(config: TrainingConfig) -> dict[str, Any]:
         with strategy.scope(), stages.timed("model"):
             if checkpoint is None:
                 vae = model.new(config, images, perceptual, policy)
-                if vae.needs_adapting:
-                    count = min(images.train_size, ADAPTED_TO)
-                    vae.adapt(images.train_from(0).unbatch().take(count).batch(BATCH))
             else:
                 resuming.check_same_data(config, images)
                 vae = model.from_checkpoint(config, checkpoint.path)
+        if vae.needs_adapting:
+            with strategy.scope(), stages.timed("statistics"):
+                count = min(images.train_size, ADAPTED_TO)
+                vae.adapt(images.train_from(0).unbatch().take(count).batch(BATCH))
+                print(f"network: {config.network} adapted to {count:,} images")
         policy = vae.dtype_policy.name
 
         # Run folder

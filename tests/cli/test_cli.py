@@ -100,6 +100,27 @@ def test_schedules_averages_and_networks_from_the_command_line(
     assert vae.optimizer.use_ema
 
 
+def test_photo_preset_trains_exports_and_verifies(image_folder: Path, tmp_path: Path, command: Command) -> None:
+    """Its network begins as PCA; Muon; a learning rate that falls to a hundredth by the last step."""
+    out = tmp_path / "run"
+    small = ("--steps", 12, "--width", 8, "--latent-dim", 12, "--batch-size", 16, "--perceptual", "none")
+    outcome = command("train", "--preset", "photo", "--data", image_folder, "--out", out, *small, "--json")
+    assert outcome.status == 0
+    assert "adapted to" in outcome.err + outcome.out
+    config = json.loads((out / "config.json").read_text())
+    assert (config["network"], config["optimizer"], config["flip"]) == ("ppca", "muon", True)
+    last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    assert 1e-5 <= last["learning_rate"] < 1e-4
+    vae = keras.saving.load_model(out / "model.keras")
+    assert not vae.needs_adapting
+    for arguments in (("--format", "tf_saved_model"), ("--format", "onnx")):
+        assert command("export", out, *arguments).status == 0
+    assert command("verify", out).status == 0
+    more = command("train", "--resume", "--out", out, "--steps", 16, "--json")
+    assert more.status == 0
+    assert json.loads(more.out)["steps"] == 16
+
+
 @pytest.mark.slow
 def test_a_checkpoint_is_used_with_its_averages(image_folder: Path, tmp_path: Path, command: Command) -> None:
     """Sampling, exporting and verifying all mean the averaged weights."""
@@ -537,6 +558,12 @@ TRAIN = ("train", "--data", "{folder}", "--out", "{here}/out")
         ((*TRAIN, "--ema", 1), "ema=1.0"),
         ((*TRAIN, "--crop", 0), "crop=0"),
         ((*TRAIN, "--learning-rate-decay", 0), "learning_rate_decay=0"),
+        ((*TRAIN, "--learning-rate-schedule", "linear"), "choose one of constant, cosine"),
+        (
+            (*TRAIN, "--learning-rate-schedule", "cosine", "--learning-rate-decay", 0.5),
+            "both set the learning rate: give one",
+        ),
+        ((*TRAIN, "--optimizer", "sgd"), "choose one of adam, muon"),
         ((*TRAIN, "--latent-dim", 0), "at least 1 latent"),
         ((*TRAIN, "--beta", -1), "beta=-1.0"),
         ((*TRAIN, "--perceptual-weight", -1), "perceptual_weight=-1.0"),

@@ -126,7 +126,7 @@ class DataConfig:
     batch_size: int = option(64, "Images per training step, on all devices together.")
     image_size: int | None = option(None, "Side in pixels; by default 64, or the data set's own size.")
     crop: int | None = option(None, "Side in pixels of the centred square to cut out first.", _positive)
-    flip: bool = option(False, "Mirror half of the training images.")
+    flip: bool = option(False, "Mirror half of the training images.", flag="--flip/--no-flip")
     random_crop: int = option(0, "Shift training images by up to this many pixels, mirroring at the edges.")
     strict: bool = option(False, "Refuse a folder if any of its images would be skipped.")
 

@@ -13,8 +13,9 @@ from keras_vae.training.config import TrainingConfig
 # Measured on two cores with the default objective and images of 64x64: fitting the prior for a step, or encoding an
 # image, takes a tenth of the time of training on so many images. Without a feature network training is faster.
 MEASURED_PIXELS = 64 * 64
-IMAGES_PER_PRIOR_STEP = 60
+IMAGES_PER_PRIOR_STEP = 35
 PLAIN_IMAGES_PER_PRIOR_STEP = 180
+MOST_STEPS = 8000
 IMAGES_PER_CODE = 8
 LEAST_CODES = 2000
 
@@ -31,8 +32,9 @@ def fit(vae: VAE, images: data.ImageData, config: TrainingConfig, steps: int) ->
         steps: training steps that were made.
     """
     seen = steps * config.batch_size
-    limit = min(images.train_size, max(LEAST_CODES, seen // IMAGES_PER_CODE), priors.MOST_CODES)
+    there_are = images.train_size * (2 if config.flip else 1)
+    limit = min(there_are, max(LEAST_CODES, seen // IMAGES_PER_CODE), priors.MOST_CODES)
     batches = images.train_from(0).unbatch().take(limit).batch(BATCH)
     per_step = IMAGES_PER_PRIOR_STEP if config.perceptual is not None else PLAIN_IMAGES_PER_PRIOR_STEP
     worth = seen * math.prod(images.image_shape[:2]) / MEASURED_PIXELS
-    vae.fit_prior(batches, max(1, min(priors.STEPS, int(worth / per_step))), config.seed)
+    vae.fit_prior(batches, max(1, min(MOST_STEPS, int(worth / per_step))), config.seed)

@@ -21,7 +21,7 @@ RECORDED = """
     learning_rate learning_rate_decay prior ema precision strategy deterministic seed resume checkpoint_minutes
     checkpoints_kept
 """
-SINCE = {"jit"}  # what runs of earlier versions have not recorded
+SINCE = {"jit", "optimizer", "learning_rate_schedule"}  # what runs of earlier versions have not recorded
 
 
 def test_the_record_is_flat_and_has_the_names_it_always_had() -> None:
@@ -34,7 +34,8 @@ def test_each_option_is_on_the_command_line_with_its_default_and_help() -> None:
     parameters = {each.name: each for each in typer.main.get_command(app).commands["train"].params}
     for each in fields(TrainingConfig):
         parameter = parameters.pop(each.name)
-        assert parameter.opts == [each.metadata.get("flag", "--" + each.name.replace("_", "-"))]
+        flag, *off = each.metadata.get("flag", "--" + each.name.replace("_", "-")).split("/")
+        assert (parameter.opts, parameter.secondary_opts) == ([flag], off)
         assert parameter.help
         assert parameter.required == (each.name == "out")
         if not parameter.required and each.name not in ("data", "network_options"):

@@ -49,7 +49,8 @@ class Avatars(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}  # noqa: RUF012 (the base class's attribute)
     BUILDER_CONFIGS = [  # noqa: RUF012
-        AvatarsConfig(name=f"{size}x{size}", size=size, description=f"{size} pixels a side") for size in (64, 32, 128)
+        AvatarsConfig(name=f"{size}x{size}", size=size, description=f"{size} pixels a side")
+        for size in (64, 32, 128, 256)
     ]
 
     def _info(self) -> tfds.core.DatasetInfo:

@@ -74,8 +74,8 @@ def test_it_is_a_tfds_set(small_avatars: Avatars, tfds_data_dir: Path) -> None:
     assert example["image"].shape == (32, 32, 3)
     assert example["image"].dtype == np.uint8
     assert set(example["attributes"]) == set(avatar_drawing.ATTRIBUTES)
-    assert tfds.builder("avatars/128x128").info.features["image"].shape == (128, 128, 3)
-    assert {"avatars/32x32", "avatars/64x64", "avatars/128x128"} <= {
+    assert tfds.builder("avatars/256x256").info.features["image"].shape == (256, 256, 3)
+    assert {"avatars/32x32", "avatars/64x64", "avatars/128x128", "avatars/256x256"} <= {
         f"avatars/{config.name}" for config in Avatars.BUILDER_CONFIGS
     }
 
@@ -92,5 +92,5 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 def test_sizes_beyond_the_drawings_are_refused() -> None:
-    with pytest.raises(InputError, match="128"):
-        data.load("avatars", image_size=256)
+    with pytest.raises(InputError, match="256"):
+        data.load("avatars", image_size=512)

@@ -33,7 +33,7 @@ def optimizer_for(optimizer: Any, variables: list[Any]) -> keras.optimizers.Opti
     if optimizer is None:
         return keras.optimizers.Adam(DEFAULT_LEARNING_RATE)
     try:
-        found: Any = Muon() if optimizer == "muon" else keras.optimizers.get(optimizer)
+        found: Any = Muon() if str(optimizer).lower() == "muon" else keras.optimizers.get(optimizer)
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(
             f"unknown optimizer {optimizer!r}: give a Keras optimizer, or a name such as 'adam' or 'muon'"

@@ -80,8 +80,13 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
             with self.distribute_strategy.scope():  # a copy on each device
                 self.perceptual.load(self.dtype_policy.name)
 
-    def _before_training(self, images: Any) -> None:
-        """What a network needs to know of the images before the first step."""
+    @property
+    def needs_adapting(self) -> bool:
+        """Whether the network begins with the images' statistics, and has not been given any."""
+        return False
+
+    def _before_training(self, images: Any, held_out: float = 0.0) -> None:
+        """What a network needs to know of the images before the first step, but for the share that is held out."""
 
     # Compiling ---------------------------------------------------------------------------------
 
@@ -171,7 +176,8 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
         if isinstance(x, tf.data.Dataset):
             # Keras's default, True, makes it warn that datasets shuffle themselves.
             options.setdefault("shuffle", False)
-        self._before_training(options["x"])
+        held_out = options.get("validation_split") if options.get("validation_data") is None else None
+        self._before_training(options["x"], held_out or 0.0)
         with self._following(schedule), self._watched(options):
             if guards.steps_between_looks() > 1 and isinstance(options["callbacks"], list):
                 options["callbacks"] = callback_list.for_fit(self, options, KERAS_BATCH)
@@ -252,6 +258,8 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
     def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.train_on_batch`. Raises as `fit`."""
         self._check_compiled("train_on_batch")
+        if self.needs_adapting:
+            raise InputError("the network begins with the statistics of many images: call vae.adapt(images) first")
         if not self._fits:  # a callback may call it
             self._follow(None)
         return self._looked_at(super().train_on_batch, self._checked_images("train_on_batch", x), *args, **kwargs)

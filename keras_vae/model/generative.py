@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ class GenerativeModel(CheckedModel):
 
     network: str
     own_networks: bool
+    _adapted = False
     _in_xla: dict[str, Any]
 
     def encode(self, images: Any, training: bool = False) -> DiagonalGaussian:
@@ -58,13 +61,16 @@ class GenerativeModel(CheckedModel):
     @property
     def needs_adapting(self) -> bool:
         """Whether the network begins with the images' statistics, and has not been given any."""
-        family = None if self.own_networks else networks.FAMILIES[self.network]
-        return family is not None and family.is_adapted is not None and not family.is_adapted(self.decoder)
+        if not self._adapted:  # looked at once: it reads all of a large matrix
+            family = None if self.own_networks else networks.FAMILIES[self.network]
+            self._adapted = family is None or family.is_adapted is None or family.is_adapted(self.decoder)
+        return not self._adapted
 
     def adapt(self, images: Any, limit: int = ADAPTED_TO, seed: int = 0) -> None:
-        """Gives the network the images' statistics, which the network "ppca" begins with.
+        """Gives the network the images' statistics, which the network "ppca" begins with: before it is trained.
 
-        As Keras's preprocessing layers have it. `fit` calls it for a model that has not been adapted yet.
+        As Keras's preprocessing layers have it. `fit` calls it for a model that has not been adapted yet, with the
+        images that it trains on.
 
         Args:
             images: as for `fit`: an array, or a dataset or other iterable of batches.
@@ -72,33 +78,53 @@ class GenerativeModel(CheckedModel):
             seed: of that sample.
 
         Raises:
-            InputError: a network that has nothing to adapt, no images, or images that `fit` would refuse.
+            InputError: a network that has nothing to adapt or has been trained, no images, or images that `fit` would
+                refuse.
         """
         family = None if self.own_networks else networks.FAMILIES[self.network]
         if family is None or family.adapt is None:
             name = "a network of your own" if self.own_networks else f"the network {self.network!r}"
             raise InputError(f"{name} has nothing to adapt: leave the call out")
+        if self.compiled and int(ops.convert_to_numpy(self.optimizer.iterations)):
+            raise InputError("the model has been trained on what it was adapted to: adapt a new one")
+        limit = int(check_count("limit", limit))
         images = image_batches.unpack(images) if isinstance(images, dict) else images
-        images = self._checked_images("adapt", images, option="")
+        images = self._checked_images("adapt", images, limit, option="")
         if hasattr(images, "shape"):
-            rows = np.random.default_rng(seed).permutation(len(images))[: check_count("limit", limit)]
-            batches: Any = [np.asarray(images)[np.sort(rows)]]
-        else:
+            images, rows = np.asarray(images), np.sort(np.random.default_rng(seed).permutation(len(images))[:limit])
+            batches: Any = (images[rows[start : start + 256]] for start in range(0, len(rows), 256))
+        elif isinstance(images, Iterable):
             batches = images
-        found: list[np.ndarray] = []
-        for batch in batches:
-            found.append(np.asarray(self.images_of(batch))[: limit - sum(map(len, found))])
-            if sum(map(len, found)) >= limit:
-                break
-        if not found:
-            raise InputError("no images to adapt to")
-        images = np.concatenate(found)
-        image_batches.check(images, self.image_shape)
-        family.adapt(self.encoder, self.decoder, images, seed)
+        else:
+            raise InputError(f"adapt takes an array, a dataset or another iterable of batches, not {images!r}")
 
-    def _before_training(self, images: Any) -> None:
+        def checked() -> Iterator[Any]:
+            left = limit
+            for batch in batches:
+                found = self.images_of(batch)[:left]
+                image_batches.check(found, self.image_shape)
+                yield found
+                left -= len(found)
+                if not left:
+                    return
+            if left == limit:
+                raise InputError("no images to adapt to")
+
+        try:
+            family.adapt(self.encoder, self.decoder, checked(), seed)
+        except tf.errors.InvalidArgumentError as error:
+            refused = self._worded(error)
+            if refused is None:
+                raise
+            raise refused from None
+
+    def _before_training(self, images: Any, held_out: float = 0.0) -> None:
         if not self.needs_adapting:
             return
+        if held_out:  # the last images of an array, which Keras will validate on
+            values = image_batches.unpack(images) if isinstance(images, dict) else images
+            if hasattr(values, "shape"):
+                images = values[: max(1, math.floor(len(values) * (1.0 - held_out)))]
         if not (hasattr(images, "shape") or isinstance(images, dict | tf.data.Dataset)):
             raise InputError(
                 f"the network {self.network!r} begins with the images' statistics, which a generator gives only once: "

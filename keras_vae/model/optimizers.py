@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from keras_vae.support.errors import InputError
+
+DTYPES = ("float32", "bfloat16", "float16")
 IMAGE_CHANNELS = 3  # kernels that read or write no more channels than an image has are Adam's
 
 
@@ -28,6 +32,9 @@ class Muon(keras.optimizers.Muon):
             "float32".
         weight_decay, adam_weight_decay: as in Keras, but none by default.
         **kwargs: as `keras.optimizers.Muon`.
+
+    Raises:
+        InputError: another dtype.
     """
 
     def __init__(
@@ -39,10 +46,17 @@ class Muon(keras.optimizers.Muon):
         **kwargs: Any,
     ) -> None:
         super().__init__(learning_rate, weight_decay=weight_decay, adam_weight_decay=adam_weight_decay, **kwargs)
+        if dtype not in DTYPES:
+            raise InputError(f"dtype={dtype!r}: Muon's iteration takes {', '.join(DTYPES)}")
         self.dtype = dtype
 
     def _should_use_adamw(self, variable: Any) -> bool:
-        return len(variable.shape) not in (2, 4) or min(variable.shape[-2:]) <= IMAGE_CHANNELS
+        if len(variable.shape) not in (2, 4) or min(variable.shape[-2:]) <= IMAGE_CHANNELS:
+            return True
+        path = getattr(variable, "path", variable.name)
+        if self.exclude_embeddings and "embedding" in path.lower():
+            return True
+        return any(re.search(each, path) for each in self.exclude_layers)
 
     def zeropower_via_newtonschulz5(self, x: Any, steps: int) -> Any:
         matrix = tf.reshape(tf.cast(x, tf.float32), (-1, x.shape[-1]))
@@ -55,8 +69,9 @@ class Muon(keras.optimizers.Muon):
         return tf.reshape(tf.cast(tf.transpose(matrix) if is_tall else matrix, tf.float32), x.shape)
 
     def lr_adjust(self, x: Any) -> Any:
-        sides = math.prod(x.shape[:-1]), x.shape[-1]
-        return x * (self.rms_rate or 1.0) * math.sqrt(max(sides))
+        if self.rms_rate is None:
+            return x
+        return x * self.rms_rate * math.sqrt(max(math.prod(x.shape[:-1]), x.shape[-1]))
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "dtype": self.dtype}

@@ -53,7 +53,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "photo": {
         **OBJECTIVES["default"],
         "network": "ppca",
-        "latent_dim": 320,
+        "latent_dim": 384,
         "flip": True,
         "batch_size": 32,
         "optimizer": "muon",

@@ -14,6 +14,7 @@ from keras import ops
 
 from keras_vae.model import priors, schedules
 from keras_vae.model.averaging import AveragedWeights, restored, swapped
+from keras_vae.networks.ppca import LinearMap
 from keras_vae.support import keras_internals
 from keras_vae.support.errors import InputError, check_weight
 
@@ -60,7 +61,10 @@ class StatefulModel(keras.Model):
     def _untrained(self) -> list[Any]:
         parts = (self.encoder, self.decoder, self.likelihood, getattr(self, "feature_term", None))
         layers = [part for part in parts if isinstance(part, keras.layers.Layer)]
-        return [variable for layer in layers for variable in layer.non_trainable_variables]
+        found = [variable for layer in layers for variable in layer.non_trainable_variables]
+        inner = [each for network in (self.encoder, self.decoder) for each in keras_internals.all_layers(network)]
+        given = {id(weight) for layer in inner if isinstance(layer, LinearMap) for weight in layer.weights}
+        return [variable for variable in found if id(variable) not in given]
 
     @property
     def prior(self) -> priors.Prior:

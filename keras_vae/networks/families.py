@@ -38,9 +38,9 @@ class Family:
             they return Keras models.
         options: the options of both, with defaults: whole numbers from 1 on, or True and False.
         least_size: pixels a side of the smallest images.
-        adapt: called before training with encoder, decoder, float32 images (count, height, width, channels) and a seed,
-            for networks that begin with what the images' statistics determine.
-        is_adapted: whether it has been, of a decoder.
+        adapt: called before training with encoder, decoder, an iterable of float32 batches (count, height, width,
+            channels) and a seed, for networks that begin with what the images' statistics determine.
+        is_adapted: of a decoder, whether it has been; goes with `adapt`.
         check_options: raises `InputError` for options that contradict each other; it gets all of them, of the defaults'
             types.
     """

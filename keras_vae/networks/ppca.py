@@ -8,6 +8,7 @@ weights need no training: they follow from the images' covariance. So one path o
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -93,12 +94,15 @@ def ppca_encoder(image_shape: ImageShape, latent_dim: int, dtype: Any, width: in
     for index in range(_halvings(image_shape)):
         x = HalvingConv2D(_channels(width, index), dtype=dtype, name=f"conv{index + 1}")(x)
         x = _normalized(x, dtype, f"conv{index + 1}")
-    x = layers.Flatten(dtype=dtype, name="flatten")(x)
     # Zeros: at first, the posterior is the linear path's.
     zero = {"kernel_initializer": "zeros", "dtype": "float32"}
-    correction = layers.Dense(latent_dim, name="mean_correction", **zero)(x)
+    flat = layers.Flatten(dtype=dtype, name="flatten")(x)
+    correction = layers.Dense(latent_dim, name="mean_correction", **zero)(flat)
     mean = layers.Add(dtype="float32", name="mean")([linear_mean, correction])
-    log_var = SafeLogVariance(dtype="float32", name="log_var")(layers.Dense(latent_dim, name="raw_log_var", **zero)(x))
+    # Averaged over places: the linear VAE's variance is the same for all images, and little is added to it.
+    averages = layers.GlobalAveragePooling2D(dtype=dtype, name="averages")(x)
+    raw_log_var = layers.Dense(latent_dim, name="raw_log_var", **zero)(averages)
+    log_var = SafeLogVariance(dtype="float32", name="log_var")(raw_log_var)
     return keras.Model(image, {"mean": mean, "log_var": log_var}, name="encoder")
 
 
@@ -129,7 +133,7 @@ def ppca_decoder(image_shape: ImageShape, latent_dim: int, dtype: Any, width: in
     x = _convolved(x, REFINING * width, dtype, "refine2")
     x = _convolved(x, REFINING * width, dtype, "refine3")
     x = layers.Add(dtype=dtype, name="refined")([shortcut, x])
-    x = UpsampledConv2D(width // 2, "edge", crops[-1], normalized=True, dtype=dtype, name="full")(x)
+    x = UpsampledConv2D(max(width // 2, 1), "edge", crops[-1], normalized=True, dtype=dtype, name="full")(x)
     x = layers.LeakyReLU(LEAKY_SLOPE, dtype=dtype, name="full_act")(x)
     correction = layers.Conv2D(
         image_shape[2], 3, padding="same", kernel_initializer="zeros", dtype=dtype, name="correction"
@@ -137,25 +141,30 @@ def ppca_decoder(image_shape: ImageShape, latent_dim: int, dtype: Any, width: in
     return keras.Model(z, Corrected(dtype="float32", name="image")(linear, correction), name="decoder")
 
 
-def adapt(encoder: keras.Model, decoder: keras.Model, images: np.ndarray, seed: int = 0) -> None:
+def adapt(encoder: keras.Model, decoder: keras.Model, batches: Iterable[Any], seed: int = 0) -> None:
     """Sets the linear path to the optimum of the linear VAE, for images.
 
     With the covariance's largest eigenvalues l, their axes U and the mean s of the other eigenvalues, the decoder's
     matrix is W = U sqrt(l - s), and the posterior has the mean (x - centre) W / l and the variance s / l (Tipping and
-    Bishop 1999, equations 7 to 9): over all images, each latent has the deviation 1.
+    Bishop 1999, equations 7 to 9): over all images, each latent has the deviation 1. Variances below e^-10 come out
+    larger, by `SafeLogVariance`.
 
     Args:
         encoder, decoder: of this family.
-        images: float32 (count, height, width, channels) in [0, 1].
+        batches: float32 (count, height, width, channels) each, in [0, 1]; of each, only the linear path's pixels are
+            kept.
         seed: of the randomized decomposition.
     """
     look = keras.Model(encoder.input, encoder.get_layer("pixels").output)
-    pixels = np.concatenate([np.asarray(look(images[start : start + 256])) for start in range(0, len(images), 256)])
+    pixels = np.concatenate([np.asarray(look(batch)) for batch in batches])
     centre = pixels.mean(axis=0)
     pixels -= centre
     latent_dim = decoder.input_shape[1]
     values, axes = principal_axes(pixels, latent_dim, seed)
-    rest = float(np.square(pixels, dtype=np.float64).sum() / len(pixels) - values.sum())
+    squares = sum(
+        float(np.square(part, dtype=np.float64).sum()) for part in np.array_split(pixels, len(pixels) // 256 + 1)
+    )
+    rest = squares / len(pixels) - float(values.sum())
     noise = max(rest / max(pixels.shape[1] - latent_dim, 1), LEAST_VARIANCE)
     values = np.maximum(values, noise)  # a latent without an axis of its own keeps the standard normal
     weights = axes * np.sqrt(values - noise)
@@ -166,7 +175,8 @@ def adapt(encoder: keras.Model, decoder: keras.Model, images: np.ndarray, seed: 
 
 def is_adapted(decoder: keras.Model) -> bool:
     """Whether `adapt` has set the linear path."""
-    return bool(np.any(np.asarray(decoder.get_layer("linear_image").kernel)))
+    linear = decoder.get_layer("linear_image")  # of images that are all alike, the kernel stays zero
+    return bool(np.any(np.asarray(linear.kernel)) or np.any(np.asarray(linear.bias) != linear.initial_bias))
 
 
 def principal_axes(centred: np.ndarray, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -238,5 +248,7 @@ def _enlarged(image: Any, image_shape: ImageShape) -> Any:
     if factor == 1:
         return image
     image = layers.UpSampling2D(factor, interpolation="bilinear", dtype="float32", name="enlarged")(image)
-    surplus = [(0, large - wanted) for large, wanted in zip(image.shape[1:3], image_shape[:2], strict=True)]
+    # Half of it before the image, as padding "same" of the pooling has it.
+    surplus = [large - wanted for large, wanted in zip(image.shape[1:3], image_shape[:2], strict=True)]
+    surplus = [(each // 2, each - each // 2) for each in surplus]
     return layers.Cropping2D(surplus, dtype="float32", name="cropped")(image) if np.any(surplus) else image

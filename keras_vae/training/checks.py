@@ -34,7 +34,15 @@ def check(config: TrainingConfig, perceptual: PerceptualLoss | None) -> None:
         raise InputError("--jit on and --deterministic exclude each other: leave one of them out")
     if config.learning_rate_schedule == "cosine":
         if config.learning_rate_decay != 1.0:
-            raise InputError("learning_rate_decay and a cosine both set the learning rate: give one of them")
+            raise InputError(
+                "learning_rate_decay and a cosine both set the learning rate: give one of them "
+                "(--learning-rate-schedule constant turns a preset's cosine off)"
+            )
+        if config.minutes is not None and config.deterministic:
+            raise InputError(
+                "a cosine until the minutes are up follows the clock, which nothing repeats: with --deterministic give "
+                "--steps or --epochs"
+            )
         if config.minutes is not None and strategies.is_multi_worker(config.strategy):
             raise InputError(
                 "workers' clocks differ, and so would their learning rates: a cosine needs --steps or --epochs"

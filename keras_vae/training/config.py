@@ -136,7 +136,7 @@ class ModelConfig:
     """The model and its objective, as `keras_vae.VAE` takes them."""
 
     latent_dim: int = option(100, "Number of latents.")
-    network: str = option("dfc", "Encoder and decoder family, such as dfc or resnet.")
+    network: str = option("dfc", "Encoder and decoder family: dfc, ppca or resnet.")
     network_options: Mapping[str, Any] = option(
         dict,
         "Option of the network, such as blocks=2; can be repeated.",
@@ -242,8 +242,9 @@ def continued(run: Path, changes: Mapping[str, Any]) -> TrainingConfig:
     record = read_config(run)
     settings = {each.name: record[each.name] for each in fields(TrainingConfig) if each.name in record}
     settings |= {name: tuple(value) for name, value in settings.items() if isinstance(value, list)}
+    defaults = {each.name: each.default for each in fields(TrainingConfig)}  # of options that are newer than the run
     for name, value in changes.items():
-        own = settings.get(name)
+        own = settings.get(name, defaults[name])
         if name not in CHANGEABLE and (absolute(value) if name == "data" else value) != own:
             raise InputError(
                 f"{run} was begun with {name}={own!r}, not {value!r}: leave it out to resume, or start another run "

@@ -111,7 +111,7 @@ def train(config: TrainingConfig) -> dict[str, Any]:
         if vae.needs_adapting:
             with strategy.scope(), stages.timed("statistics"):
                 count = min(images.train_size, ADAPTED_TO)
-                vae.adapt(images.train_from(0).unbatch().take(count).batch(BATCH))
+                vae.adapt(images.train_from(0).unbatch().take(count).batch(BATCH), seed=config.seed)
                 print(f"network: {config.network} adapted to {count:,} images")
         policy = vae.dtype_policy.name
 

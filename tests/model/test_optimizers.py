@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_vae import VAE
+from keras_vae import VAE, InputError, optimizers
 from keras_vae.model.optimizers import Muon
+from keras_vae.training import config
 
 
 def stepped(optimizer: keras.optimizers.Optimizer, shape: tuple[int, ...], steps: int = 3) -> np.ndarray:
@@ -35,6 +36,29 @@ def test_a_kernel_is_the_matrix_of_its_windows() -> None:
 @pytest.mark.parametrize("shape", [(8,), (), (4, 4, 3, 8), (3, 3, 8, 1)])
 def test_the_rest_is_adam_s(shape: tuple[int, ...]) -> None:
     np.testing.assert_allclose(stepped(Muon(0.02), shape), stepped(keras.optimizers.Adam(0.02), shape), atol=1e-6)
+
+
+def test_keras_s_exclusions_and_scale_hold() -> None:
+    dense = keras.layers.Dense(8, name="project")
+    dense.build((None, 20))
+    assert Muon(exclude_layers=["project"])._should_use_adamw(dense.kernel)
+    assert not Muon(exclude_layers=["other"])._should_use_adamw(dense.kernel)
+    for rate in (None, 0.2):
+        own, theirs = (kind(0.02, rms_rate=rate, weight_decay=None) for kind in (Muon, keras.optimizers.Muon))
+        np.testing.assert_allclose(own.lr_adjust(tf.ones((8, 20))), theirs.lr_adjust(tf.ones((8, 20))), rtol=1e-6)
+
+
+def test_wrong_dtype_is_refused_before_any_step() -> None:
+    with pytest.raises(InputError, match="float32, bfloat16, float16"):
+        Muon(dtype="mixed_bfloat16")
+
+
+def test_names_of_optimizers_are_those_of_the_command_line() -> None:
+    assert tuple(optimizers.OPTIMIZERS) == config.OPTIMIZERS
+    vae = VAE((16, 16, 3), 4, perceptual=None, network_options={"width": 8})
+    for name in ("muon", "Muon"):
+        vae.compile(name)
+        assert isinstance(vae.optimizer, Muon)
 
 
 def test_the_update_s_singular_values_are_alike() -> None:

@@ -29,7 +29,7 @@ from keras_vae.support.files import write_json
 RESULTS = Path(__file__).parent / "results"
 FACES = Path(__file__).resolve().parents[2] / "shared" / "faces" / "images"
 PACKAGES = ("keras-vae", "keras", "tensorflow", "onnxruntime-gpu")
-PRESETS = ("dfc-paper", "default", "photo")
+PRESETS = ("dfc-paper", "photo")
 SIZES = (64, 128, 256)
 BATCHES = (1, 16)
 ROUNDS = 7

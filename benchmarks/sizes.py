@@ -56,7 +56,8 @@ def main() -> None:
                 run = Path(folder) / f"{preset}_{size}"
                 record["cases"].append({"preset": preset, "size": size, **trained(preset, size, run, arguments)})
                 print(json.dumps(record["cases"][-1]), flush=True)
-                sessions.append(onnxruntime.InferenceSession(run / "decoder.onnx", providers=["CPUExecutionProvider"]))
+                decoder = run / "export" / "decoder.onnx"
+                sessions.append(onnxruntime.InferenceSession(decoder, providers=["CPUExecutionProvider"]))
         for case, milliseconds in zip(record["cases"], timed(sessions), strict=True):
             case["decoder_ms"] = milliseconds
     write_json(arguments.out / "sizes.json", record)
@@ -75,15 +76,14 @@ def trained(preset: str, size: int, run: Path, arguments: argparse.Namespace) ->
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"keras-vae train {' '.join(options)} failed")
-    decoder = run / "decoder.onnx"
-    subprocess.run([*COMMAND, "export", str(run), "--format", "onnx", "--out", str(decoder)], check=True)
+    subprocess.run([*COMMAND, "export", str(run), "--format", "onnx"], check=True)
     config = json.loads((run / "config.json").read_text())
     return {
         "batch_size": config["batch_size"],
-        "precision": config["precision"],
+        "precision": figures["precision"],
         "images_per_second": figures["images_per_second"],
         "peak_mib": usage.ru_maxrss / 1024,
-        "decoder_mb": decoder.stat().st_size / 1e6,
+        "decoder_mb": (run / "export" / "decoder.onnx").stat().st_size / 1e6,
     }
 
 

@@ -76,7 +76,7 @@ def test_one_of_each_in_python(added: dict[str, Any], images: np.ndarray, tmp_pa
 
 def test_the_messages_name_what_was_added(added: dict[str, Any]) -> None:
     for arguments, message in [
-        ({"network": "unet"}, "dfc, resnet, dense"),
+        ({"network": "unet"}, "dfc, resnet, ppca, dense"),
         ({"likelihood": "cauchy"}, "discretized-logistic, laplace"),
         ({"perceptual": "alexnet"}, "hed-vgg16, random"),
         ({"perceptual": "random", "perceptual_layers": ["deep"]}, "it has early, late"),

@@ -138,13 +138,13 @@ def _check_mention(words: list[str], text: str) -> None:
     while words and hasattr(command, "commands") and not words[0].startswith("-"):
         assert words[0] in command.commands, text
         command, words = command.commands[words[0]], words[1:]
-    options = {option for parameter in command.params for option in parameter.opts}
+    options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
     assert {word for word in words if word.startswith("--")} <= options, text
 
 
 def _all_options(command: Any) -> Iterator[str]:
     for parameter in command.params:
-        yield from parameter.opts
+        yield from (*parameter.opts, *parameter.secondary_opts)
     for below in getattr(command, "commands", {}).values():
         yield from _all_options(below)
 

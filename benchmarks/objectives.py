@@ -185,11 +185,11 @@ def main() -> None:
         (arguments.out / "objectives.md").write_text(table(record))
         rows = [pictures.grid(originals[:SHOWN], columns=SHOWN)]
         rows += [Image.open(rows_folder / f"{known}.png") for known in record["figures"]]
-        pictures.save(_stacked(rows), arguments.out / "objectives.png")
+        pictures.save(stacked(rows), arguments.out / "objectives.png")
     print(table(record))
 
 
-def _stacked(rows: list[Image.Image]) -> Image.Image:
+def stacked(rows: list[Image.Image]) -> Image.Image:
     """Pictures of one width below each other."""
     picture = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)))
     top = 0

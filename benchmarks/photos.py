@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import runners
+from benchmarks.objectives import FACES, HELD_OUT, RESULTS, SHOWN, stacked
 from keras_vae.data import image_files
 from keras_vae.evaluation import fidelity
 from keras_vae.evaluation.distances import Moments, frechet_distance
@@ -34,11 +35,7 @@ from keras_vae.support import pictures
 from keras_vae.support.files import write_json
 from keras_vae.support.true_float32 import true_float32
 
-RESULTS = Path(__file__).parent / "results"
-FACES = Path(__file__).resolve().parents[2] / "shared" / "faces" / "images"
 PACKAGES = ("keras-vae", "keras", "tensorflow")
-HELD_OUT = 1000
-SHOWN = 12
 BATCH = 100
 # Options of `keras-vae train` beside the data, the minutes and the run folder.
 CASES = {
@@ -94,7 +91,7 @@ def main() -> None:
             figures[name], made, samples = case(CASES[name], training, run, originals, arguments)
             print(name, json.dumps(figures[name]), flush=True)
             row = np.concatenate([made[:SHOWN], samples[:SHOWN]])
-            pictures.save(pictures.grid(row, columns=SHOWN), rows / f"{name.replace(', ', '-').replace(' ', '-')}.png")
+            pictures.save(pictures.grid(row, columns=SHOWN), rows / _row(name))
             record: dict[str, Any] = {
                 "settings": settings,
                 "held_out": HELD_OUT,
@@ -105,10 +102,9 @@ def main() -> None:
             }
             write_json(file, record)
             (arguments.out / "photos.md").write_text(table(record))
-            known = [rows / f"{each.replace(', ', '-').replace(' ', '-')}.png" for each in record["figures"]]
-            _stack([pictures.grid(originals[:SHOWN], columns=SHOWN), *map(Image.open, known)]).save(
-                arguments.out / "photos.png"
-            )
+            known = [rows / _row(each) for each in record["figures"]]
+            picture = stacked([pictures.grid(originals[:SHOWN], columns=SHOWN), *map(Image.open, known)])
+            pictures.save(picture, arguments.out / "photos.png")
     print(table(record))
 
 
@@ -180,14 +176,9 @@ def table(record: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _stack(rows: list[Image.Image]) -> Image.Image:
-    """Pictures of one width below each other."""
-    picture = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)))
-    top = 0
-    for row in rows:
-        picture.paste(row, (0, top))
-        top += row.height
-    return picture
+def _row(name: str) -> str:
+    """The file with a case's pictures."""
+    return f"{name.replace(', ', '-').replace(' ', '-')}.png"
 
 
 if __name__ == "__main__":

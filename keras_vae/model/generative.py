@@ -59,10 +59,15 @@ class GenerativeModel(CheckedModel):
         return self._in_xla[role](inputs, training=training)
 
     @property
+    def _family(self) -> networks.Family | None:
+        """What the networks are made by; None for the user's own."""
+        return None if self.own_networks else networks.FAMILIES[self.network]
+
+    @property
     def needs_adapting(self) -> bool:
         """Whether the network begins with the images' statistics, and has not been given any."""
         if not self._adapted:  # looked at once: it reads all of a large matrix
-            family = None if self.own_networks else networks.FAMILIES[self.network]
+            family = self._family
             self._adapted = family is None or family.is_adapted is None or family.is_adapted(self.decoder)
         return not self._adapted
 
@@ -81,7 +86,7 @@ class GenerativeModel(CheckedModel):
             InputError: a network that has nothing to adapt or has been trained, no images, or images that `fit` would
                 refuse.
         """
-        family = None if self.own_networks else networks.FAMILIES[self.network]
+        family = self._family
         if family is None or family.adapt is None:
             name = "a network of your own" if self.own_networks else f"the network {self.network!r}"
             raise InputError(f"{name} has nothing to adapt: leave the call out")

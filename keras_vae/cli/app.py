@@ -27,6 +27,7 @@ for command in (
     start.doctor,
     train.train,
     evaluate.evaluate,
+    evaluate.score,
     images.sample,
     images.reconstruct,
     images.interpolate,

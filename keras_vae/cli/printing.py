@@ -125,6 +125,28 @@ def evaluation(results: Results) -> None:
         print(f"Written: {results['figures']}\n         {results['report']}, with pictures")
 
 
+def scores(results: Results) -> None:
+    from rich.table import Table
+
+    shown = Table("most unusual", "rank")
+    for name, rank in results["most_unusual"].items():
+        shown.add_row(name, f"{rank:.4f}")
+    _console().print(shown)
+    if "measured" in results:
+        columns = {"auroc": "AUROC (95 % interval)", "average_precision": "average precision (95 % interval)"}
+        shown = Table("score", *columns.values())
+        for name, found in results["measured"].items():
+            figures = (found[each] for each in columns)
+            cells = (f"{each['value']:.3f} ({each['low']:.3f} to {each['high']:.3f})" for each in figures)
+            shown.add_row(name.replace("_", " "), *cells)
+        _console().print(shown)
+    print(
+        f"{results['flagged']:,} of {results['images']:,} images have a rank of {results['flag']:.4g} or more among "
+        f"{results['usual_images']:,} held-out images"
+    )
+    print(f"Written: {results['table']}\n         {results['page']}, with pictures")
+
+
 def attributes(results: Results) -> None:
     from rich.table import Table
 

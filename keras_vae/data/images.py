@@ -68,6 +68,7 @@ class Images:
         images = cls.__new__(cls)
         images.shape = pixels.shape[1:]
         images.attributes = attributes
+        images.name = str
         images._state = np.full(len(pixels), READ, np.uint8)
         images._kept = pixels
         return images

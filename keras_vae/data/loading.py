@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,7 @@ class ImageData:
         skips: images of the source that are not used, and why; it fills as they are read.
         train_from: gives training batches without end from a step on, counted from 0. They depend on the seed and that
             step alone, so that a resumed run sees the batches it would have seen.
+        named: gives all images of the source once, those to train on first, some at a time with their names.
         own_shape: the images' shape before cropping and resizing; None where each has its own.
     """
 
@@ -48,6 +50,7 @@ class ImageData:
     attribute_names: tuple[str, ...]
     skips: Skips
     train_from: Callable[[int], tf.data.Dataset]
+    named: Callable[[], Iterator[pipelines.NamedImages]]
     own_shape: tuple[int | None, ...] | None = None
 
 
@@ -141,6 +144,7 @@ def load(
         attribute_names=opened.attribute_names,
         skips=opened.skips,
         train_from=lambda step: pipelines.continued(epoch, steps, batches, step),
+        named=lambda: itertools.chain(opened.train.named(), opened.test.named()),
         own_shape=opened.own_shape,
     )
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -18,6 +18,7 @@ CORES = os.cpu_count() or 1
 PREFETCH = 2  # batches prepared while the model works on one
 SHUFFLE_BYTES = 2**28  # of the buffer in which examples that come in sequence are shuffled
 SHUFFLE_EXAMPLES = 16_384
+NAMED = 64  # examples at a time, with their names
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,24 @@ class Batches:
 Epoch = Callable[[tf.Tensor, tf.Tensor], tf.data.Dataset]
 
 
+class NamedImages(NamedTuple):
+    """Some images of a part.
+
+    Attributes:
+        names: of each: its path in the folder, or its number in the source.
+        images: uint8 (count, height, width, channels).
+        attributes: uint8 (count, attributes).
+    """
+
+    names: list[str]
+    images: np.ndarray
+    attributes: np.ndarray
+
+    def first(self, count: int) -> NamedImages:
+        """The first images, all if there are fewer."""
+        return NamedImages(self.names[:count], self.images[:count], self.attributes[:count])
+
+
 class Part(Protocol):
     """Some of a source's images: those to train on, or those held out."""
 
@@ -76,6 +95,9 @@ class Part(Protocol):
 
     def in_order(self, batches: Batches) -> tf.data.Dataset:
         """Batches in a fixed order, for evaluation; the last one may be smaller."""
+
+    def named(self) -> Iterator[NamedImages]:
+        """All images once, some at a time, with their names."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +147,13 @@ class Indexed:
         places = _shared(tf.data.Dataset.range(len(self)).batch(batches.size), batches)
         return _evaluated(places.map(self._read, num_parallel_calls=CORES), len(self), batches)
 
+    def named(self) -> Iterator[NamedImages]:
+        """All images that can be read, once."""
+        for _, (pixels, good) in self.images.in_parcels(self.indices):
+            found = self.images.attributes
+            attributes = np.empty((len(good), 0), np.uint8) if found is None else found[good]
+            yield NamedImages([self.images.name(int(index)) for index in good], pixels, attributes)
+
     def _read(self, places: tf.Tensor) -> dict[str, tf.Tensor]:
         images, indices = self.images, self.indices
 
@@ -152,11 +181,13 @@ class Examples:
         dataset: of `{"image": uint8 (height, width, channels), "attributes": uint8 (attributes,)}`.
         count: number of examples.
         image_shape: (height, width, channels).
+        first: number of the first example in its source.
     """
 
     dataset: tf.data.Dataset
     count: int
     image_shape: tuple[int, int, int]
+    first: int = 0
 
     def __len__(self) -> int:
         return self.count
@@ -178,6 +209,13 @@ class Examples:
     def in_order(self, batches: Batches) -> tf.data.Dataset:
         """Batches in the examples' own order."""
         return _evaluated(_shared(self.dataset.take(self.count).batch(batches.size), batches), self.count, batches)
+
+    def named(self) -> Iterator[NamedImages]:
+        """All examples once; their names are their numbers."""
+        first = self.first
+        for batch in self.dataset.take(self.count).batch(NAMED).as_numpy_iterator():
+            numbers = range(first, first := first + len(batch["image"]))
+            yield NamedImages(list(map(str, numbers)), batch["image"], batch["attributes"])
 
 
 _CACHES: list[tempfile.TemporaryDirectory[str]] = []  # removed when the program ends
@@ -201,7 +239,7 @@ def cached(train: Examples, test: Examples) -> tuple[Examples, Examples]:
             dataset = dataset.cache(str(Path(folder) / name) if folder else "")
         return Examples(dataset, len(part), part.image_shape)
 
-    return kept(train, "train"), kept(test, "test")
+    return kept(train, "train"), replace(kept(test, "test"), first=len(train))
 
 
 def epochs(epoch: Epoch, steps: int, batches: Batches) -> tf.data.Dataset:

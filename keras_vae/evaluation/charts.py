@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -72,6 +72,24 @@ def shares(names: Sequence[str], values: dict[str, Sequence[float]], title: str)
     axes.set(xlim=(0, 1), title=title)
     axes.axvline(0.5, color="0.5", linewidth=0.8, linestyle=":")
     figure.legend(fontsize=8, loc="outside lower center", ncols=len(values))
+    return _drawn(figure)
+
+
+def histograms(groups: Mapping[str, np.ndarray], of: str) -> Image.Image:
+    """How values are distributed, each group to an area of 1; the outermost hundredths are drawn at the edges.
+
+    Args:
+        groups: float (count,) by name.
+        of: what the values are.
+    """
+    figure = Figure(figsize=(10, 2.6), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    low, high = np.quantile(np.concatenate(list(groups.values())), [0.01, 0.99])
+    edges = np.linspace(low, max(high, low + 1e-9), 60).tolist()
+    for name, values in groups.items():
+        axes.hist(values.clip(low, high), edges, density=True, histtype="stepfilled", alpha=0.5, label=name)
+    axes.set(xlabel=of, yticks=[])
+    axes.legend()
     return _drawn(figure)
 
 

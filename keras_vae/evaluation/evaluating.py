@@ -15,12 +15,12 @@ import tensorflow as tf
 from keras_vae import data
 from keras_vae.data.loading import check_outside
 from keras_vae.evaluation import distances, fidelity, learned_prior, posterior, report
-from keras_vae.evaluation.bounds import importance_weighted_bound
 from keras_vae.export import latents
 from keras_vae.features import judges
 from keras_vae.features.judges import Judge
 from keras_vae.latents import walks
 from keras_vae.latents.fitting import encode_training
+from keras_vae.model.bounds import importance_weighted_bound
 from keras_vae.model.encoding import Encoded, Reservoir, encode
 from keras_vae.model.priors import StandardNormal
 from keras_vae.model.vae import VAE
@@ -79,7 +79,7 @@ def evaluate(path: Path, options: Options) -> dict[str, Any]:
     Returns:
         `images`; the model's metrics as `VAE.evaluate` finds them; with importance samples
         `importance_weighted_bound` (nats per image), its `standard_error` and `sampling_error`, as in
-        `keras_vae.evaluation.bounds.Bound`; `bits_per_dim`, or for likelihoods that are densities
+        `keras_vae.model.bounds.Bound`; `bits_per_dim`, or for likelihoods that are densities
         `density_bits_per_dim`; `reconstructions`, `samples` and `training_images`, figures of these against the
         held-out images; `posterior`, as `posterior.aggregate_posterior`; `notes`, what could not be measured and why;
         `elbo_learned_prior`, the ELBO under a learned prior (nats), if there is one;

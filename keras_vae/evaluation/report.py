@@ -1,4 +1,4 @@
-"""The page that shows what `keras-vae evaluate` found: one HTML file with its pictures in it."""
+"""Pages of results: one HTML file with its pictures in it; first of all what `keras-vae evaluate` found."""
 
 from __future__ import annotations
 
@@ -106,31 +106,35 @@ def page(name: str, config: Mapping[str, Any], figures: Mapping[str, Any], shown
         figures: as `evaluating.evaluate` returns them.
         shown: pictures.
     """
-    loader = importlib.resources.files("keras_vae.evaluation").joinpath("report.html.j2")
-    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        loader.read_text(encoding="utf-8")
-    )
-    return template.render(
+    return render(
+        "report.html.j2",
         name=name,
-        version=__version__,
         features=figures.get("features"),
         settings=_settings(config),
         options={key: value for key, value in figures["options"].items() if value is not None},
         tables=tables(figures),
         notes=figures["notes"],
         pictures={
-            "Held-out images above their reconstructions": _embedded(
+            "Held-out images above their reconstructions": embedded(
                 pictures.side_by_side(shown.originals, shown.reconstructions)
             ),
-            f"Samples ({figures['samples']['prior']} prior)": _embedded(pictures.grid(shown.samples)),
-            "The strongest latents of the first image, each from -3 to 3": _embedded(
+            f"Samples ({figures['samples']['prior']} prior)": embedded(pictures.grid(shown.samples)),
+            "The strongest latents of the first image, each from -3 to 3": embedded(
                 pictures.labelled_rows(shown.traversals, shown.traversal_labels)
             ),
-            "KL of each latent, nats, in falling order": _embedded(
+            "KL of each latent, nats, in falling order": embedded(
                 charts.falling(shown.kl_per_latent, "latent", "nats")
             ),
         },
     )
+
+
+def render(template: str, **values: Any) -> str:
+    """A page of this folder's templates, with values in it; whatever text they hold is escaped."""
+    folder = importlib.resources.files("keras_vae.evaluation")
+    loader = jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8"))
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template(template).render(version=__version__, **values)
 
 
 def tables(figures: Mapping[str, Any]) -> dict[str, list[tuple[str, str, str]]]:
@@ -168,7 +172,8 @@ def shown(value: Any) -> str:
     return f"{value:.1f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _embedded(picture: Image.Image) -> str:
+def embedded(picture: Image.Image) -> str:
+    """A picture as the address of an <img>."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

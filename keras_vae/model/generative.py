@@ -21,10 +21,12 @@ from keras_vae.export import latents
 from keras_vae.export.artifact import check_target, export_decoder
 from keras_vae.export.formats import FORMATS, PARTS
 from keras_vae.export.generator import compose
-from keras_vae.model import priors
+from keras_vae.features import judges
+from keras_vae.model import priors, scoring
 from keras_vae.model.distributions import DiagonalGaussian
 from keras_vae.model.encoding import encode
 from keras_vae.model.entry_points import KERAS_BATCH, CheckedModel
+from keras_vae.model.scoring import Scores
 from keras_vae.networks.ppca import ADAPTED_TO
 from keras_vae.support.errors import InputError, check_count, check_weight
 from keras_vae.support.keras_defaults import keras_defaults
@@ -160,6 +162,47 @@ class GenerativeModel(CheckedModel):
             images = pipelines.of_array(images, KERAS_BATCH)
         encoded = encode(self, images, limit=limit, seed=seed, description="encoding for the prior")
         self.set_prior(priors.fit(encoded.mean, encoded.log_var, seed, steps))
+
+    # Unusual images --------------------------------------------------------------------------
+
+    def score(self, images: Any, features: str | None = None, draws: int = scoring.DRAWS, seed: int = 0) -> Scores:
+        """How unusual images are; ranks are among others, such as held-out ones.
+
+        Args:
+            images: as for `fit`: an array, or a dataset or other iterable of batches.
+            features: feature network for distances of the reconstructions, such as "efficientnet-lite0".
+            draws: of the bound, for each image; 0 to leave it out.
+            seed: of the draws.
+
+        Raises:
+            InputError: as `encode`, no images, or an unknown feature network.
+
+        Example:
+            >>> usual = vae.score(held_out)
+            >>> ranks = vae.score(images).ranks(usual)["combined"]  # above 0.99: beyond 99 % of the held-out images
+        """
+        images = image_batches.unpack(images) if isinstance(images, dict) else images
+        if images is None or isinstance(images, tf.data.Dataset):
+            images = self._checked_images("score", images, option="")
+        elif hasattr(images, "shape"):
+            image_batches.check(images, self.image_shape)
+            images = pipelines.of_array(images, KERAS_BATCH)
+        with self.averaged_weights():
+            scorer = scoring.Scorer(self, None if features is None else judges.load(features), draws, seed)
+            parts = [scorer(np.asarray(self.images_of(batch))) for batch in images]
+        if not parts:
+            raise InputError("no images to score")
+        return Scores.joined(parts)
+
+    def error_maps(self, images: Any) -> Any:
+        """Where reconstructions differ from images: float32 (batch, height, width).
+
+        The squared error, averaged over channels and smoothed by a Gaussian of a fortieth of the image's side.
+
+        Args:
+            images: as for `encode`.
+        """
+        return scoring.look(self)(self.images_of(images))["error_map"]
 
     # Images from noise -----------------------------------------------------------------------
 

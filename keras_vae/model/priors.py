@@ -8,6 +8,7 @@ is fitted to the codes after training.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar, TypeAlias
 
 import keras
@@ -61,6 +62,10 @@ class StandardNormal(keras.layers.Layer):
     def log_prob(self, z: Any) -> Any:
         """Log density in nats, float32 (batch,)."""
         return _standard_normal(ops.convert_to_tensor(z, "float32"))
+
+    def distance(self) -> Callable[[Any], Any]:
+        """As `FlowMatchingPrior.distance`: here the length of z over sqrt(latent_dim)."""
+        return _length
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "latent_dim": self.latent_dim}
@@ -152,6 +157,15 @@ class FlowMatchingPrior(keras.layers.Layer):
         _, log_scale = np.linalg.slogdet(np.asarray(self.axes, np.float64))
         return _standard_normal(noise) - log_volume - float(log_scale)
 
+    def distance(self) -> Callable[[Any], Any]:
+        """How far latents lie from the centre of the codes: a function of z, float32 (batch, latent_dim) to (batch,).
+
+        The Mahalanobis distance under the Gaussian with the codes' moments, over sqrt(latent_dim): 1 is usual.
+        """
+        mean = np.asarray(self.mean)
+        to_white = np.linalg.inv(np.asarray(self.axes, np.float64)).T.astype(np.float32)
+        return lambda z: _length(ops.matmul(z - mean, to_white))
+
     def _reverse(self, z: Any, with_density: bool) -> tuple[Any, Any]:
         """The noise of latents, and the integral of the field's divergence along the way."""
         axes = np.asarray(self.axes, np.float64)
@@ -187,6 +201,10 @@ class FlowMatchingPrior(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         sizes = {"latent_dim": self.latent_dim, "width": self.width, "blocks": self.blocks}
         return {**super().get_config(), **sizes}
+
+
+def _length(x: Any) -> Any:
+    return ops.sqrt(ops.mean(ops.square(x), axis=-1))
 
 
 def _standard_normal(x: Any) -> Any:

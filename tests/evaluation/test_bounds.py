@@ -14,8 +14,8 @@ import pytest
 import scipy.stats
 
 from keras_vae import VAE, InputError
-from keras_vae.evaluation import bounds
-from keras_vae.evaluation.bounds import importance_weighted_bound
+from keras_vae.model import bounds
+from keras_vae.model.bounds import importance_weighted_bound
 from keras_vae.model.distributions import Gaussian
 
 MakeVAE = Callable[..., VAE]

@@ -1,4 +1,4 @@
-"""`keras-vae evaluate`, `attributes`, `map` and `compare`: measure models."""
+"""`keras-vae evaluate`, `score`, `attributes`, `map` and `compare`: measure models, and images by them."""
 
 from __future__ import annotations
 
@@ -60,6 +60,47 @@ def evaluate(
             data, out, importance_samples, limit, batch_size, features, weights, prior, samples, seed
         )
         show(evaluating.evaluate(model, options))
+
+
+def score(
+    model: WholeModelArgument,
+    data: RunDataOption = None,
+    usual: Annotated[
+        str | None,
+        typer.Option(help="Images whose held-out ones the others are ranked among; by default the run's own."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=path, help="Folder to write; by default the run's scores/.")
+    ] = None,
+    flag: Annotated[
+        float | None, typer.Option(help="Flag images from this rank on; by default 0.99, if there are images for it.")
+    ] = None,
+    unusual: Annotated[
+        list[str] | None,
+        typer.Option(help="Attribute or class of unusual images, to measure the scores by; can be repeated."),
+    ] = None,
+    normal: Annotated[
+        list[str] | None,
+        typer.Option(help="Attribute or class of normal images, all others being unusual; can be repeated."),
+    ] = None,
+    draws: Annotated[int, typer.Option(help="Draws per image for the bound on its likelihood; 0 leaves it out.")] = 16,
+    features: Annotated[
+        str, typer.Option(help="Network for feature distances, such as efficientnet-lite0, or none.")
+    ] = "efficientnet-lite0",
+    limit: Annotated[int | None, typer.Option(min=1, help="Score at most this many images; by default all.")] = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Find unusual images.
+
+    Scores each image, ranks it among images that the model was not trained on, and flags those beyond nearly all of
+    them. Writes scores.csv, all images with the most unusual first, and scores.html, with pictures of where it shows.
+    """
+    check_exists(model, whole=True)
+    with printing.results(as_json, printing.scores) as show:
+        found = with_tensorflow("keras_vae.evaluation.unusual")
+        options = found.Options(data, usual, out, flag, unusual or (), normal or (), draws, features, limit, seed)
+        show(found.score(model, options))
 
 
 def attributes(

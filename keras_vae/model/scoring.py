@@ -1,0 +1,169 @@
+"""How unusual images are for a model, and where in them it shows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from keras_vae.features.judges import Judge
+from keras_vae.model.bounds import Estimator
+from keras_vae.support.errors import InputError
+from keras_vae.support.keras_defaults import keras_defaults
+
+DRAWS = 16  # of the bound, for each image
+BLUR = 1 / 40  # of an image's side: the deviation of the Gaussian that smooths an error map
+COMBINED = ("reconstruction_error", "code_distance")  # what the image lacks, and where its code lies
+TINY = 1e-12  # below any score, so that an image without error has a logarithm
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of some images, float64 (images,) each. Of all but the bound, larger is more unusual.
+
+    Attributes:
+        bound: importance-weighted bound on log p(x), nats, under the standard normal (`keras_vae.model.bounds`).
+        reconstruction_error: mean squared error of the reconstruction, of values in [0, 1].
+        code_distance: of the code from the centre of the training images' codes (`distance` of `keras_vae.priors`).
+        feature_distance: of the reconstruction, in a feature network (`keras_vae.features.judges`); NaN without one.
+    """
+
+    bound: np.ndarray
+    reconstruction_error: np.ndarray
+    code_distance: np.ndarray
+    feature_distance: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.bound)
+
+    @classmethod
+    def joined(cls, parts: Iterable[Scores]) -> Scores:
+        """The scores of all parts' images."""
+        columns = zip(*([getattr(part, each.name) for each in fields(cls)] for part in parts), strict=True)
+        return cls(*(np.concatenate(column) for column in columns))
+
+    def combined(self, usual: Scores) -> np.ndarray:
+        """The score to take: reconstruction error and code distance together, float64 (images,).
+
+        An image can be unusual in what the model cannot draw, and in what it can: the sum of both scores' logarithms,
+        each less its mean over usual images and in their deviations.
+
+        Args:
+            usual: scores of images that the model was not trained on, of the kind that it was.
+        """
+        found = np.zeros(len(self))
+        for name in COMBINED:
+            logs, theirs = (np.log(np.maximum(getattr(each, name), TINY)) for each in (self, usual))
+            found += (logs - theirs.mean()) / max(theirs.std(), TINY)
+        return found
+
+    def unusualness(self, usual: Scores) -> dict[str, np.ndarray]:
+        """The scores that are known and `combined`, by name, float64 (images,): of all, larger is more unusual.
+
+        Args:
+            usual: as for `combined`.
+        """
+        named = {each.name: getattr(self, each.name) for each in fields(self)}
+        named |= {"bound": -self.bound, "combined": self.combined(usual)}
+        return {name: values for name, values in named.items() if not np.isnan(values).any()}
+
+    def ranks(self, usual: Scores) -> dict[str, np.ndarray]:
+        """By score, and for `combined`, each image's rank among usual ones: float64 (images,), in [0, 1).
+
+        The share of the usual images, and itself, that are less unusual: of other usual images no more than 1 in 100
+        has a rank of 0.99 or more, whatever the scores' distribution (conformal prediction: Vovk, Gammerman and Shafer
+        2005). Among n images the highest rank is n / (n + 1).
+
+        Args:
+            usual: as for `combined`.
+        """
+        theirs = usual.unusualness(usual)
+        return {
+            name: np.searchsorted(np.sort(theirs[name]), values, "left") / (len(usual) + 1)
+            for name, values in self.unusualness(usual).items()
+        }
+
+
+def look(vae: keras.Model) -> Callable[[Any], dict[str, Any]]:
+    """What can be said of images without draws, as a function that can be traced and exported.
+
+    Args:
+        vae: a `keras_vae.VAE`.
+
+    Returns:
+        A function of float32 images (batch, height, width, channels) in [0, 1]. It returns `reconstruction`, of that
+        shape, `error_map`, float32 (batch, height, width): the squared error, averaged over channels and smoothed, and
+        `reconstruction_error` and `code_distance`, float32 (batch,).
+    """
+    height, width, _ = vae.image_shape
+    rows, columns = _smoothing(height), _smoothing(width).T
+    distance = vae.prior.distance()
+
+    def of(images: Any) -> dict[str, Any]:
+        code = vae.encode(images).mode()
+        reconstruction = vae.decode(code)
+        error = ops.mean(ops.square(images - reconstruction), axis=-1)
+        return {
+            "reconstruction": reconstruction,
+            "error_map": ops.matmul(ops.matmul(rows, error), columns),
+            "reconstruction_error": ops.mean(error, axis=(1, 2)),
+            "code_distance": distance(code),
+        }
+
+    return of
+
+
+def _smoothing(side: int) -> np.ndarray:
+    """The matrix that smooths along a side: float32 (side, side), each row a Gaussian about its place."""
+    places = np.arange(side)
+    weights = np.exp(-0.5 * np.square((places[:, np.newaxis] - places) / (BLUR * side)))
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+class Scorer:
+    """Scores one batch of images after another.
+
+    Args:
+        vae: a `keras_vae.VAE`.
+        judge: the feature network; None to leave out feature distances.
+        draws: of the bound, for each image; 0 to leave it out: then it is NaN.
+        seed: of the draws.
+
+    Raises:
+        InputError: a number of draws below 0.
+    """
+
+    @keras_defaults()
+    def __init__(self, vae: keras.Model, judge: Judge | None = None, draws: int = DRAWS, seed: int = 0) -> None:
+        if draws < 0:
+            raise InputError(f"draws={draws}: give a whole number from 0 on")
+        self.vae, self.judge = vae, judge
+        self._bound = Estimator(vae, draws, seed) if draws else None
+        self._look = tf.function(look(vae), jit_compile=vae.needs_xla, reduce_retracing=True, autograph=False)
+
+    @keras_defaults()
+    def __call__(self, images: np.ndarray) -> Scores:
+        """Scores of float32 images (batch, height, width, channels) in [0, 1]."""
+        found = {name: np.asarray(value) for name, value in self._look(images).items()}
+        unknown = np.full(len(images), math.nan)
+        return Scores(
+            bound=unknown if self._bound is None else self._bound(images, self.vae.encode(images))[0],
+            reconstruction_error=found["reconstruction_error"].astype(np.float64),
+            code_distance=found["code_distance"].astype(np.float64),
+            feature_distance=(
+                unknown
+                if self.judge is None
+                else self.judge.compare(images, found["reconstruction"])[2].astype(np.float64)
+            ),
+        )
+
+    def error_maps(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Reconstructions and error maps, as `look` has them."""
+        found = self._look(images)
+        return np.asarray(found["reconstruction"]), np.asarray(found["error_map"])

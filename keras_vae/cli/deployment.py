@@ -12,21 +12,24 @@ import numpy as np
 from keras_vae._version import __version__
 from keras_vae.export import triton
 from keras_vae.export.artifact import check_target, float32_copy, keras_runner
+from keras_vae.export.encoder import export_encoder
 from keras_vae.export.errors import ExportError, MissingRuntimeError
 from keras_vae.export.formats import FORMATS, OUTPUTS, PARTS
 from keras_vae.export.generator import compose
+from keras_vae.export.scorer import export_scorer
 from keras_vae.export.verify import TOLERANCE, Report, joined
 from keras_vae.export.verify import verify as compare
 from keras_vae.latents.directions import AttributeVectors
+from keras_vae.model.scoring import USUAL
 from keras_vae.runs.folder import VECTORS_FILE
-from keras_vae.runs.opening import Model, check_exists, open_model
+from keras_vae.runs.opening import BATCH, Model, check_exists, open_model
 from keras_vae.runs.run_images import data_of
 from keras_vae.support.errors import InputError
 from keras_vae.support.files import write_aside
 
 EXPORT_FOLDER = "export"
 TRITON = "triton"
-ENCODER_FILE = "encoder.onnx"
+ENCODER_FILE, SCORER_FILE = "encoder.onnx", "scorer.onnx"
 CALIBRATION_IMAGES = 512
 
 
@@ -39,6 +42,7 @@ def export(
     source: str | None = None,
     encoder: bool = False,
     version: int = 1,
+    scorer: bool = False,
 ) -> dict[str, Any]:
     """Exports the decoder of a run or .keras file, and its generator, which is prior and decoder in one.
 
@@ -51,18 +55,22 @@ def export(
         source: images to calibrate int8 on; by default what the run trained on.
         encoder: whether to export the encoder too: in the SavedModel, and as an ONNX file beside the decoder.
         version: version of the SavedModel, which names its folder; TF Serving serves the highest.
+        scorer: whether to export the scorer too, whose ranks are among held-out images of what the run trained on.
 
     Returns:
         `artifacts`: for each its `format`, `part` ("decoder", "generator", or both), `precision`, `output`, `path`,
         `bytes`, and how far its images are from Keras's, `max_difference` and `psnr` (dB). `beside`: paths of the
-        encoder and the attribute vectors, if they were written too.
+        encoder, the scorer and the attribute vectors, if they were written too.
 
     Raises:
         InputError, ExportError, VerificationError: as `VAE.export`.
     """
     holders = {name for name, each in FORMATS.items() if each.holds_all}
-    if encoder and not {"onnx", *holders} & set(formats):
-        raise InputError("--encoder is for SavedModel and ONNX: add --format tf_saved_model or onnx, or leave it out")
+    for option, wanted in (("--encoder", encoder), ("--scorer", scorer)):
+        if wanted and not {"onnx", *holders} & set(formats):
+            raise InputError(
+                f"{option} is for SavedModel and ONNX: add --format tf_saved_model or onnx, or leave it out"
+            )
     model = open_model(path)
     if model.vae is None:
         raise InputError(f"{path} is exported already: copy it, or give a run or .keras file")
@@ -78,6 +86,7 @@ def export(
     for (name, _), target in targets.items():
         check_target(target, name, precision, output)
     calibration = _calibration(model, source) if precision == "int8" else None
+    judgement = model.vae.scorer(_usual(model)) if scorer else None
     artifacts = []
     for (name, part), target in targets.items():
         report = model.vae.export(
@@ -88,6 +97,7 @@ def export(
             output=output,
             calibration=calibration,
             encoder=encoder and name in holders,
+            scorer=judgement if name in holders else None,
             run_id=model.config.get("run_id", ""),
         )
         artifacts.append(
@@ -103,14 +113,15 @@ def export(
             }
         )
     beside = _copy_vectors(model, folder)
+    metadata = {"keras_vae_version": __version__, "run_id": model.config.get("run_id", "")}
+    metadata["model"] = model.vae.fingerprint()
     if encoder and "onnx" in formats:
-        from keras_vae.export.encoder import export_encoder
-
         with model.vae.averaged_weights():
-            metadata = {"keras_vae_version": __version__, "run_id": model.config.get("run_id", "")}
-            metadata["model"] = model.vae.fingerprint()
             export_encoder(model.vae.encoder, folder / ENCODER_FILE, metadata)
         beside.append(folder / ENCODER_FILE)
+    if judgement is not None and "onnx" in formats:
+        export_scorer(judgement, model.vae.image_shape, folder / SCORER_FILE, metadata)
+        beside.append(folder / SCORER_FILE)
     if TRITON in formats:
         for like in [each for each in artifacts if each["format"] == "onnx"]:
             repository = triton.write(like["path"], folder / TRITON, like["part"])
@@ -334,6 +345,16 @@ def _generator_of_model(model: Model) -> Any:
     if model.vae is None:
         return model.generator
     return keras_runner(compose(float32_copy(model.vae.decoder), model.vae.prior))
+
+
+def _usual(model: Model) -> np.ndarray:
+    """Held-out images of what a model was trained on.
+
+    Raises:
+        InputError: as `_calibration`.
+    """
+    images = data_of(model, model.whole("scoring"), None, batch_size=1, only_held_out=True)
+    return np.concatenate(list(images.test.unbatch().take(USUAL).batch(BATCH).as_numpy_iterator()))
 
 
 def _calibration(model: Model, source: str | None) -> np.ndarray:

@@ -140,6 +140,8 @@ def scores(results: Results) -> None:
             cells = (f"{each['value']:.3f} ({each['low']:.3f} to {each['high']:.3f})" for each in figures)
             shown.add_row(name.replace("_", " "), *cells)
         _console().print(shown)
+    for note in results.get("notes", ()):
+        print(f"Note: {note}.")
     print(
         f"{results['flagged']:,} of {results['images']:,} images have a rank of {results['flag']:.4g} or more among "
         f"{results['usual_images']:,} held-out images"

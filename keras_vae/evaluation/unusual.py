@@ -18,7 +18,7 @@ from keras_vae.data.loading import check_outside
 from keras_vae.data.pipelines import NamedImages
 from keras_vae.evaluation import charts, report
 from keras_vae.features import judges
-from keras_vae.model.scoring import DRAWS, Scorer, Scores
+from keras_vae.model.scoring import DRAWS, USUAL, Scorer, Scores
 from keras_vae.runs.opening import BATCH, open_model
 from keras_vae.runs.run_images import data_of
 from keras_vae.support import pictures, progress
@@ -30,11 +30,10 @@ from keras_vae.support.true_float32 import true_float32
 
 FOLDER = "scores"
 FIGURES, TABLE, PAGE = "scores.json", "scores.csv", "scores.html"
-USUAL = 5_000  # held-out images that the others are ranked among, at most
 FLAG = 0.99
 SHOWN = 24
 NAMED = 5  # the most unusual ones, in what is printed
-BOOTSTRAPS = 1_000
+BOOTSTRAPS = 200  # enough for two digits
 INTERVAL = 0.95
 NO_FEATURES = "none"
 
@@ -75,8 +74,8 @@ def score(path: Path, options: Options) -> dict[str, Any]:
     Returns:
         `images` and `usual_images`, how many there were; `flag`, the rank from which images are flagged, and `flagged`,
         how many; `most_unusual`, names with ranks; with attributes for it `unusual_images`, and `measured`: by score
-        `auroc` and `average_precision`, each with `low` and `high`, a 95 % interval (bootstrap over images); and the
-        paths `table`, `figures` and `page`.
+        `auroc` and `average_precision`, each with `low` and `high`, a 95 % interval (bootstrap over images), or in
+        `notes` why not; and the paths `table`, `figures` and `page`.
 
     Raises:
         InputError: no model, a decoder alone, unusable images or attributes, or a folder that cannot be written to.
@@ -122,7 +121,11 @@ def score(path: Path, options: Options) -> dict[str, Any]:
     if named:
         labels = np.concatenate(found.labels) == bool(options.unusual)
         figures["unusual_images"] = int(labels.sum())
-        figures["measured"] = _measured(scores, usual, labels, images.name, options.seed)
+        if labels.all() or not labels.any():
+            kind = "unusual" if labels.all() else "normal"
+            figures["notes"] = [f"all images of {images.name} are {kind}: there is nothing to tell apart"]
+        else:
+            figures["measured"] = _measured(scores, usual, labels, options.seed)
     out.mkdir(parents=True, exist_ok=True)
     _write_table(out / TABLE, found.names, scores, ranks, order, flag, labels)
     settings = {"model": str(path), "data": images.name, "usual": held_out.name, "draws": options.draws}
@@ -188,13 +191,8 @@ class _Found:
         self.labels.append(np.asarray(part.attributes[:, columns].any(axis=1)))
 
 
-def _measured(
-    scores: Scores, usual: Scores, labels: np.ndarray, name: str, seed: int
-) -> dict[str, dict[str, dict[str, float]]]:
+def _measured(scores: Scores, usual: Scores, labels: np.ndarray, seed: int) -> dict[str, dict[str, dict[str, float]]]:
     """How well each score tells unusual images from normal ones."""
-    if labels.all() or not labels.any():
-        kind = "unusual" if labels.all() else "normal"
-        raise InputError(f"all images of {name} are {kind}: there is nothing to tell apart; name another attribute")
     return {
         each: {
             title: _with_interval(measure, labels, values, seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ def export_decoder(
     calibration: np.ndarray | None = None,
     prior: keras.layers.Layer | None = None,
     encoder: keras.Model | None = None,
+    scorer: Any = None,
 ) -> Report:
     """Writes a decoder that runs without this project.
 
@@ -56,6 +57,8 @@ def export_decoder(
         calibration: for int8, a few hundred latents of real images, (count, latent_dim).
         prior: Keras layer from noise to latents, float32 (batch, latent_dim) both.
         encoder: for "tf_saved_model", a Keras model from images to mean and log-variance, for a signature `encode`.
+        scorer: for "tf_saved_model", a function as `keras_vae.export.scorer` takes it, with its variables as `weights`,
+            for a signature `score`.
 
     Returns:
         The differences that were measured.
@@ -67,7 +70,7 @@ def export_decoder(
     """
     path = Path(path)
     check_target(path, format, precision, output)
-    options = _options(format, precision, calibration, encoder)
+    options = _options(format, precision, calibration, encoder, scorer)
     reference = float32_copy(decoder)
     latent_dim, image_shape = reference.input_shape[1], reference.output_shape[1:]
     entries = {"format_version": str(seal.FORMAT_VERSION), "precision": precision, "output": output, **(metadata or {})}
@@ -92,23 +95,32 @@ def export_decoder(
             raise VerificationError(f"{path} was not written: the new artifact differs from Keras: {report.summary()}")
         if "encoder" in options:
             _verify_encoder(options["encoder"], opened.encode, path)
+        if scorer is not None:
+            _verify_scorer(scorer, opened.score, path)
         del opened, models  # some systems cannot rename open files
         replace(new, path)
     return report
 
 
+_A = {"encoder": "an encoder", "scorer": "a scorer"}
+
+
 def _options(
-    format: str, precision: str, calibration: np.ndarray | None, encoder: keras.Model | None
+    format: str, precision: str, calibration: np.ndarray | None, encoder: keras.Model | None, scorer: Any
 ) -> dict[str, Any]:
     """What the writer of a format takes besides decoder, path and metadata.
 
     Raises:
         ExportError: an option that the format does not have, or calibration that is missing or unusable.
     """
+    others = {"encoder": encoder, "scorer": scorer}
+    for name, given in others.items():
+        if given is not None and not FORMATS[format].holds_all:
+            raise ExportError(f"only a SavedModel holds {_A[name]}, and the format is {format}: leave the {name} out")
     if encoder is not None:
-        if not FORMATS[format].holds_all:
-            raise ExportError(f"only a SavedModel holds an encoder, and the format is {format}: leave the encoder out")
-        return {"encoder": float32_copy(encoder)}
+        others["encoder"] = float32_copy(encoder)
+    if any(given is not None for given in others.values()):
+        return {name: given for name, given in others.items() if given is not None}
     if precision == "float32":
         return {}
     if precision == "int8":
@@ -207,3 +219,21 @@ def _verify_encoder(encoder: keras.Model, encode: Runner | None, path: Path) -> 
         if not np.allclose(encode(images), expected, rtol=1e-4, atol=1e-4):
             difference = np.abs(encode(images) - expected).max()
             raise VerificationError(f"{path} was not written: its encoder differs from Keras by {difference:.2g}")
+
+
+@true_float32()
+def _verify_scorer(scorer: Any, score: Callable[[np.ndarray], dict[str, np.ndarray]] | None, path: Path) -> None:
+    """Compares the exported scorer with Keras's on noise images.
+
+    Raises:
+        VerificationError: they differ.
+    """
+    assert score is not None
+    rng = np.random.default_rng(0)
+    for batch in (1, 7):
+        images = rng.uniform(size=(batch, *scorer.image_shape)).astype(np.float32)
+        found = score(images)
+        wanted = {**scorer(images), "rank": scorer.rank(found["score"])}  # equal scores may have changed places
+        for name, values in wanted.items():
+            if not np.allclose(found[name], keras.ops.convert_to_numpy(values), rtol=1e-4, atol=1e-4):
+                raise VerificationError(f"{path} was not written: its scorer differs from Keras in {name}")

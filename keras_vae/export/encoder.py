@@ -13,7 +13,7 @@ import numpy as np
 from keras_vae.export.artifact import float32_copy
 from keras_vae.export.runtime import CPU, Encoder
 from keras_vae.export.writers import onnx_graph
-from keras_vae.export.writers.onnx import check_file, converted_function, put, relative_difference, save
+from keras_vae.export.writers.onnx import check_file, converted_function, log1p, put, relative_difference, save
 from keras_vae.export.writers.saved_model import mean_and_log_var
 from keras_vae.support.keras_defaults import keras_defaults
 from keras_vae.support.true_float32 import true_float32
@@ -58,17 +58,9 @@ def _write(encoder: keras.Model, path: Path, metadata: Mapping[str, str]) -> Non
 
     image_shape, latent_dim = encoder.input_shape[1:], _latent_dim(encoder)
     rows = dict.fromkeys(OUTPUTS, (latent_dim,))
-    model = converted_function(encode, "image", image_shape, rows, {"Log1p": (_log1p, [])})
+    model = converted_function(encode, "image", image_shape, rows, {"Log1p": (log1p, [])})
     onnx_graph.tidy(model.graph, "encoder")
     save(model, path, {"latent_dim": str(latent_dim), "image_shape": json.dumps(list(image_shape)), **metadata})
-
-
-def _log1p(context: Any, node: Any, name: str, _: Any) -> None:
-    """log(1 + x): tf2onnx 1.17 does not know it, and ONNX has no such operator."""
-    one = context.make_const(f"{name}_one", np.array(1.0, np.float32)).output[0]
-    added = context.make_node("Add", [node.input[0], one]).output[0]
-    context.replace_input(node, node.input[0], added, 0)
-    node.type = "Log"
 
 
 def _latent_dim(encoder: keras.Model) -> int:

@@ -37,7 +37,7 @@ class Format:
         precisions: what it can compute in; for others than float32 `writer` takes `precision`, and for "int8" also
             `calibration`, latents (count, latent_dim).
         holds_all: whether one artifact is decoder and generator, and `writer` takes `encoder` too, a Keras model from
-            images to mean and log-variance, or None.
+            images to mean and log-variance, or None, and `scorer`, a function of images, or None.
         companion: the ending of a second file that is written beside the first one; empty for none.
         marker: the file by which a folder is told to be of this format.
     """
@@ -131,6 +131,7 @@ class Opened:
             `output`, for any batch; None of a generator alone.
         generate: the same from standard normal noise; None of a decoder alone.
         encode: from float32 images to float32 (batch, 2, latent_dim), means and log-variances, where it has an encoder.
+        score: from float32 images to `score`, `rank`, `error_map` and `reconstruction`, where it has a scorer.
         metadata: what the exporter wrote into it; empty where something else wrote it.
     """
 
@@ -140,6 +141,7 @@ class Opened:
     decode: Runner | None = None
     generate: Runner | None = None
     encode: Runner | None = None
+    score: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None
     metadata: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -158,8 +160,8 @@ class Opened:
             given: the input's name.
             run: the decoder or generator; the rest as the attributes.
         """
-        role = "generate" if given == NOISE else "decode"
-        return cls(format, latent_dim, image_shape, metadata=metadata, **{role: run})
+        parts = {"generate" if given == NOISE else "decode": run}
+        return cls(format, latent_dim, image_shape, parts.get("decode"), parts.get("generate"), metadata=metadata)
 
     @property
     def precision(self) -> str:

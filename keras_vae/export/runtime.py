@@ -16,12 +16,13 @@ from keras_vae.export import latents, seal
 from keras_vae.export.errors import ExportError
 from keras_vae.export.formats import LATENTS, NOISE, Opened
 from keras_vae.export.png import to_png
+from keras_vae.export.scored import Scored
 from keras_vae.support.quiet import quiet_stderr
 
 with quiet_stderr():
     import onnxruntime
 
-__all__ = ["Decoder", "Encoder", "Generator", "open_decoder", "to_png"]
+__all__ = ["Decoder", "Encoder", "Generator", "Scored", "Scorer", "open_decoder", "to_png"]
 
 CPU = "CPUExecutionProvider"
 Providers: TypeAlias = Sequence[str | tuple[str, dict[str, str]]]  # by name, or with options
@@ -38,6 +39,7 @@ class Kind(NamedTuple):
 DECODER = Kind("decoder", [LATENTS], ["image"])
 GENERATOR = Kind("generator", [NOISE], ["image"])
 ENCODER = Kind("encoder", ["image"], ["mean", "log_var"])
+SCORER = Kind("scorer", ["image"], list(Scored._fields))
 OUTPUT_TYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
 
 
@@ -185,6 +187,47 @@ class Encoder:
             ["mean", "log_var"], {"image": latents.check_batch(images, self.image_shape, "images", "encoder")}
         )
         return found[0], found[1]
+
+
+class Scorer:
+    """An ONNX scorer: images to how unusual they are.
+
+    Args:
+        path: the .onnx file.
+        providers: as `Decoder`.
+
+    Attributes:
+        image_shape, metadata, provider: as `Decoder`.
+
+    Raises:
+        ExportError: the file is missing, damaged, changed since it was exported, or no scorer.
+
+    Example:
+        >>> flagged = images[Scorer("scorer.onnx").score(images).rank >= 0.99]
+    """
+
+    def __init__(self, path: str | os.PathLike[str], providers: Providers | None = None) -> None:
+        self._session, self.metadata, _ = open_session(Path(path), providers, SCORER)
+        shape = self._session.get_inputs()[0].shape[1:]
+        if len(shape) != 3 or not all(isinstance(side, int) for side in shape):
+            raise ExportError(f"{path} is not a scorer: image is [batch, {shape}]")
+        self.image_shape: tuple[int, int, int] = tuple(shape)
+        self.provider: str = self._session.get_providers()[0]
+
+    def score(self, images: Any) -> Scored:
+        """Scores, ranks, error maps and reconstructions of images.
+
+        Args:
+            images: numbers in [0, 1], (batch, height, width, channels).
+
+        Raises:
+            ExportError: (a ValueError) images of another size, that are not numbers, or not finite.
+        """
+        given = latents.check_batch(images, self.image_shape, "images", "scorer")
+        if not len(given):  # onnxruntime 1.31 adds a bias to nothing by the wrong axis
+            rows = ((), (), self.image_shape[:2], self.image_shape)
+            return Scored(*(np.zeros((0, *row), np.float32) for row in rows))
+        return Scored(*self._session.run(SCORER.outputs, {"image": given}))
 
 
 def open_session(path: Path, providers: Providers | None, *kinds: Kind) -> tuple[Any, dict[str, str], Kind]:

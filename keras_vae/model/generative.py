@@ -18,9 +18,11 @@ from keras_vae import networks
 from keras_vae._version import __version__
 from keras_vae.data import image_batches, pipelines
 from keras_vae.export import latents
-from keras_vae.export.artifact import check_target, export_decoder
+from keras_vae.export.artifact import check_target, export_decoder, float32_copy
 from keras_vae.export.formats import FORMATS, PARTS
 from keras_vae.export.generator import compose
+from keras_vae.export.scorer import export_scorer
+from keras_vae.export.writers.onnx import check_file
 from keras_vae.features import judges
 from keras_vae.model import priors, scoring
 from keras_vae.model.distributions import DiagonalGaussian
@@ -30,6 +32,7 @@ from keras_vae.model.scoring import Scores
 from keras_vae.networks.ppca import ADAPTED_TO
 from keras_vae.support.errors import InputError, check_count, check_weight
 from keras_vae.support.keras_defaults import keras_defaults
+from keras_vae.support.true_float32 import true_float32
 
 
 class GenerativeModel(CheckedModel):
@@ -181,18 +184,60 @@ class GenerativeModel(CheckedModel):
             >>> usual = vae.score(held_out)
             >>> ranks = vae.score(images).ranks(usual)["combined"]  # above 0.99: beyond 99 % of the held-out images
         """
+        with self.averaged_weights():
+            judge = None if features is None else judges.load(features)
+            return self._scored(scoring.Scorer(self, judge, draws, seed), images)
+
+    def _scored(self, scorer: scoring.Scorer, images: Any) -> Scores:
         images = image_batches.unpack(images) if isinstance(images, dict) else images
         if images is None or isinstance(images, tf.data.Dataset):
             images = self._checked_images("score", images, option="")
         elif hasattr(images, "shape"):
             image_batches.check(images, self.image_shape)
             images = pipelines.of_array(images, KERAS_BATCH)
-        with self.averaged_weights():
-            scorer = scoring.Scorer(self, None if features is None else judges.load(features), draws, seed)
-            parts = [scorer(np.asarray(self.images_of(batch))) for batch in images]
+        parts = [scorer(np.asarray(self.images_of(batch))) for batch in images]
         if not parts:
             raise InputError("no images to score")
         return Scores.joined(parts)
+
+    def scorer(self, usual: Any) -> scoring.Judgement:
+        """Images to how unusual they are, as a function in float32: what `export_scorer` writes.
+
+        Args:
+            usual: images that the model was not trained on, of the kind that it was, as for `fit`: ranks are among
+                them.
+
+        Raises:
+            InputError: as `score`.
+        """
+        with self.averaged_weights():
+            look = scoring.Look(float32_copy(self.encoder), float32_copy(self.decoder), self.prior)
+            with true_float32():
+                found = self._scored(scoring.Scorer(self, draws=0, look=look), usual)
+        return scoring.Judgement(look, found)
+
+    def export_scorer(self, filepath: str | os.PathLike[str], usual: Any, run_id: str = "") -> float:
+        """Writes an ONNX file from images to `score`, `rank`, `error_map` and `reconstruction`.
+
+        `keras_vae.export.runtime.Scorer` runs it, with numpy and onnxruntime alone. It is compared with Keras before it
+        is put in place.
+
+        Args:
+            filepath: a file ending in .onnx.
+            usual: as for `scorer`.
+            run_id: the training run's id, for the metadata.
+
+        Returns:
+            The largest difference from Keras that was found, relative to values above 1.
+
+        Raises:
+            InputError: as `score`.
+            keras_vae.export.errors.ExportError: a path that cannot be written.
+            keras_vae.export.errors.VerificationError: the file differs from Keras by more than 1e-4.
+        """
+        check_file(Path(filepath))
+        metadata = {"keras_vae_version": __version__, "run_id": run_id, "model": self.fingerprint()}
+        return export_scorer(self.scorer(usual), self.image_shape, Path(filepath), metadata)
 
     def error_maps(self, images: Any) -> Any:
         """Where reconstructions differ from images: float32 (batch, height, width).
@@ -202,7 +247,8 @@ class GenerativeModel(CheckedModel):
         Args:
             images: as for `encode`.
         """
-        return scoring.look(self)(self.images_of(images))["error_map"]
+        with self.averaged_weights():
+            return scoring.Scorer(self, draws=0).error_maps(self.images_of(images))[1]
 
     # Images from noise -----------------------------------------------------------------------
 
@@ -243,6 +289,7 @@ class GenerativeModel(CheckedModel):
         calibration: Any = None,
         part: str = "decoder",
         encoder: bool = False,
+        scorer: scoring.Judgement | None = None,
         run_id: str = "",
         **kwargs: Any,
     ) -> Any:
@@ -265,6 +312,7 @@ class GenerativeModel(CheckedModel):
                 (count, height, width, channels), or a dataset of batches.
             part: "decoder" or "generator".
             encoder: whether a SavedModel gets the signature `encode` too, from images to mean and log_var.
+            scorer: what `vae.scorer` returned, for a signature `score` of a SavedModel.
             run_id: the training run's id, for the metadata.
 
         Returns:
@@ -283,7 +331,7 @@ class GenerativeModel(CheckedModel):
         if kwargs:
             raise InputError(
                 f"export takes no {', '.join(kwargs)}: it takes filepath, format, verbose, precision, output, "
-                "calibration, part, encoder and run_id"
+                "calibration, part, encoder, scorer and run_id"
             )
         if part not in PARTS:
             raise InputError(f"part={part!r}: give {' or '.join(map(repr, PARTS))}")
@@ -300,6 +348,7 @@ class GenerativeModel(CheckedModel):
                 calibration=None if calibration is None else self._calibration(calibration),
                 prior=self.prior if part == "generator" or FORMATS[format].holds_all else None,
                 encoder=self.encoder if encoder else None,
+                scorer=scorer,
             )
         if verbose:
             print(f"{part} written to {filepath}: {report.summary()}")

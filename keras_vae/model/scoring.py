@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -14,10 +14,12 @@ from keras import ops
 
 from keras_vae.features.judges import Judge
 from keras_vae.model.bounds import Estimator
+from keras_vae.model.priors import Prior
 from keras_vae.support.errors import InputError
 from keras_vae.support.keras_defaults import keras_defaults
 
 DRAWS = 16  # of the bound, for each image
+USUAL = 5_000  # images that others are ranked among, at most: enough for a rank of 0.9998
 BLUR = 1 / 40  # of an image's side: the deviation of the Gaussian that smooths an error map
 COMBINED = ("reconstruction_error", "code_distance")  # what the image lacks, and where its code lies
 TINY = 1e-12  # below any score, so that an image without error has a logarithm
@@ -51,17 +53,25 @@ class Scores:
     def combined(self, usual: Scores) -> np.ndarray:
         """The score to take: reconstruction error and code distance together, float64 (images,).
 
-        An image can be unusual in what the model cannot draw, and in what it can: the sum of both scores' logarithms,
-        each less its mean over usual images and in their deviations.
+            softplus(e) + softplus(d),   softplus(x) = log(1 + exp(x))
+
+        e and d are their logarithms, less the mean of usual images' and in their deviations. An image can be unusual in
+        what the model cannot draw, or in what it can: neither score makes up for the other.
 
         Args:
             usual: scores of images that the model was not trained on, of the kind that it was.
         """
-        found = np.zeros(len(self))
-        for name in COMBINED:
-            logs, theirs = (np.log(np.maximum(getattr(each, name), TINY)) for each in (self, usual))
-            found += (logs - theirs.mean()) / max(theirs.std(), TINY)
-        return found
+        return np.sum([np.logaddexp(0.0, usual.deviations(name, self)) for name in COMBINED], axis=0)
+
+    def deviations(self, name: str, other: Scores) -> np.ndarray:
+        """Another's logarithms of a score, less the mean of these and in their deviations."""
+        mean, deviation = self.moments(name)
+        return (np.log(np.maximum(getattr(other, name), TINY)) - mean) / deviation
+
+    def moments(self, name: str) -> tuple[float, float]:
+        """Mean and standard deviation of the logarithms of a score."""
+        logs = np.log(np.maximum(getattr(self, name), TINY))
+        return float(logs.mean()), max(float(logs.std()), TINY)
 
     def unusualness(self, usual: Scores) -> dict[str, np.ndarray]:
         """The scores that are known and `combined`, by name, float64 (images,): of all, larger is more unusual.
@@ -90,33 +100,75 @@ class Scores:
         }
 
 
-def look(vae: keras.Model) -> Callable[[Any], dict[str, Any]]:
+class Look:
     """What can be said of images without draws, as a function that can be traced and exported.
 
     Args:
-        vae: a `keras_vae.VAE`.
+        encoder: Keras model from images to {"mean", ...}.
+        decoder: Keras model from latents to images.
+        prior: of `keras_vae.priors`.
 
-    Returns:
-        A function of float32 images (batch, height, width, channels) in [0, 1]. It returns `reconstruction`, of that
-        shape, `error_map`, float32 (batch, height, width): the squared error, averaged over channels and smoothed, and
-        `reconstruction_error` and `code_distance`, float32 (batch,).
+    Attributes:
+        weights: the variables that it reads.
+        image_shape: (height, width, channels).
     """
-    height, width, _ = vae.image_shape
-    rows, columns = _smoothing(height), _smoothing(width).T
-    distance = vae.prior.distance()
 
-    def of(images: Any) -> dict[str, Any]:
-        code = vae.encode(images).mode()
-        reconstruction = vae.decode(code)
+    def __init__(self, encoder: keras.Model, decoder: keras.Model, prior: Prior) -> None:
+        self.encoder, self.decoder = encoder, decoder
+        self.weights = [*encoder.weights, *decoder.weights]
+        self.image_shape: tuple[int, int, int] = tuple(decoder.output_shape[1:])
+        self._distance = prior.distance()
+        self._rows, self._columns = _smoothing(self.image_shape[0]), _smoothing(self.image_shape[1]).T
+
+    def __call__(self, images: Any) -> dict[str, Any]:
+        """Of float32 images (batch, height, width, channels) in [0, 1].
+
+        Returns:
+            `reconstruction`, of that shape, `error_map`, float32 (batch, height, width): the squared error, averaged
+            over channels and smoothed, and `reconstruction_error` and `code_distance`, float32 (batch,).
+        """
+        code = self.encoder(images, training=False)["mean"]
+        reconstruction = self.decoder(code, training=False)
         error = ops.mean(ops.square(images - reconstruction), axis=-1)
         return {
             "reconstruction": reconstruction,
-            "error_map": ops.matmul(ops.matmul(rows, error), columns),
+            "error_map": ops.matmul(ops.matmul(self._rows, error), self._columns),
             "reconstruction_error": ops.mean(error, axis=(1, 2)),
-            "code_distance": distance(code),
+            "code_distance": self._distance(code),
         }
 
-    return of
+
+class Judgement:
+    """The combined score and its rank, as a function that can be traced and exported.
+
+    Args:
+        look: at images.
+        usual: scores by it of images that the model was not trained on, which ranks are among.
+
+    Attributes:
+        weights, image_shape: as `Look`.
+    """
+
+    def __init__(self, look: Look, usual: Scores) -> None:
+        self.look, self.weights, self.image_shape = look, look.weights, look.image_shape
+        self._moments = {name: usual.moments(name) for name in COMBINED}
+        self._usual = usual.combined(usual).astype(np.float32)
+
+    def __call__(self, images: Any) -> dict[str, Any]:
+        """Of images as `Look` takes them: `score` and `rank`, float32 (batch,), `error_map` and `reconstruction`."""
+        found = self.look(images)
+        score: Any = 0.0
+        for name, (mean, deviation) in self._moments.items():
+            score += ops.softplus((ops.log(ops.maximum(found[name], TINY)) - mean) / deviation)
+        return {
+            "score": score,
+            "rank": self.rank(score),
+            **{name: found[name] for name in ("error_map", "reconstruction")},
+        }
+
+    def rank(self, score: Any) -> Any:
+        """Ranks of scores, float32 (batch,) both."""
+        return ops.sum(ops.cast(self._usual < score[:, None], "float32"), axis=1) / (len(self._usual) + 1)
 
 
 def _smoothing(side: int) -> np.ndarray:
@@ -134,18 +186,22 @@ class Scorer:
         judge: the feature network; None to leave out feature distances.
         draws: of the bound, for each image; 0 to leave it out: then it is NaN.
         seed: of the draws.
+        look: instead of the model's own networks, such as copies in float32.
 
     Raises:
         InputError: a number of draws below 0.
     """
 
     @keras_defaults()
-    def __init__(self, vae: keras.Model, judge: Judge | None = None, draws: int = DRAWS, seed: int = 0) -> None:
+    def __init__(
+        self, vae: keras.Model, judge: Judge | None = None, draws: int = DRAWS, seed: int = 0, look: Look | None = None
+    ) -> None:
         if draws < 0:
             raise InputError(f"draws={draws}: give a whole number from 0 on")
         self.vae, self.judge = vae, judge
         self._bound = Estimator(vae, draws, seed) if draws else None
-        self._look = tf.function(look(vae), jit_compile=vae.needs_xla, reduce_retracing=True, autograph=False)
+        look = look or Look(vae.encoder, vae.decoder, vae.prior)
+        self._look = tf.function(look, jit_compile=vae.needs_xla, reduce_retracing=True, autograph=False)
 
     @keras_defaults()
     def __call__(self, images: np.ndarray) -> Scores:
@@ -164,6 +220,6 @@ class Scorer:
         )
 
     def error_maps(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Reconstructions and error maps, as `look` has them."""
+        """Reconstructions and error maps, as `Look` has them."""
         found = self._look(images)
         return np.asarray(found["reconstruction"]), np.asarray(found["error_map"])

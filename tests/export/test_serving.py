@@ -289,6 +289,12 @@ class Tiny(tf.Module):
         mean = tf.reduce_mean(image, axis=(1, 2))[:, :2]
         return {"mean": mean, "log_var": -mean}
 
+    @tf.function(input_signature=[tf.TensorSpec((None, 4, 6, 3), name="image")])
+    def score(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
+        error = tf.reduce_mean(image, axis=-1)
+        score = tf.reduce_mean(error, axis=(1, 2))
+        return {"score": score, "rank": score / 2, "error_map": error, "reconstruction": 1.0 - image}
+
     @tf.function(input_signature=[tf.TensorSpec((None, 2), name="x")])
     def double(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
         return {"y": 2 * x}
@@ -307,7 +313,7 @@ def running(deployed: Any, deployed_uint8: Any, tmp_path_factory: pytest.TempPat
     folder, module, serving = tmp_path_factory.mktemp("models"), Tiny(), TfServing()
     signatures = {
         "bare": {"serving_default": module.decode},
-        "tiny": {"serving_default": module.decode, "png": module.png, "encode": module.encode},
+        "tiny": {"serving_default": module.decode, "png": module.png, "encode": module.encode, "score": module.score},
         "doubler": {"serving_default": module.double},
     }
     for name, functions in signatures.items():
@@ -486,10 +492,24 @@ def test_encodes_with_models_that_can(connect: Connect, ports: Ports) -> None:
     refused(lambda: decoder.encode(images * np.nan), "images hold NaN", ExportError)
 
 
+def test_scores_with_models_that_can(connect: Connect, ports: Ports) -> None:
+    decoder = connect("tiny", batch_size=3)
+    images = np.random.default_rng(0).uniform(size=(7, 4, 6, 3))
+    found = decoder.score(images)
+    np.testing.assert_allclose(found.score, images.mean((1, 2, 3)), atol=1e-6)
+    np.testing.assert_allclose(found.rank, found.score / 2, atol=1e-6)
+    np.testing.assert_allclose(found.error_map, images.mean(-1), atol=1e-6)
+    np.testing.assert_allclose(found.reconstruction, 1.0 - images, atol=1e-6)
+    assert [shape[0] for _, shape in ports.serving.requests] == [3, 3, 1]
+    assert [each.shape for each in decoder.score(images[:0])] == [(0,), (0,), (0, 4, 6), (0, 4, 6, 3)]
+    refused(lambda: decoder.score(images[:, :3]), r"images have shape .* takes \(batch, 4, 6, 3\)", ExportError)
+
+
 def test_signatures_that_a_model_lacks(connect: Connect) -> None:
     bare = connect("bare")
     assert bare.signatures == ("serving_default",)
     refused(lambda: bare.encode(np.zeros((1, 4, 6, 3))), r"no signature 'encode' \(it has serving_default\): .*encoder")
+    refused(lambda: bare.score(np.zeros((1, 4, 6, 3))), "no signature 'score'.*export it with its scorer")
     refused(lambda: bare.png(np.zeros((1, 2))), "no signature 'png'.*1 or 3 channels")
     refused(lambda: bare.sample(1, seed=0), "no signature 'sample'")
     older = r"no signature '{}' \(it has serving_default\): export it again, with its prior"

@@ -15,10 +15,10 @@ from keras import layers
 
 import keras_vae
 from keras_vae import VAE, InputError, PerceptualLoss
-from keras_vae.model.bounds import importance_weighted_bound
 from keras_vae.export.formats import open_artifact
 from keras_vae.export.runtime import Decoder, Encoder
 from keras_vae.features import judges, perceptual
+from keras_vae.model.bounds import importance_weighted_bound
 from keras_vae.model.encoding import encode
 from keras_vae.support.keras_defaults import keras_defaults
 

@@ -74,6 +74,12 @@ def export(
     encoder: Annotated[
         bool, typer.Option("--encoder", help="Also export the encoder: a SavedModel signature, and encoder.onnx.")
     ] = False,
+    scorer: Annotated[
+        bool,
+        typer.Option(
+            "--scorer", help="Also export what finds unusual images: a SavedModel signature, and scorer.onnx."
+        ),
+    ] = False,
     version: Annotated[int, typer.Option(min=0, help="Version of the SavedModel; TF Serving serves the highest.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
@@ -97,7 +103,7 @@ def export(
     check_exists(model, whole=True)
     with printing.results(as_json, printing.export) as show:
         deployment = with_tensorflow("keras_vae.cli.deployment")
-        show(deployment.export(model, out, formats, precision, output, data, encoder, version))
+        show(deployment.export(model, out, formats, precision, output, data, encoder, version, scorer))
 
 
 def verify(

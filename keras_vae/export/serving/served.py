@@ -17,6 +17,7 @@ from keras_vae.export import latents
 from keras_vae.export.errors import ExportError
 from keras_vae.export.formats import LATENTS, NOISE
 from keras_vae.export.png import to_png
+from keras_vae.export.scored import Scored
 
 MODEL = "decoder"
 BATCH_SIZE = 64  # max_batch_size in batching.config: a server that batches refuses requests of more rows
@@ -183,6 +184,27 @@ class ServedDecoder(abc.ABC):
         none = np.zeros((0, self.latent_dim), np.float32)
         mean, log_var = (np.concatenate([none, *(each[name] for each in answers)]) for name in ("mean", "log_var"))
         return mean, log_var
+
+    def score(self, images: Any) -> Scored:
+        """How unusual images are, and where it shows.
+
+        Args:
+            images: numbers in [0, 1], (batch, height, width, channels).
+
+        Raises:
+            ExportError: images of another shape, that are not numbers, or not finite: nothing was sent.
+            ServerError: as `decode`, and for a model that was exported without its scorer.
+        """
+        signature = self._signature("score", {"image"}, set(Scored._fields), "export it with its scorer")
+        shape = signature.inputs["image"].shape[1:]
+        images = latents.check_batch(images, shape, "images", "scorer")
+        answers = [self._run("score", {"image": part}, len(part)) for part in self._parts(images, "float32")]
+        rows = {"score": (), "rank": (), "error_map": shape[:2], "reconstruction": shape}
+        columns = {
+            name: np.concatenate([np.zeros((0, *row), np.float32), *(each[name] for each in answers)])
+            for name, row in rows.items()
+        }
+        return Scored(**columns)
 
     def _check_noise(self, noise: Any) -> np.ndarray:
         return latents.check_batch(noise, (self.latent_dim,), "noise values", "generator")

@@ -31,6 +31,7 @@ def write(
     metadata: Mapping[str, str],
     prior: keras.layers.Layer | None = None,
     encoder: keras.Model | None = None,
+    scorer: Any = None,
 ) -> None:
     """Writes a float32 decoder as a SavedModel.
 
@@ -43,6 +44,7 @@ def write(
         sample: count and seed, int64 scalars, to image and its z, of noise drawn by the seed and mapped by the prior;
             as many as count, the first ones alike whatever the count.
         encode: image to mean and log_var, float32 (batch, latent_dim): with an encoder.
+        score: image to score, rank, error_map and reconstruction, as `keras_vae.export.scorer` has them: with a scorer.
 
     In assets.extra are requests that TF Serving warms up with, and the metadata with the sums of all files.
     """
@@ -57,7 +59,7 @@ def write(
     # Not Keras's ExportArchive, which writes each weight twice (3.15): its variables' two faces count as two.
     module = tf.Module()
     others = [variable.value for model in (prior, encoder) if model is not None for variable in model.variables]
-    module.weights = [*weights, *others]
+    module.weights = [*weights, *others, *(variable.value for variable in getattr(scorer, "weights", ()))]
     signatures = {
         SIGNATURE: _image_function(decode, latent_dim, LATENTS),
         "sample": _sample_function(decode, prior, latent_dim),
@@ -75,6 +77,8 @@ def write(
             signatures["generate_png"] = _png_function(generate, latent_dim, NOISE)
     if encoder is not None:
         signatures["encode"] = _encode_function(encoder)
+    if scorer is not None:
+        signatures["score"] = _score_function(scorer, decoder.output_shape[1:])
     tf.saved_model.save(module, str(path), signatures=signatures)
     saved_model_warmup.write(
         path / EXTRA / saved_model_warmup.FILE, _warmup_requests(decoder, encoder, list(signatures))
@@ -132,6 +136,11 @@ def _encode_function(encoder: keras.Model) -> Any:
     return tf.function(encode, input_signature=[spec], autograph=False)
 
 
+def _score_function(scorer: Any, image_shape: tuple[int, ...]) -> Any:
+    spec = tf.TensorSpec((None, *image_shape), tf.float32, name="image")
+    return tf.function(lambda image: _with_empty_batches(scorer, image), input_signature=[spec], autograph=False)
+
+
 def mean_and_log_var(encoder: keras.Model, image: Any) -> tuple[Any, Any]:
     """What an encoder returns, as a pair or by these names."""
     outputs = encoder(image, training=False)
@@ -151,6 +160,8 @@ def _warmup_requests(
     ]
     if encoder is not None:
         requests.append(("encode", {"image": tf.zeros((1, *encoder.input_shape[1:]))}))
+    if "score" in signatures:
+        requests.append(("score", {"image": tf.zeros((1, *decoder.output_shape[1:]))}))
     return requests
 
 
@@ -182,7 +193,9 @@ def open_decoder(path: Path) -> Opened:
     arguments = signature.structured_input_signature[1] if signature is not None else {}
     if signature is None or list(arguments) != ["z"] or list(signature.structured_outputs) != ["image"]:
         raise ExportError(f"{path} is not a decoder: its signature {SIGNATURE!r} does not take z and return image")
-    run = {name: _on_cpu(loaded, name) for name in (SIGNATURE, GENERATE, "encode") if name in loaded.signatures}
+    run = {
+        name: _on_cpu(loaded, name) for name in (SIGNATURE, GENERATE, "encode", "score") if name in loaded.signatures
+    }
 
     def decode(z: np.ndarray) -> np.ndarray:
         return run[SIGNATURE](z)["image"].numpy()
@@ -194,6 +207,9 @@ def open_decoder(path: Path) -> Opened:
         found = run["encode"](image)
         return np.stack([found["mean"].numpy(), found["log_var"].numpy()], axis=1)
 
+    def score(image: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: value.numpy() for name, value in run["score"](image).items()}
+
     image_shape = tuple(signature.structured_outputs["image"].shape[1:])
     return Opened(
         "tf_saved_model",
@@ -202,6 +218,7 @@ def open_decoder(path: Path) -> Opened:
         decode=decode,
         generate=generate if GENERATE in run else None,
         encode=encode if "encode" in run else None,
+        score=score if "score" in run else None,
         metadata=metadata,
     )
 

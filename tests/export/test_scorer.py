@@ -1,0 +1,123 @@
+"""The scorer as an artifact: equal to Keras's scores and ranks, whole or not there, and refused when it is another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from keras_vae import VAE, InputError
+from keras_vae.export import runtime
+from keras_vae.export import scorer as exporting
+from keras_vae.export.errors import ExportError, VerificationError
+from keras_vae.export.formats import open_artifact
+from keras_vae.export.scored import Scored
+from keras_vae.training import TrainingConfig, train
+
+Command = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def vae(images: np.ndarray) -> VAE:
+    keras.utils.set_random_seed(0)
+    made = VAE((32, 32, 3), 8, perceptual=None, seed=0, network_options={"width": 8})
+    made.compile(keras.optimizers.Adam(1e-3))
+    made.fit(images, batch_size=16, epochs=2, verbose=0)
+    made.fit_prior(images, steps=5)
+    return made
+
+
+@pytest.fixture(scope="module")
+def exported(vae: VAE, images: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("scorer") / "scorer.onnx"
+    assert vae.export_scorer(path, images[:60], run_id="abc") < 1e-4
+    return path
+
+
+def expected(vae: VAE, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    usual, found = (vae.score(each, draws=0) for each in (images[:60], images[60:]))
+    return found.combined(usual), found.ranks(usual)["combined"]
+
+
+def test_it_scores_as_keras_does(vae: VAE, exported: Path, images: np.ndarray) -> None:
+    scorer = runtime.Scorer(exported)
+    assert (scorer.image_shape, scorer.metadata["run_id"]) == ((32, 32, 3), "abc")
+    assert scorer.metadata["model"] == vae.fingerprint()
+    found = scorer.score(images[60:])
+    score, rank = expected(vae, images)
+    np.testing.assert_allclose(found.score, score, rtol=1e-3)
+    np.testing.assert_allclose(found.rank, rank, atol=1 / 60)  # scores that are all but equal may change places
+    assert 0.0 <= found.rank.min() < 0.3
+    np.testing.assert_allclose(found.error_map, vae.error_maps(images[60:]), atol=1e-5)
+    np.testing.assert_allclose(found.reconstruction, vae.predict(images[60:], verbose=0), atol=1e-5)
+    assert [each.shape for each in scorer.score(images[:0])] == [(0,), (0,), (0, 32, 32), (0, 32, 32, 3)]
+
+
+def test_the_same_weights_give_the_same_bytes(vae: VAE, exported: Path, images: np.ndarray, tmp_path: Path) -> None:
+    vae.export_scorer(tmp_path / "again.onnx", images[:60], run_id="abc")
+    assert (tmp_path / "again.onnx").read_bytes() == exported.read_bytes()
+
+
+def test_a_saved_model_holds_it_too(vae: VAE, images: np.ndarray, tmp_path: Path) -> None:
+    vae.export(tmp_path / "1", scorer=vae.scorer(images[:60]), encoder=True)
+    opened = open_artifact(tmp_path / "1")
+    assert opened.score is not None
+    found = opened.score(images[60:])
+    assert set(found) == set(Scored._fields)
+    np.testing.assert_allclose(found["score"], expected(vae, images)[0], rtol=1e-3)
+    assert opened.score(images[:0])["rank"].shape == (0,)
+    vae.export(tmp_path / "2")
+    assert open_artifact(tmp_path / "2").score is None
+
+
+def test_a_scorer_that_differs_is_not_kept(
+    vae: VAE, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "scorer.onnx"
+    kept.write_bytes(b"before")
+    monkeypatch.setattr(exporting, "TOLERANCE", -1.0)
+    with pytest.raises(VerificationError, match="was not written: the scorer differs from Keras by"):
+        vae.export_scorer(kept, images[:9])
+    assert kept.read_bytes() == b"before"
+    assert [path.name for path in tmp_path.iterdir()] == ["scorer.onnx"]
+
+
+def test_what_is_refused(vae: VAE, exported: Path, images: np.ndarray, tmp_path: Path, deployed: Any) -> None:
+    scorer = runtime.Scorer(exported)
+    with pytest.raises(ExportError, match=r"images have shape \(2, 16, 32, 3\): this scorer takes"):
+        scorer.score(images[:2, :16])
+    with pytest.raises(ExportError, match="images hold NaN"):
+        scorer.score(images[:2] * np.nan)
+    with pytest.raises(ExportError, match="is not a scorer: it has z, image where a scorer has image and score and"):
+        runtime.Scorer(deployed.onnx)
+    with pytest.raises(ExportError, match="no ONNX file at"):
+        runtime.Scorer(tmp_path / "nothing.onnx")
+    with pytest.raises(ExportError, match=r"name a file that ends in \.onnx"):
+        vae.export_scorer(tmp_path / "scorer", images)
+    with pytest.raises(InputError, match="no images to score"):
+        vae.export_scorer(tmp_path / "scorer.onnx", [])
+    with pytest.raises(ExportError, match="only a SavedModel holds a scorer, and the format is onnx"):
+        vae.export(tmp_path / "decoder.onnx", format="onnx", scorer=vae.scorer(images[:9]))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_exports_it(tmp_path: Path, image_folder: Path, command: Command) -> None:
+    run = tmp_path / "run"
+    train(
+        TrainingConfig(
+            data=str(image_folder), out=str(run), image_size=32, latent_dim=4, batch_size=16, perceptual=None, steps=2
+        )
+    )
+    outcome = command("export", run, "--scorer", "--json")
+    assert outcome.status == 0, outcome.err
+    assert str(run / "export" / "scorer.onnx") in json.loads(outcome.out)["beside"]
+    assert runtime.Scorer(run / "export" / "scorer.onnx").image_shape == (32, 32, 3)
+    assert open_artifact(run / "export" / "1").score is not None
+    assert command("verify", run).status == 0
+    refused = command("export", run, "--scorer", "--format", "litert")
+    assert (refused.status, "--scorer is for SavedModel and ONNX" in refused.err) == (2, True)

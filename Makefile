@@ -10,7 +10,7 @@ GPU_VENV ?= .venv-gpu
 PEER_VENV ?= .venv-gpu-peer
 
 .PHONY: demo test test-python test-slow lint docs figures objectives loading decoding train-step soak scaling latents \
-  priors explorer saved-models bench-gpu gpu-at-hand clean
+  anomalies priors explorer saved-models bench-gpu gpu-at-hand clean
 
 demo: $(VENV)/.demo  ## draw avatars, train a few minutes, export, verify; everything lands in runs/demo
 	$(BIN)/keras-vae demo
@@ -58,6 +58,9 @@ scaling: $(VENV)/.bench  ## training by one worker and by several: benchmarks/re
 
 latents: $(VENV)/.bench  ## what latents of a folder of faces know: benchmarks/results/latents.*
 	$(BIN)/python -m benchmarks.latents --steps 3500 --kl-target 150 $(if $(FACES),--faces $(FACES))
+
+anomalies: $(VENV)/.bench  ## unusual images of Fashion-MNIST, PYTHAE=python of an environment with it: benchmarks/results/anomalies.*
+	$(BIN)/python -m benchmarks.anomalies $(if $(PYTHAE),--pythae $(PYTHAE))
 
 priors: $(VENV)/.bench  ## priors of trained runs side by side, RUNS="runs/a runs/b": benchmarks/results/priors.*
 	$(BIN)/python -m benchmarks.priors $(RUNS)

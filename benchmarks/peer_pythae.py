@@ -11,7 +11,6 @@ import time
 
 import numpy as np
 import torch
-from pythae.data.datasets import BaseDataset
 from pythae.models import VAE, VAEConfig
 from pythae.models.nn.benchmarks.mnist import Decoder_Conv_AE_MNIST, Encoder_Conv_VAE_MNIST
 
@@ -33,7 +32,7 @@ def main(given: str, made: str, seconds: float, latents: int) -> None:
     model.train()
     while time.perf_counter() - begun < seconds:
         rows = torch.randint(len(normal), (BATCH,))
-        loss = model(BaseDataset(normal[rows], torch.zeros(BATCH))).loss
+        loss = model({"data": normal[rows]}).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -235,6 +235,21 @@ show(
 # At the same KL, contours are crisper and colours less accurate, and the ELBO, which sees only pixels, is lower. A
 # feature network can only pass on what it has learned, and this one has seen 2,000 avatars.
 #
+# ## Unusual images
+#
+# An image that the model cannot draw, or whose code lies far from all others, is unusual. Its rank is among images that
+# the model has not been trained on, and its error map shows where it differs from its reconstruction.
+
+# %%
+faulty = held_out[:12].copy()
+faulty[:, 18:23, 12:17] = [1.0, 0.0, 1.0]  # a spot on each face
+usual = vae.score(data.test, draws=0)
+print("ranks with a spot:", vae.score(faulty, draws=0).ranks(usual)["combined"].round(2))
+print("and without:", vae.score(held_out[:12], draws=0).ranks(usual)["combined"].round(2))
+maps = ops.convert_to_numpy(vae.error_maps(faulty))[..., np.newaxis]
+show("spots, and where they are", faulty, np.repeat(maps / maps.max(), 3, axis=-1))
+
+# %% [markdown]
 # ## Save and load
 #
 # One file holds the weights, the optimizer and the noise state. `keras.saving.load_model` needs `import keras_vae`, and

@@ -19,7 +19,16 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 WEB = Path(__file__).resolve().parents[1] / "export" / "web"
-FILES = ("decoder.mjs", "decode.mjs", "page.mjs", "serve.mjs", "index.html", "package.json", "package-lock.json")
+FILES = (
+    "decoder.mjs",
+    "scorer.mjs",
+    "decode.mjs",
+    "page.mjs",
+    "serve.mjs",
+    "index.html",
+    "package.json",
+    "package-lock.json",
+)
 CHROMIUM = """--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run
     --disable-background-networking --disable-component-update --disable-sync"""
 

@@ -12,11 +12,9 @@ import numpy as np
 from keras_vae._version import __version__
 from keras_vae.export import triton
 from keras_vae.export.artifact import check_target, float32_copy, keras_runner
-from keras_vae.export.encoder import export_encoder
 from keras_vae.export.errors import ExportError, MissingRuntimeError
 from keras_vae.export.formats import FORMATS, OUTPUTS, PARTS
 from keras_vae.export.generator import compose
-from keras_vae.export.scorer import export_scorer
 from keras_vae.export.verify import TOLERANCE, Report, joined
 from keras_vae.export.verify import verify as compare
 from keras_vae.latents.directions import AttributeVectors
@@ -116,10 +114,14 @@ def export(
     metadata = {"keras_vae_version": __version__, "run_id": model.config.get("run_id", "")}
     metadata["model"] = model.vae.fingerprint()
     if encoder and "onnx" in formats:
+        from keras_vae.export.encoder import export_encoder
+
         with model.vae.averaged_weights():
             export_encoder(model.vae.encoder, folder / ENCODER_FILE, metadata)
         beside.append(folder / ENCODER_FILE)
     if judgement is not None and "onnx" in formats:
+        from keras_vae.export.scorer import export_scorer
+
         export_scorer(judgement, model.vae.image_shape, folder / SCORER_FILE, metadata)
         beside.append(folder / SCORER_FILE)
     if TRITON in formats:

@@ -14,6 +14,7 @@ from matplotlib import colormaps
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from keras_vae import data
+from keras_vae.data import image_batches
 from keras_vae.data.loading import check_outside
 from keras_vae.data.pipelines import NamedImages
 from keras_vae.evaluation import charts, report
@@ -99,7 +100,8 @@ def score(path: Path, options: Options) -> dict[str, Any]:
     named = (*options.unusual, *options.normal)
     images = data_of(model, vae, options.source, batch_size=1, attributes=bool(named), only_held_out=True)
     columns = [position(name, images.attribute_names) for name in named]
-    held_out = data_of(model, vae, options.usual, batch_size=1, only_held_out=True)
+    same = options.usual == options.source
+    held_out = images if same else data_of(model, vae, options.usual, batch_size=1, only_held_out=True)
     flag = _flag(options.flag, min(held_out.test_size, USUAL))
 
     scorer = Scorer(vae, judge, options.draws, options.seed)
@@ -155,8 +157,9 @@ def _usual(scorer: Scorer, images: data.ImageData) -> Scores:
     parts = []
     with progress.bar(count, "scoring held-out images", "images") as bar:
         for batch in images.test.unbatch().take(count).batch(BATCH).as_numpy_iterator():
-            parts.append(scorer(batch))
-            bar.update(len(batch))
+            found = image_batches.unpack(batch)
+            parts.append(scorer(found))
+            bar.update(len(found))
     if not parts:
         raise InputError(f"{images.name} has no held-out images to rank others among: give --usual")
     return Scores.joined(parts)

@@ -21,8 +21,6 @@ from keras_vae.export import latents
 from keras_vae.export.artifact import check_target, export_decoder, float32_copy
 from keras_vae.export.formats import FORMATS, PARTS
 from keras_vae.export.generator import compose
-from keras_vae.export.scorer import export_scorer
-from keras_vae.export.writers.onnx import check_file
 from keras_vae.features import judges
 from keras_vae.model import priors, scoring
 from keras_vae.model.distributions import DiagonalGaussian
@@ -235,6 +233,9 @@ class GenerativeModel(CheckedModel):
             keras_vae.export.errors.ExportError: a path that cannot be written.
             keras_vae.export.errors.VerificationError: the file differs from Keras by more than 1e-4.
         """
+        from keras_vae.export.scorer import export_scorer  # onnx and tf2onnx, which are slow to import
+        from keras_vae.export.writers.onnx import check_file
+
         check_file(Path(filepath))
         metadata = {"keras_vae_version": __version__, "run_id": run_id, "model": self.fingerprint()}
         return export_scorer(self.scorer(usual), self.image_shape, Path(filepath), metadata)

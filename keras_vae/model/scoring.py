@@ -205,8 +205,14 @@ class Scorer:
 
     @keras_defaults()
     def __call__(self, images: np.ndarray) -> Scores:
-        """Scores of float32 images (batch, height, width, channels) in [0, 1]."""
+        """Scores of float32 images (batch, height, width, channels) in [0, 1].
+
+        Raises:
+            InputError: scores that are not finite.
+        """
         found = {name: np.asarray(value) for name, value in self._look(images).items()}
+        if not all(np.isfinite(found[name]).all() for name in COMBINED):
+            raise InputError("the model's scores are not finite: its training diverged; train again")
         unknown = np.full(len(images), math.nan)
         return Scores(
             bound=unknown if self._bound is None else self._bound(images, self.vae.encode(images))[0],

@@ -126,6 +126,13 @@ def test_what_can_be_scored(make_vae: Callable[..., VAE], images: np.ndarray) ->
         vae.score(images[:2], draws=-1)
 
 
+def test_a_model_that_diverged_is_refused(make_vae: Callable[..., VAE], images: np.ndarray) -> None:
+    vae = make_vae()
+    vae.decoder.weights[0].assign(np.full(vae.decoder.weights[0].shape, np.nan))
+    with pytest.raises(InputError, match=r"^the model's scores are not finite: its training diverged"):
+        vae.score(images[:2])
+
+
 def test_an_error_map_is_the_error_smoothed() -> None:
     """A decoder of grey images, and one white pixel: a Gaussian about it, of a deviation of a fortieth of the side."""
     side = 80

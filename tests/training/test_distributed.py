@@ -140,7 +140,7 @@ def array(images: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("replicas", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_replicas_share_the_batch_and_take_the_same_steps(replicas: int, array: Path) -> None:
     """Batch statistics, noise, augmentation, calibrated variances, free bits and figures are the whole batch's."""
-    cases = CASES if replicas == 4 else CASES[:2]
+    cases = CASES if replicas == 4 else CASES[:1]  # the others take long
     found = in_subprocess(replicas, cases, array)
     alone = in_subprocess(1, cases, array)
     for case, expected, got in zip([*cases, {"optimizer": "SGD"}], alone, found, strict=True):

@@ -349,14 +349,19 @@ def _generator_of_model(model: Model) -> Any:
     return keras_runner(compose(float32_copy(model.vae.decoder), model.vae.prior))
 
 
-def _usual(model: Model) -> np.ndarray:
-    """Held-out images of what a model was trained on.
+def _usual(model: Model) -> Any:
+    """Held-out images of what a model was trained on, in batches.
 
     Raises:
-        InputError: as `_calibration`.
+        InputError: the model does not say what they were, or they cannot be read.
     """
+    if model.config.get("data") is None:
+        raise InputError(
+            f"{model.path} does not say what it was trained on, and a scorer ranks among its held-out images: leave "
+            "--scorer out, or call vae.export_scorer"
+        )
     images = data_of(model, model.whole("scoring"), None, batch_size=1, only_held_out=True)
-    return np.concatenate(list(images.test.unbatch().take(USUAL).batch(BATCH).as_numpy_iterator()))
+    return images.test.unbatch().take(USUAL).batch(BATCH)
 
 
 def _calibration(model: Model, source: str | None) -> np.ndarray:

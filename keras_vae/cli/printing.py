@@ -127,10 +127,11 @@ def evaluation(results: Results) -> None:
 
 def scores(results: Results) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     shown = Table("most unusual", "rank")
     for name, rank in results["most_unusual"].items():
-        shown.add_row(name, f"{rank:.4f}")
+        shown.add_row(Text(name), f"{rank:.4f}")  # brackets in a name are no markup
     _console().print(shown)
     if "measured" in results:
         columns = {"auroc": "AUROC (95 % interval)", "average_precision": "average precision (95 % interval)"}

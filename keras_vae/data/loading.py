@@ -144,7 +144,9 @@ def load(
         attribute_names=opened.attribute_names,
         skips=opened.skips,
         train_from=lambda step: pipelines.continued(epoch, steps, batches, step),
-        named=lambda: itertools.chain(opened.train.named(), opened.test.named()),
+        named=lambda: itertools.chain(
+            opened.train.named(), (each._replace(held_out=True) for each in opened.test.named())
+        ),
         own_shape=opened.own_shape,
     )
 

@@ -71,18 +71,20 @@ class NamedImages(NamedTuple):
     """Some images of a part.
 
     Attributes:
-        names: of each: its path in the folder, or its number in the source.
+        names: of each: its path in the folder, or its number in the source, of a sequence in its part.
         images: uint8 (count, height, width, channels).
         attributes: uint8 (count, attributes).
+        held_out: whether they are held out.
     """
 
     names: list[str]
     images: np.ndarray
     attributes: np.ndarray
+    held_out: bool = False
 
     def first(self, count: int) -> NamedImages:
         """The first images, all if there are fewer."""
-        return NamedImages(self.names[:count], self.images[:count], self.attributes[:count])
+        return NamedImages(self.names[:count], self.images[:count], self.attributes[:count], self.held_out)
 
 
 class Part(Protocol):
@@ -149,10 +151,13 @@ class Indexed:
 
     def named(self) -> Iterator[NamedImages]:
         """All images that can be read, once."""
-        for _, (pixels, good) in self.images.in_parcels(self.indices):
-            found = self.images.attributes
-            attributes = np.empty((len(good), 0), np.uint8) if found is None else found[good]
-            yield NamedImages([self.images.name(int(index)) for index in good], pixels, attributes)
+        ahead = NAMED * CORES  # no further: `in_parcels` reads all that it is given
+        for start in range(0, len(self), ahead):
+            for _, (pixels, good) in self.images.in_parcels(self.indices[start : start + ahead]):
+                found = self.images.attributes
+                attributes = np.empty((len(good), 0), np.uint8) if found is None else found[good]
+                if len(good):
+                    yield NamedImages([self.images.name(int(index)) for index in good], pixels, attributes)
 
     def _read(self, places: tf.Tensor) -> dict[str, tf.Tensor]:
         images, indices = self.images, self.indices
@@ -181,13 +186,13 @@ class Examples:
         dataset: of `{"image": uint8 (height, width, channels), "attributes": uint8 (attributes,)}`.
         count: number of examples.
         image_shape: (height, width, channels).
-        first: number of the first example in its source.
+        kind: what its examples are called by, before their numbers.
     """
 
     dataset: tf.data.Dataset
     count: int
     image_shape: tuple[int, int, int]
-    first: int = 0
+    kind: str = ""
 
     def __len__(self) -> int:
         return self.count
@@ -212,10 +217,10 @@ class Examples:
 
     def named(self) -> Iterator[NamedImages]:
         """All examples once; their names are their numbers."""
-        first = self.first
+        first = 0
         for batch in self.dataset.take(self.count).batch(NAMED).as_numpy_iterator():
             numbers = range(first, first := first + len(batch["image"]))
-            yield NamedImages(list(map(str, numbers)), batch["image"], batch["attributes"])
+            yield NamedImages([f"{self.kind}{number}" for number in numbers], batch["image"], batch["attributes"])
 
 
 _CACHES: list[tempfile.TemporaryDirectory[str]] = []  # removed when the program ends
@@ -239,7 +244,7 @@ def cached(train: Examples, test: Examples) -> tuple[Examples, Examples]:
             dataset = dataset.cache(str(Path(folder) / name) if folder else "")
         return Examples(dataset, len(part), part.image_shape)
 
-    return kept(train, "train"), replace(kept(test, "test"), first=len(train))
+    return replace(kept(train, "train"), kind="training "), replace(kept(test, "test"), kind="held-out ")
 
 
 def epochs(epoch: Epoch, steps: int, batches: Batches) -> tf.data.Dataset:

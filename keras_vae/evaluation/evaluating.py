@@ -114,7 +114,7 @@ def evaluate(path: Path, options: Options) -> dict[str, Any]:
         write_json(out / FIGURES, _finite(figures))
         page = report.page(path.resolve().name, model.config, figures, evaluation.pictures())
         with write_aside(out / REPORT) as aside:
-            aside.write_text(page)
+            aside.write_text(page, encoding="utf-8")
         figures |= {"figures": str(out / FIGURES), "report": str(out / REPORT)}
     return figures
 

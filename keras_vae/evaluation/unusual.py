@@ -36,6 +36,7 @@ SHOWN = 24
 NAMED = 5  # the most unusual ones, in what is printed
 BOOTSTRAPS = 200  # enough for two digits
 INTERVAL = 0.95
+FEWEST = 20  # images of a kind, from which a bootstrap covers about what it says
 NO_FEATURES = "none"
 
 
@@ -96,13 +97,16 @@ def score(path: Path, options: Options) -> dict[str, Any]:
     for source in (options.source, options.usual, model.config.get("data")):
         if source is not None:
             check_outside(out, source)
+    if options.usual is None and options.source is not None and model.config.get("data") is None:
+        raise InputError(f"{path} does not say what it was trained on: give --usual, images to rank among")
     judge = None if options.features == NO_FEATURES else judges.load(options.features)
     named = (*options.unusual, *options.normal)
     images = data_of(model, vae, options.source, batch_size=1, attributes=bool(named), only_held_out=True)
     columns = [position(name, images.attribute_names) for name in named]
     same = options.usual == options.source
     held_out = images if same else data_of(model, vae, options.usual, batch_size=1, only_held_out=True)
-    flag = _flag(options.flag, min(held_out.test_size, USUAL))
+    # Held-out images of the source itself rank among the others of them.
+    flag = _flag(options.flag, min(held_out.test_size, USUAL) - same)
 
     scorer = Scorer(vae, judge, options.draws, options.seed)
     usual = _usual(scorer, held_out)
@@ -114,7 +118,7 @@ def score(path: Path, options: Options) -> dict[str, Any]:
             found.add(part, scorer(to_float(part.images)), columns)
             bar.update(len(part.names))
     scores = Scores.joined(found.scores)
-    ranks = scores.ranks(usual)
+    ranks = scores.ranks(usual, np.concatenate(found.held_out) if same else None)
     labels = None
     figures: dict[str, Any] = {"images": len(scores), "usual_images": len(usual), "flag": flag}
     figures["flagged"] = int((ranks["combined"] >= flag).sum())
@@ -128,13 +132,17 @@ def score(path: Path, options: Options) -> dict[str, Any]:
             figures["notes"] = [f"all images of {images.name} are {kind}: there is nothing to tell apart"]
         else:
             figures["measured"] = _measured(scores, usual, labels, options.seed)
+            fewest = min(labels.sum(), (~labels).sum())
+            if fewest < FEWEST:
+                figures["notes"] = [f"the intervals are too narrow: one of the kinds has {fewest} images alone"]
     out.mkdir(parents=True, exist_ok=True)
     _write_table(out / TABLE, found.names, scores, ranks, order, flag, labels)
     settings = {"model": str(path), "data": images.name, "usual": held_out.name, "draws": options.draws}
     settings |= {"features": options.features, "seed": options.seed, "weights": vae.fingerprint()}
     write_json(out / FIGURES, {**figures, "settings": settings})
     with write_aside(out / PAGE) as aside:
-        aside.write_text(_page(path.resolve().name, figures, settings, scorer, found, scores, usual, ranks, labels))
+        page = _page(path.resolve().name, figures, settings, scorer, found, scores, usual, ranks, labels)
+        aside.write_text(page, encoding="utf-8")
     return {**figures, "table": str(out / TABLE), "figures": str(out / FIGURES), "page": str(out / PAGE)}
 
 
@@ -144,10 +152,12 @@ def _flag(wanted: float | None, usual: int) -> float:
     if wanted is None:
         return min(FLAG, highest)
     if wanted > highest:
-        needed = math.ceil(wanted / (1.0 - wanted))
+        needed = math.ceil(wanted / (1.0 - wanted) - 1e-6)
+        more = f"give --usual with more, or --flag {math.floor(highest * 1e4) / 1e4} at most"
+        if needed > USUAL:
+            more = f"no more than {USUAL:,} are taken: give --flag {math.floor(highest * 1e4) / 1e4} at most"
         raise InputError(
-            f"--flag {wanted} takes {needed:,} held-out images to rank among, and there are {usual:,}: give --usual "
-            f"with more, or --flag {math.floor(highest * 1000) / 1000} at most"
+            f"--flag {wanted} takes {needed:,} held-out images to rank among, and there are {usual:,}: {more}"
         )
     return wanted
 
@@ -182,6 +192,7 @@ class _Found:
         self.names: list[str] = []
         self.scores: list[Scores] = []
         self.labels: list[np.ndarray] = []
+        self.held_out: list[np.ndarray] = []
         self.shown: list[tuple[float, int, np.ndarray]] = []  # score, place and pixels, the most unusual first
 
     def add(self, part: NamedImages, scores: Scores, columns: list[int]) -> None:
@@ -191,6 +202,7 @@ class _Found:
         self.shown = sorted(self.shown, key=lambda each: (-each[0], each[1]))[:SHOWN]
         self.names += part.names
         self.scores.append(scores)
+        self.held_out.append(np.full(len(scores), part.held_out))
         self.labels.append(np.asarray(part.attributes[:, columns].any(axis=1)))
 
 

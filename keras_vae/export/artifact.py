@@ -166,14 +166,18 @@ def check_target(path: Path, format: str, precision: str = "float32", output: st
 
 
 @keras_defaults()
-def float32_copy(decoder: keras.Model) -> keras.Model:
+def float32_copy(decoder: keras.Model, always: bool = False) -> keras.Model:
     """The same model with the same weights and all layers computing in float32; the model itself if they do already.
+
+    Args:
+        decoder: any functional or sequential model.
+        always: whether to copy it even then: the copy keeps its weights when the model is trained further.
 
     Raises:
         ExportError: a model of mixed precision that Keras cannot rebuild: a subclassed one, or one with functions that
             are not registered.
     """
-    if all(layer.compute_dtype == "float32" for layer in keras_internals.all_layers(decoder)):
+    if not always and all(layer.compute_dtype == "float32" for layer in keras_internals.all_layers(decoder)):
         return decoder
 
     def in_float32(layer: keras.layers.Layer) -> keras.layers.Layer:
@@ -183,7 +187,7 @@ def float32_copy(decoder: keras.Model) -> keras.Model:
         copy = keras.models.clone_model(decoder, clone_function=in_float32, recursive=True)
     except (ValueError, TypeError) as error:
         raise ExportError(
-            f"{decoder.name!r} computes in mixed precision, and Keras cannot make it again in float32: export a "
+            f"{decoder.name!r} cannot be made again by Keras in float32: export a "
             "functional model of registered layers and functions, or build it in float32"
         ) from error
     copy.set_weights(decoder.get_weights())

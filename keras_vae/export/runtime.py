@@ -16,7 +16,7 @@ from keras_vae.export import latents, seal
 from keras_vae.export.errors import ExportError
 from keras_vae.export.formats import LATENTS, NOISE, Opened
 from keras_vae.export.png import to_png
-from keras_vae.export.scored import Scored
+from keras_vae.export.scored import Scored, checked
 from keras_vae.support.quiet import quiet_stderr
 
 with quiet_stderr():
@@ -218,12 +218,12 @@ class Scorer:
         """Scores, ranks, error maps and reconstructions of images.
 
         Args:
-            images: numbers in [0, 1], (batch, height, width, channels).
+            images: (batch, height, width, channels), floats in [0, 1] or uint8.
 
         Raises:
-            ExportError: (a ValueError) images of another size, that are not numbers, or not finite.
+            ExportError: (a ValueError) images of another size, that are not numbers, or outside of [0, 1].
         """
-        given = latents.check_batch(images, self.image_shape, "images", "scorer")
+        given = checked(images, self.image_shape)
         if not len(given):  # onnxruntime 1.31 adds a bias to nothing by the wrong axis
             rows = ((), (), self.image_shape[:2], self.image_shape)
             return Scored(*(np.zeros((0, *row), np.float32) for row in rows))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from keras_vae.export import latents
+from keras_vae.export.errors import ExportError
 
 
 class Scored(NamedTuple):
@@ -22,3 +25,22 @@ class Scored(NamedTuple):
     rank: np.ndarray
     error_map: np.ndarray
     reconstruction: np.ndarray
+
+
+def checked(images: Any, image_shape: tuple[int, ...]) -> np.ndarray:
+    """Images for a scorer, float32 (batch, height, width, channels) in [0, 1].
+
+    Args:
+        images: such, or uint8.
+        image_shape: (height, width, channels).
+
+    Raises:
+        ExportError: images of another size, that are not numbers, or outside of [0, 1].
+    """
+    levels = getattr(images, "dtype", None) == np.uint8
+    found = latents.check_batch(images, image_shape, "images", "scorer")
+    if levels:
+        return found / np.float32(255)
+    if len(found) and not 0.0 <= found.min() <= found.max() <= 1.0:
+        raise ExportError(f"images range from {found.min():g} to {found.max():g}: scale them to [0, 1], or give uint8")
+    return found

@@ -199,7 +199,7 @@ class GenerativeModel(CheckedModel):
         return Scores.joined(parts)
 
     def scorer(self, usual: Any) -> scoring.Judgement:
-        """Images to how unusual they are, as a function in float32: what `export_scorer` writes.
+        """Images to how unusual they are, as a function in float32 of the weights as they are: what is exported.
 
         Args:
             usual: images that the model was not trained on, of the kind that it was, as for `fit`: ranks are among
@@ -209,10 +209,11 @@ class GenerativeModel(CheckedModel):
             InputError: as `score`.
         """
         with self.averaged_weights():
-            look = scoring.Look(float32_copy(self.encoder), float32_copy(self.decoder), self.prior)
+            encoder, decoder = (float32_copy(each, always=True) for each in (self.encoder, self.decoder))
+            look = scoring.Look(encoder, decoder, self.prior)
             with true_float32():
                 found = self._scored(scoring.Scorer(self, draws=0, look=look), usual)
-        return scoring.Judgement(look, found)
+            return scoring.Judgement(look, found, self.fingerprint())
 
     def export_scorer(self, filepath: str | os.PathLike[str], usual: Any, run_id: str = "") -> float:
         """Writes an ONNX file from images to `score`, `rank`, `error_map` and `reconstruction`.
@@ -237,8 +238,9 @@ class GenerativeModel(CheckedModel):
         from keras_vae.export.writers.onnx import check_file
 
         check_file(Path(filepath))
-        metadata = {"keras_vae_version": __version__, "run_id": run_id, "model": self.fingerprint()}
-        return export_scorer(self.scorer(usual), self.image_shape, Path(filepath), metadata)
+        scorer = self.scorer(usual)
+        metadata = {"keras_vae_version": __version__, "run_id": run_id, "model": scorer.model}
+        return export_scorer(scorer, self.image_shape, Path(filepath), metadata)
 
     def error_maps(self, images: Any) -> Any:
         """Where reconstructions differ from images: float32 (batch, height, width).
@@ -248,8 +250,10 @@ class GenerativeModel(CheckedModel):
         Args:
             images: as for `encode`.
         """
+        images = np.asarray(self.images_of(images))
+        image_batches.check(images, self.image_shape)
         with self.averaged_weights():
-            return scoring.Scorer(self, draws=0).error_maps(self.images_of(images))[1]
+            return scoring.Scorer(self, draws=0).error_maps(images)[1]
 
     # Images from noise -----------------------------------------------------------------------
 
@@ -339,6 +343,8 @@ class GenerativeModel(CheckedModel):
         if precision == "int8" and calibration is None:
             raise InputError("int8 is calibrated on images: give calibration=, some hundreds the model was trained on")
         with self.averaged_weights():
+            if scorer is not None and getattr(scorer, "model", None) != self.fingerprint():
+                raise InputError("scorer= is not of these weights: give what vae.scorer(usual) returns now")
             report = export_decoder(
                 self.decoder,
                 path,

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from keras_vae.data import image_batches
 from keras_vae.features.judges import Judge
 from keras_vae.model.bounds import Estimator
 from keras_vae.model.priors import Prior
@@ -32,7 +33,8 @@ class Scores:
     Attributes:
         bound: importance-weighted bound on log p(x), nats, under the standard normal (`keras_vae.model.bounds`).
         reconstruction_error: mean squared error of the reconstruction, of values in [0, 1].
-        code_distance: of the code from the centre of the training images' codes (`distance` of `keras_vae.priors`).
+        code_distance: of the code from the centre of the codes that the prior was fitted to, or of the standard normal
+            (`distance` of `keras_vae.priors`).
         feature_distance: of the reconstruction, in a feature network (`keras_vae.features.judges`); NaN without one.
     """
 
@@ -83,20 +85,27 @@ class Scores:
         named |= {"bound": -self.bound, "combined": self.combined(usual)}
         return {name: values for name, values in named.items() if not np.isnan(values).any()}
 
-    def ranks(self, usual: Scores) -> dict[str, np.ndarray]:
+    def ranks(self, usual: Scores, among: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """By score, and for `combined`, each image's rank among usual ones: float64 (images,), in [0, 1).
 
-        The share of the usual images, and itself, that are less unusual: of other usual images no more than 1 in 100
-        has a rank of 0.99 or more, whatever the scores' distribution (conformal prediction: Vovk, Gammerman and Shafer
-        2005). Among n images the highest rank is n / (n + 1).
+        The share of the usual images, and itself, that are less unusual: one less the conformal p-value (Vovk,
+        Gammerman and Shafer 2005). Of other usual images no more than 1 in 100 has a rank of 0.99 or more, whatever the
+        scores' distribution; for `combined` nearly so, as it is measured in deviations of the usual images alone: from
+        about a hundred of them on the difference does not show. Among n images the highest rank is n / (n + 1).
 
         Args:
             usual: as for `combined`.
+            among: bool (images,), which images are usual ones themselves, and rank among the others; by default none.
+
+        Returns:
+            of the scores that both have.
         """
         theirs = usual.unusualness(usual)
+        others = len(usual) - (np.zeros(len(self), bool) if among is None else among)
         return {
-            name: np.searchsorted(np.sort(theirs[name]), values, "left") / (len(usual) + 1)
+            name: np.searchsorted(np.sort(theirs[name]), values, "left") / (others + 1)
             for name, values in self.unusualness(usual).items()
+            if name in theirs
         }
 
 
@@ -144,13 +153,14 @@ class Judgement:
     Args:
         look: at images.
         usual: scores by it of images that the model was not trained on, which ranks are among.
+        model: the fingerprint of the model that it is of.
 
     Attributes:
         weights, image_shape: as `Look`.
     """
 
-    def __init__(self, look: Look, usual: Scores) -> None:
-        self.look, self.weights, self.image_shape = look, look.weights, look.image_shape
+    def __init__(self, look: Look, usual: Scores, model: str) -> None:
+        self.look, self.weights, self.image_shape, self.model = look, look.weights, look.image_shape, model
         self._moments = {name: usual.moments(name) for name in COMBINED}
         self._usual = usual.combined(usual).astype(np.float32)
 
@@ -198,6 +208,8 @@ class Scorer:
     ) -> None:
         if draws < 0:
             raise InputError(f"draws={draws}: give a whole number from 0 on")
+        if judge is not None and not judge.compares:
+            raise InputError(f"features={judge.name!r} compares no images: choose another network, or leave it out")
         self.vae, self.judge = vae, judge
         self._bound = Estimator(vae, draws, seed) if draws else None
         look = look or Look(vae.encoder, vae.decoder, vae.prior)
@@ -208,8 +220,9 @@ class Scorer:
         """Scores of float32 images (batch, height, width, channels) in [0, 1].
 
         Raises:
-            InputError: scores that are not finite.
+            InputError: images that are none, or scores that are not finite.
         """
+        image_batches.check(images, self.vae.image_shape)
         found = {name: np.asarray(value) for name, value in self._look(images).items()}
         if not all(np.isfinite(found[name]).all() for name in COMBINED):
             raise InputError("the model's scores are not finite: its training diverged; train again")

@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -20,7 +21,8 @@ from scipy.spatial.distance import mahalanobis
 
 import keras_vae
 from keras_vae import VAE, InputError, data
-from keras_vae.data import AvatarsConfig
+from keras_vae.data import AvatarsConfig, pipelines
+from keras_vae.data.images import Images
 from keras_vae.evaluation import unusual
 from keras_vae.model import priors
 from keras_vae.model.bounds import importance_weighted_bound
@@ -48,10 +50,17 @@ def test_a_rank_is_the_share_of_usual_images_that_are_less_unusual() -> None:
         np.testing.assert_allclose(values, [0.0, 0.0, 0.49, 0.98, 0.99])
 
 
+def test_a_usual_image_ranks_among_the_others() -> None:
+    usual = scores(*range(1, 101))
+    ranks = usual.ranks(usual, np.ones(100, bool))["bound"]
+    np.testing.assert_allclose(ranks, np.arange(100) / 100)  # the last is beyond all 99 others
+
+
 def test_what_was_left_out_has_no_rank() -> None:
     values, unknown = np.array([1.0, 2.0]), np.full(2, np.nan)
     found = Scores(unknown, values, values, unknown)
     assert set(found.ranks(found)) == {"reconstruction_error", "code_distance", "combined"}
+    assert set(scores(1.0).ranks(found)) == set(found.ranks(scores(1.0, 2.0))) == set(found.ranks(found))
 
 
 def test_the_combined_score_sees_either_kind_of_unusual_image() -> None:
@@ -118,12 +127,15 @@ def test_what_can_be_scored(make_vae: Callable[..., VAE], images: np.ndarray) ->
     for wrong, message in (
         ([], "no images to score"),
         (images[:2, :16], "have shape"),
+        (tf.data.Dataset.from_tensors(images[:2] * np.nan), "NaN"),
         (images[:2] * 300.0, r"scale them to \[0, 1\]"),
     ):
         with pytest.raises(InputError, match=message):
             vae.score(wrong)
     with pytest.raises(InputError, match="draws=-1"):
         vae.score(images[:2], draws=-1)
+    with pytest.raises(InputError, match="scale them"):
+        vae.error_maps(images[:2] * 300.0)
 
 
 def test_a_model_that_diverged_is_refused(make_vae: Callable[..., VAE], images: np.ndarray) -> None:
@@ -236,6 +248,7 @@ def test_score_lists_the_most_unusual_images_first(
     assert ranks == sorted(ranks, reverse=True)
     usual = found["usual_images"]
     assert found["flag"] == usual / (usual + 1)  # too few held-out images for 0.99
+    assert "one of the kinds has 6 images alone" in found["notes"][0]
     assert found["flagged"] == sum(int(row["flagged"]) for row in rows) >= 6
     assert "feature_distance" not in rows[0]
     assert float(rows[0]["bound"]) < float(rows[-1]["bound"])
@@ -260,6 +273,51 @@ def test_a_run_scores_its_own_images_and_the_same_each_time(run: Path, command: 
     assert (run / "scores" / "scores.csv").read_bytes() == first
 
 
+def test_an_odd_held_out_image_is_flagged_among_its_like(
+    run: Path, image_folder: Path, tmp_path: Path, command: Command
+) -> None:
+    folder = Path(shutil.copytree(image_folder, tmp_path / "images"))
+    held_out = [part for part in data.load(folder, 32, batch_size=4).named() if part.held_out]
+    odd = held_out[0].names[0]
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)).save(folder / odd)
+    out = tmp_path / "scores"
+    cheap = ("--features", "none", "--draws", 0)
+    result = command("score", run, "--data", folder, "--usual", folder, "--out", out, *cheap, "--json")
+    assert result.status == 0, result.err
+    found = json.loads(result.out)
+    assert found["most_unusual"][odd] == found["flag"]  # the highest rank among the other held-out images
+    strange = folder / "photo [final].png"  # no markup
+    shutil.move(folder / odd, strange)
+    shown = command("score", run, "--data", strange, "--out", out, *cheap)
+    assert "photo [final].png" in shown.out
+
+
+def test_folders_are_read_no_further_than_they_are_scored(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """And images that cannot be read are left out, be they all of a batch."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(70):
+        (folder / f"{number}.png").write_bytes((image_folder / "001.png").read_bytes())
+    found = data.load(folder, 32, batch_size=4)
+    monkeypatch.setattr(pipelines, "NAMED", 1)
+    monkeypatch.setattr(pipelines, "CORES", 2)
+    read: list[int] = []
+    original = Images.read
+
+    def counted(self: Images, indices: np.ndarray) -> Any:
+        read.extend(indices)
+        return original(self, indices)
+
+    monkeypatch.setattr(Images, "read", counted)
+    next(iter(found.named()))
+    assert len(read) <= 2
+    (folder / "2.png").write_bytes(b"")
+    monkeypatch.setattr(Images, "readable", lambda self, indices: indices[np.asarray(indices) % 7 != 0])
+    assert all(len(part.names) == len(part.images) > 0 for part in found.named())
+
+
 def test_one_image_can_be_scored(run: Path, sorted_folder: Path, tmp_path: Path, command: Command) -> None:
     one = sorted_folder / "faulty" / "3.png"
     result = command("score", run, "--data", one, "--out", tmp_path, "--features", "none", "--draws", 0, "--json")
@@ -281,8 +339,10 @@ def test_images_are_named_in_order(images: np.ndarray, sorted_folder: Path, smal
     for part in parts:
         for name, image in zip(part.names, part.images, strict=True):
             np.testing.assert_array_equal(image, np.asarray(Image.open(sorted_folder / name)))
-    stored = data.load(str(small_avatars.data_path), batch_size=4)
-    assert [name for part in stored.named() for name in part.names] == [str(number) for number in range(120)]
+    stored = data.load(str(small_avatars.data_path), batch_size=4)  # read one after the other
+    names = [name for part in stored.named() for name in part.names]
+    assert names == [*(f"training {number}" for number in range(96)), *(f"held-out {number}" for number in range(24))]
+    assert [part.held_out for part in stored.named()] == [False, False, True]
 
 
 def test_what_score_refuses(run: Path, sorted_folder: Path, tmp_path: Path, command: Command, deployed: Any) -> None:
@@ -291,6 +351,7 @@ def test_what_score_refuses(run: Path, sorted_folder: Path, tmp_path: Path, comm
     for arguments, message in (
         ((run, "--flag", 1.5), "--flag 1.5: give a rank between 0 and 1"),
         ((run, "--flag", 0.999), "takes 999 held-out images to rank among"),
+        ((run, "--flag", 0.99999), "no more than 5,000 are taken"),
         ((run, "--draws", -1), "--draws -1: give a whole number from 0 on"),
         ((run, "--unusual", "a", "--normal", "b"), "--unusual and --normal are given"),
         ((run, "--data", sorted_folder, "--unusual", "broken"), "broken"),
@@ -298,6 +359,7 @@ def test_what_score_refuses(run: Path, sorted_folder: Path, tmp_path: Path, comm
         ((run, "--features", "nonesuch"), "unknown feature network 'nonesuch'"),
         ((run, "--out", sorted_folder / "scores", "--data", sorted_folder), "lies in the data folder"),
         ((copy, "--out", tmp_path / "out"), "does not say what it was trained on: give --data"),
+        ((copy, "--out", tmp_path / "out", "--data", sorted_folder), "what it was trained on: give --usual"),
         ((copy, "--data", sorted_folder), "give --out"),
         ((deployed.onnx, "--out", tmp_path / "out"), "needs the encoder too"),
         ((tmp_path / "nothing",), "no model at"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +78,30 @@ def test_a_saved_model_holds_it_too(vae: VAE, images: np.ndarray, tmp_path: Path
     assert open_artifact(tmp_path / "2").score is None
 
 
+def test_averaged_weights_are_what_is_exported(images: np.ndarray, tmp_path: Path) -> None:
+    keras.utils.set_random_seed(0)
+    vae = VAE((32, 32, 3), 4, perceptual=None, seed=0, network_options={"width": 4})
+    vae.compile(keras.optimizers.Adam(5e-3, use_ema=True, ema_momentum=0.99))
+    vae.fit(images, batch_size=16, epochs=5, verbose=0)
+    vae.export_scorer(tmp_path / "scorer.onnx", images[:60])
+    found = runtime.Scorer(tmp_path / "scorer.onnx").score(images[60:])
+    np.testing.assert_allclose(found.score, expected(vae, images)[0], rtol=1e-3)
+
+
+def test_a_scorer_keeps_its_weights_and_is_of_one_model(vae: VAE, images: np.ndarray, tmp_path: Path) -> None:
+    model = keras.models.clone_model(vae)
+    model.set_weights(vae.get_weights())
+    model.compile(keras.optimizers.Adam(1e-3))
+    scorer = model.scorer(images[:60])
+    before = np.asarray(scorer(images[:4])["score"])
+    model.fit(images, batch_size=16, epochs=1, verbose=0)
+    np.testing.assert_array_equal(scorer(images[:4])["score"], before)
+    for wrong in (scorer, True):
+        with pytest.raises(InputError, match=r"is not of these weights: give what vae\.scorer"):
+            model.export(tmp_path / "1", scorer=wrong)
+    assert not (tmp_path / "1").exists()
+
+
 def test_a_scorer_that_differs_is_not_kept(
     vae: VAE, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,6 +118,10 @@ def test_what_is_refused(vae: VAE, exported: Path, images: np.ndarray, tmp_path:
     scorer = runtime.Scorer(exported)
     with pytest.raises(ExportError, match=r"images have shape \(2, 16, 32, 3\): this scorer takes"):
         scorer.score(images[:2, :16])
+    levels = np.round(images[:2] * 255).astype(np.uint8)
+    np.testing.assert_allclose(scorer.score(levels).score, scorer.score(levels / 255.0).score, rtol=1e-5)
+    with pytest.raises(ExportError, match=r"images range from .*: scale them to \[0, 1\]"):
+        scorer.score(levels.astype(np.float32))
     with pytest.raises(ExportError, match="images hold NaN"):
         scorer.score(images[:2] * np.nan)
     with pytest.raises(ExportError, match="is not a scorer: it has z, image where a scorer has image and score and"):
@@ -151,5 +180,9 @@ def test_the_command_exports_it(tmp_path: Path, image_folder: Path, command: Com
     assert str(run / "export" / "scorer.onnx") in json.loads(outcome.out)["beside"]
     assert runtime.Scorer(run / "export" / "scorer.onnx").image_shape == (32, 32, 3)
     assert command("verify", run).status == 0  # decoders alone: the scorer was verified as it was written
+    alone = tmp_path / "alone.keras"
+    shutil.copy(run / "model.keras", alone)
+    refused = command("export", alone, "--scorer", "--out", tmp_path / "out")
+    assert (refused.status, "leave --scorer out" in refused.err) == (2, True)
     refused = command("export", run, "--scorer", "--format", "litert")
     assert (refused.status, "--scorer is for SavedModel and ONNX" in refused.err) == (2, True)

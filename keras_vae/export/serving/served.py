@@ -17,7 +17,7 @@ from keras_vae.export import latents
 from keras_vae.export.errors import ExportError
 from keras_vae.export.formats import LATENTS, NOISE
 from keras_vae.export.png import to_png
-from keras_vae.export.scored import Scored
+from keras_vae.export.scored import Scored, checked
 
 MODEL = "decoder"
 BATCH_SIZE = 64  # max_batch_size in batching.config: a server that batches refuses requests of more rows
@@ -189,16 +189,17 @@ class ServedDecoder(abc.ABC):
         """How unusual images are, and where it shows.
 
         Args:
-            images: numbers in [0, 1], (batch, height, width, channels).
+            images: (batch, height, width, channels), floats in [0, 1] or uint8.
 
         Raises:
-            ExportError: images of another shape, that are not numbers, or not finite: nothing was sent.
+            ExportError: images of another shape, that are not numbers, or outside of [0, 1]: nothing was sent.
             ServerError: as `decode`, and for a model that was exported without its scorer.
         """
         signature = self._signature("score", {"image"}, set(Scored._fields), "export it with its scorer")
         shape = signature.inputs["image"].shape[1:]
-        images = latents.check_batch(images, shape, "images", "scorer")
-        answers = [self._run("score", {"image": part}, len(part)) for part in self._parts(images, "float32")]
+        images = checked(images, shape)
+        # An answer has a map beside the picture, and two numbers: no more than twice an image in all.
+        answers = [self._run("score", {"image": part}, len(part)) for part in self._parts(images, "float32", 2)]
         rows = {"score": (), "rank": (), "error_map": shape[:2], "reconstruction": shape}
         columns = {
             name: np.concatenate([np.zeros((0, *row), np.float32), *(each[name] for each in answers)])
@@ -221,9 +222,9 @@ class ServedDecoder(abc.ABC):
             for file in self._run(signature, {name: part}, len(part))[output]
         ]
 
-    def _parts(self, rows: np.ndarray, images: str) -> Iterator[np.ndarray]:
-        """Rows for one request after the other, whose images are of this type."""
-        step = max(1, min(self._batch_size, self._images_a_message(images)))
+    def _parts(self, rows: np.ndarray, images: str, each: int = 1) -> Iterator[np.ndarray]:
+        """Rows for one request after the other, whose images, `each` of a row, are of this type."""
+        step = max(1, min(self._batch_size, self._images_a_message(images) // each))
         return (rows[start : start + step] for start in range(0, len(rows), step))
 
     def _images_a_message(self, images: str) -> int:

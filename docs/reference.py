@@ -30,6 +30,8 @@ MODULES = (
     "keras_vae.model.priors",
     "keras_vae.export.latents",
     "keras_vae.export.encoder",
+    "keras_vae.export.scorer",
+    "keras_vae.export.scored",
     "keras_vae.export.triton",
     "keras_vae.export.errors",
     "keras_vae.export.serving.rest_client",

@@ -1,7 +1,6 @@
 """What scorers return, wherever they run."""
 
-from __future__ import annotations
-
+# No annotations from the future: pdoc cannot look up those of a named tuple.
 from typing import Any, NamedTuple
 
 import numpy as np

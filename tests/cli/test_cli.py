@@ -113,7 +113,8 @@ def test_photo_preset_trains_exports_and_verifies(image_folder: Path, tmp_path: 
     assert 1e-5 <= last["learning_rate"] < 1e-4
     vae = keras.saving.load_model(out / "model.keras")
     assert not vae.needs_adapting
-    assert command("export", out, "--format", "onnx").status == 0  # `test_networks.py` writes the SavedModel
+    for arguments in (("--format", "tf_saved_model"), ("--format", "onnx")):
+        assert command("export", out, *arguments).status == 0
     assert command("verify", out).status == 0
     more = command("train", "--resume", "--out", out, "--steps", 16, "--json")
     assert more.status == 0

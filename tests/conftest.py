@@ -21,6 +21,7 @@ from keras_vae.data.tfds import builders
 from keras_vae.export.formats import FORMATS
 from keras_vae.features import perceptual
 from keras_vae.model import distributions, priors
+from keras_vae.training import TrainingConfig, train
 
 pytest_plugins = ("browser",)  # fixtures that several modules share, and take long to make
 
@@ -82,6 +83,22 @@ def image_folder(images: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -
         below = folder / "more" if index % 3 == 0 else folder
         Image.fromarray(np.round(image * 255).astype(np.uint8)).save(below / f"{index:03d}.png")
     return folder
+
+
+@pytest.fixture(scope="session")
+def train_small(image_folder: Path) -> Callable[[Path], Path]:
+    """Trains a small run on the folder of avatars, in a folder of that path."""
+
+    def trained(out: Path) -> Path:
+        settings: dict[str, Any] = {"image_size": 32, "latent_dim": 8, "batch_size": 16, "learning_rate": 2e-3}
+        train(
+            TrainingConfig(
+                data=str(image_folder), out=str(out), perceptual=None, epochs=30, precision="float32", **settings
+            )
+        )
+        return out
+
+    return trained
 
 
 @pytest.fixture

@@ -112,17 +112,18 @@ def export(
         )
     beside = _copy_vectors(model, folder)
     metadata = {"keras_vae_version": __version__, "run_id": model.config.get("run_id", "")}
-    metadata["model"] = model.vae.fingerprint()
     if encoder and "onnx" in formats:
         from keras_vae.export.encoder import export_encoder
 
         with model.vae.averaged_weights():
+            metadata["model"] = model.vae.fingerprint()
             export_encoder(model.vae.encoder, folder / ENCODER_FILE, metadata)
         beside.append(folder / ENCODER_FILE)
     if judgement is not None and "onnx" in formats:
         from keras_vae.export.scorer import export_scorer
 
-        export_scorer(judgement, model.vae.image_shape, folder / SCORER_FILE, metadata)
+        metadata["model"] = judgement.model
+        export_scorer(judgement, judgement.image_shape, folder / SCORER_FILE, metadata)
         beside.append(folder / SCORER_FILE)
     if TRITON in formats:
         for like in [each for each in artifacts if each["format"] == "onnx"]:

@@ -16,7 +16,7 @@ from keras_vae.export import latents, seal
 from keras_vae.export.errors import ExportError
 from keras_vae.export.formats import LATENTS, NOISE, Opened
 from keras_vae.export.png import to_png
-from keras_vae.export.scored import Scored, checked
+from keras_vae.export.scored import Scored, checked, rows
 from keras_vae.support.quiet import quiet_stderr
 
 with quiet_stderr():
@@ -225,8 +225,7 @@ class Scorer:
         """
         given = checked(images, self.image_shape)
         if not len(given):  # onnxruntime 1.31 adds a bias to nothing by the wrong axis
-            rows = ((), (), self.image_shape[:2], self.image_shape)
-            return Scored(*(np.zeros((0, *row), np.float32) for row in rows))
+            return Scored(**{name: np.zeros((0, *row), np.float32) for name, row in rows(self.image_shape).items()})
         return Scored(*self._session.run(SCORER.outputs, {"image": given}))
 
 

@@ -26,6 +26,11 @@ class Scored(NamedTuple):
     reconstruction: np.ndarray
 
 
+def rows(image_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """The shape of what each field of `Scored` holds for one image, (height, width, channels)."""
+    return {"score": (), "rank": (), "error_map": image_shape[:2], "reconstruction": image_shape}
+
+
 def checked(images: Any, image_shape: tuple[int, ...]) -> np.ndarray:
     """Images for a scorer, float32 (batch, height, width, channels) in [0, 1].
 

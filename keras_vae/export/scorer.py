@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_vae.export.runtime import CPU, SCORER, Scorer
+from keras_vae.export.runtime import CPU, Scorer
+from keras_vae.export.scored import rows
 from keras_vae.export.writers import onnx_graph
 from keras_vae.export.writers.onnx import check_file, converted_function, log1p, put, relative_difference, save
 from keras_vae.support.keras_defaults import keras_defaults
@@ -46,19 +47,9 @@ def export_scorer(
         VerificationError: the file differs by more than 1e-4; what was there stays.
     """
     check_file(path)
-    rows: dict[str, tuple[int, ...]] = {
-        "score": (), "rank": (), "error_map": image_shape[:2], "reconstruction": image_shape
-    }  # fmt: skip
-    assert sorted(rows) == sorted(SCORER.outputs)
 
     def write(new: Path, entries: dict[str, str]) -> None:
-        model = converted_function(
-            lambda image: {name: score(image)[name] for name in rows},
-            "image",
-            image_shape,
-            rows,
-            {"Log1p": (log1p, [])},
-        )
+        model = converted_function(score, "image", image_shape, rows(image_shape), {"Log1p": (log1p, [])})
         onnx_graph.tidy(model.graph, "scorer")
         save(model, new, {"image_shape": json.dumps(list(image_shape)), **entries})
 

@@ -27,7 +27,6 @@ from keras_vae.evaluation import unusual
 from keras_vae.model import priors
 from keras_vae.model.bounds import importance_weighted_bound
 from keras_vae.model.scoring import Scores
-from keras_vae.training import TrainingConfig, train
 
 Command = Callable[..., Any]
 AVATARS = Path(keras_vae.__file__).parents[1] / "saved_models" / "avatars" / "model.keras"
@@ -196,22 +195,8 @@ def test_the_map_of_an_avatar_points_to_its_defect() -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -> Path:
-    folder = tmp_path_factory.mktemp("scores") / "run"
-    train(
-        TrainingConfig(
-            data=str(image_folder),
-            out=str(folder),
-            image_size=32,
-            latent_dim=8,
-            batch_size=16,
-            perceptual=None,
-            epochs=30,
-            learning_rate=2e-3,
-            precision="float32",
-        )
-    )
-    return folder
+def run(tmp_path_factory: pytest.TempPathFactory, train_small: Callable[[Path], Path]) -> Path:
+    return train_small(tmp_path_factory.mktemp("scores") / "run")
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,6 @@ from keras_vae.export.formats import open_artifact
 from keras_vae.model import priors
 from keras_vae.model.encoding import Encoded
 from keras_vae.runs.opening import open_model
-from keras_vae.training import TrainingConfig, train
 
 Command = Callable[..., Any]
 MEAN = np.array([3.0, -1.0, 0.5])
@@ -56,22 +55,8 @@ def fitted(ring: tuple[np.ndarray, np.ndarray]) -> priors.FlowMatchingPrior:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -> Path:
-    folder = tmp_path_factory.mktemp("priors") / "run"
-    train(
-        TrainingConfig(
-            data=str(image_folder),
-            out=str(folder),
-            image_size=32,
-            latent_dim=8,
-            batch_size=16,
-            perceptual=None,
-            epochs=30,
-            learning_rate=2e-3,
-            precision="float32",
-        )
-    )
-    return folder
+def run(tmp_path_factory: pytest.TempPathFactory, train_small: Callable[[Path], Path]) -> Path:
+    return train_small(tmp_path_factory.mktemp("priors") / "run")
 
 
 def test_the_standard_normal_is_the_noise_itself() -> None:

@@ -17,7 +17,7 @@ from keras_vae.export import latents
 from keras_vae.export.errors import ExportError
 from keras_vae.export.formats import LATENTS, NOISE
 from keras_vae.export.png import to_png
-from keras_vae.export.scored import Scored, checked
+from keras_vae.export.scored import Scored, checked, rows
 
 MODEL = "decoder"
 BATCH_SIZE = 64  # max_batch_size in batching.config: a server that batches refuses requests of more rows
@@ -200,10 +200,9 @@ class ServedDecoder(abc.ABC):
         images = checked(images, shape)
         # An answer has a map beside the picture, and two numbers: no more than twice an image in all.
         answers = [self._run("score", {"image": part}, len(part)) for part in self._parts(images, "float32", 2)]
-        rows = {"score": (), "rank": (), "error_map": shape[:2], "reconstruction": shape}
         columns = {
             name: np.concatenate([np.zeros((0, *row), np.float32), *(each[name] for each in answers)])
-            for name, row in rows.items()
+            for name, row in rows(shape).items()
         }
         return Scored(**columns)
 

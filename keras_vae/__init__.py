@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from keras_vae.model.vae import VAE
     from keras_vae.runs.pretrained import from_pretrained
     from keras_vae.support import errors, pictures, precision
+    from keras_vae.support.conditions import Condition
 
 _WITH_TENSORFLOW = {
     "VAE": "keras_vae.model.vae",
@@ -39,6 +40,7 @@ _WITH_TENSORFLOW = {
     "schedules": "keras_vae.model.schedules",
 }
 _WITHOUT_TENSORFLOW = {
+    "Condition": "keras_vae.support.conditions",
     "errors": "keras_vae.support.errors",
     "pictures": "keras_vae.support.pictures",
     "precision": "keras_vae.support.precision",
@@ -68,6 +70,7 @@ __all__ = [
     "OBJECTIVES",
     "PRESETS",
     "VAE",
+    "Condition",
     "DiagonalGaussian",
     "InputError",
     "PerceptualLoss",

@@ -233,8 +233,9 @@ def checked_dataset(dataset: tf.data.Dataset, image_shape: ImageShape, steps: in
             return dataset
 
     def shaped(*element: Any) -> Any:
-        images = unpack(element if len(element) > 1 else element[0])
-        return tf.ensure_shape(images, (None, *image_shape))
+        images = tf.ensure_shape(unpack(element if len(element) > 1 else element[0]), (None, *image_shape))
+        first = {**element[0], "image": images} if isinstance(element[0], dict) else images
+        return (first, *element[1:]) if len(element) > 1 else first
 
     return dataset.map(shaped)
 

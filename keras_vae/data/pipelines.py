@@ -319,8 +319,11 @@ def _chosen(image: tf.Tensor, batch: dict[str, tf.Tensor], batches: Batches) -> 
     return {"image": image, "attributes": batch["attributes"]} if batches.attributes else image
 
 
-def of_array(images: np.ndarray, batch_size: int) -> tf.data.Dataset:
-    """Batches of an array in order, sharded among workers as Keras does it, without autotuning (see `_ready`)."""
+def of_array(images: Any, batch_size: int) -> tf.data.Dataset:
+    """Batches of an array, or of several together, sharded among workers as Keras does it, without autotuning.
+
+    See `_ready`.
+    """
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return _ready(tf.data.Dataset.from_tensor_slices(images).batch(batch_size).with_options(options))

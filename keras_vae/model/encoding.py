@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_vae.data import image_batches
+from keras_vae.model import conditioning
 from keras_vae.model.distributions import kl_per_latent
 from keras_vae.support import progress
 from keras_vae.support.errors import InputError
@@ -60,6 +61,8 @@ class Encoded:
         attributes: uint8 (images, attributes), 0 or 1; of no columns if they were not asked for.
         attribute_names: of the attributes.
         seen: how many images there were; those kept are a random sample of them.
+        conditions: what they are of, float32 (images, names), zeros where the batches do not say it; None for a model
+            without conditions.
     """
 
     mean: np.ndarray
@@ -67,14 +70,16 @@ class Encoded:
     attributes: np.ndarray
     attribute_names: tuple[str, ...]
     seen: int
+    conditions: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.mean)
 
     def first(self, count: int) -> Encoded:
         """The first images, all if there are fewer."""
-        columns = {name: getattr(self, name)[:count] for name in ("mean", "log_var", "attributes")}
-        return replace(self, **columns)
+        names = ("mean", "log_var", "attributes", "conditions")
+        found = {name: getattr(self, name) for name in names}
+        return replace(self, **{name: column[:count] for name, column in found.items() if column is not None})
 
     @property
     def latent_dim(self) -> int:
@@ -125,8 +130,8 @@ def encode(
     kept = Reservoir(limit, seed)
 
     @tf.function(jit_compile=vae.needs_xla, reduce_retracing=True, autograph=False)
-    def posterior(images: Any) -> tuple[Any, Any]:
-        found = vae.encode(images)
+    def posterior(images: Any, condition: Any) -> tuple[Any, Any]:
+        found = vae.encode(images, condition=condition)
         return found.mean, found.log_var
 
     with vae.averaged_weights(), progress.bar(total, description, "images") as bar:
@@ -134,9 +139,14 @@ def encode(
             images = image_batches.unpack(batch)
             image_batches.check(images, vae.image_shape)
             labels = batch["attributes"] if attribute_names else np.empty((len(images), 0), np.uint8)
-            kept.update(*(np.asarray(each) for each in (*posterior(vae.images_of(images)), labels)))
+            condition = conditioning.rows(
+                vae.condition, conditioning.labels_of(batch) if vae.condition else None, len(images)
+            )
+            found = posterior(vae.images_of(images), condition)
+            known = [] if condition is None else [condition]
+            kept.update(*(np.asarray(each) for each in (*found, labels, *known)))
             bar.update(len(images))
     if not len(kept):
         raise InputError("no images to encode")
-    mean, log_var, attributes = kept.columns()
-    return Encoded(mean, log_var, attributes, attribute_names, kept.seen)
+    mean, log_var, attributes, *conditions = kept.columns()
+    return Encoded(mean, log_var, attributes, attribute_names, kept.seen, *conditions)

@@ -18,14 +18,14 @@ import tensorflow as tf
 
 from keras_vae.data import image_batches, pipelines
 from keras_vae.features.perceptual import PerceptualLoss
-from keras_vae.model import callback_list, compiling, guards, schedules
+from keras_vae.model import callback_list, compiling, conditioning, guards, schedules
 from keras_vae.model.averaging import restored, swapped
 from keras_vae.model.state import StatefulModel
 from keras_vae.support import keras_internals, precision, replicas
+from keras_vae.support.conditions import Condition
 from keras_vae.support.errors import InputError, check_count
 
 KERAS_BATCH = 32  # images, where no batch size is given
-SHARE_MARK = "fewer images than replicas"
 
 
 class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
@@ -33,12 +33,14 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
 
     Attributes:
         image_shape: (height, width, channels).
+        condition: what images can be asked for by, or None.
         perceptual, perceptual_weight, pixel_weight: as `keras_vae.VAE` takes them.
         watch: the `Watch` that records what goes wrong in steps.
         xla: what XLA compiles, after `compile`.
     """
 
     image_shape: tuple[int, int, int]
+    condition: Condition | None
     perceptual: PerceptualLoss | None
     perceptual_weight: Any
     pixel_weight: float
@@ -85,7 +87,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
         """Whether the network begins with the images' statistics, and has not been given any."""
         return False
 
-    def _before_training(self, images: Any, held_out: float = 0.0) -> None:
+    def _before_training(self, images: Any, held_out: float = 0.0, labels: Any = None) -> None:
         """What a network needs to know of the images before the first step, but for the share that is held out."""
 
     # Compiling ---------------------------------------------------------------------------------
@@ -163,6 +165,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
         if not self.trainable_weights:
             raise InputError("no weight is trainable: set vae.trainable = True, and compile again")
         options["x"] = self._checked_images("fit", x, options.get("steps_per_epoch"), "steps_per_epoch")
+        conditioning.check_labels(self.condition, options["x"], options.get("y"), needed=True)
         held_out = options.get("validation_data")
         if isinstance(held_out, list):
             held_out = tuple(held_out)  # as Keras takes it
@@ -172,12 +175,13 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
                 images = self._checked_images(
                     "validation_data", images, options.get("validation_steps"), "validation_steps"
                 )
+                conditioning.check_labels(self.condition, images, conditioning.labels_of(held_out))
             options["validation_data"] = (images, *held_out[1:]) if isinstance(held_out, tuple) else images
         if isinstance(x, tf.data.Dataset):
             # Keras's default, True, makes it warn that datasets shuffle themselves.
             options.setdefault("shuffle", False)
         held_out = options.get("validation_split") if options.get("validation_data") is None else None
-        self._before_training(options["x"], held_out or 0.0)
+        self._before_training(options["x"], held_out or 0.0, options.get("y"))
         with self._following(schedule), self._watched(options):
             if guards.steps_between_looks() > 1 and isinstance(options["callbacks"], list):
                 options["callbacks"] = callback_list.for_fit(self, options, KERAS_BATCH)
@@ -214,6 +218,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
             if sample_weight is not None:
                 raise InputError("evaluate(sample_weight=...): the bound counts every image alike; leave it out")
             x = self._checked_images("evaluate", x, steps, "steps")
+            conditioning.check_labels(self.condition, x, y)
         with self._judged(_callbacks(options)), nullcontext() if within_fit else self._watched(options):
             return super().evaluate(
                 x,
@@ -262,7 +267,9 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
             raise InputError("the network begins with the statistics of many images: call vae.adapt(images) first")
         if not self._fits:  # a callback may call it
             self._follow(None)
-        return self._looked_at(super().train_on_batch, self._checked_images("train_on_batch", x), *args, **kwargs)
+        x = self._checked_images("train_on_batch", x)
+        conditioning.check_labels(self.condition, x, kwargs.get("y", args[0] if args else None), needed=True)
+        return self._looked_at(super().train_on_batch, x, *args, **kwargs)
 
     def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.test_on_batch`. Raises as `fit`."""
@@ -309,20 +316,13 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
         """The images of what Keras hands a step, float32 of the model's shape."""
         return image_batches.as_float32(image_batches.unpack(data), self.image_shape)
 
-    def _noted_images(self, data: Any) -> tuple[Any, Any]:
-        """The images of what Keras hands a step, and whether they are usable, which is recorded."""
+    def _noted(self, data: Any) -> tuple[Any, Any, Any]:
+        """The images of what Keras hands a step, what they are of, and whether both are usable, which is recorded."""
         images = image_batches.shaped(image_batches.unpack(data), self.image_shape)
-        return self.images_of(images), self.watch.note_images(images)
-
-    def _one_for_each(self, images: Any) -> Any:
-        """The same images: with several replicas, each must get one.
-
-        A replica without images has no batch statistics, and oneDNN cannot convolve an empty batch.
-        """
-        if replicas.count() == 1:
-            return images
-        with tf.control_dependencies([tf.debugging.Assert(tf.shape(images)[0] > 0, [SHARE_MARK])]):
-            return tf.identity(images)
+        condition = None
+        if self.condition is not None and (labels := conditioning.labels_of(data)) is not None:
+            condition = conditioning.of_labels(labels, self.condition)
+        return self.images_of(images), condition, self.watch.note(images, condition)
 
     def _logged(self, logs: dict[str, Any]) -> dict[str, Any]:
         """What a step returns, as Keras 3.15 can reduce it over workers: it expects scalars to have a first axis."""
@@ -386,7 +386,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
             if "Unrecognized data type" in text:
                 return InputError("images come as an array, a tensor, a tf.data or Python dataset, or a generator")
             return None
-        if SHARE_MARK in text:
+        if replicas.SHARE_MARK in text:
             return InputError(
                 f"a batch has fewer images than the {self.distribute_strategy.num_replicas_in_sync} replicas that "
                 "share it: leave out the smaller last one, as .batch(64, drop_remainder=True) does"

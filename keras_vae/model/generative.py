@@ -22,7 +22,7 @@ from keras_vae.export.artifact import check_target, export_decoder, float32_copy
 from keras_vae.export.formats import FORMATS, PARTS
 from keras_vae.export.generator import compose
 from keras_vae.features import judges
-from keras_vae.model import priors, scoring
+from keras_vae.model import conditioning, priors, scoring
 from keras_vae.model.distributions import DiagonalGaussian
 from keras_vae.model.encoding import encode
 from keras_vae.model.entry_points import KERAS_BATCH, CheckedModel
@@ -41,11 +41,11 @@ class GenerativeModel(CheckedModel):
     _adapted = False
     _in_xla: dict[str, Any]
 
-    def encode(self, images: Any, training: bool = False) -> DiagonalGaussian:
+    def encode(self, images: Any, training: bool = False, condition: Any = None) -> DiagonalGaussian:
         """The posterior q(z | x) of a batch of images."""
         raise NotImplementedError
 
-    def decode(self, z: Any, training: bool = False) -> Any:
+    def decode(self, z: Any, training: bool = False, condition: Any = None) -> Any:
         """Images of a batch of latents."""
         raise NotImplementedError
 
@@ -74,7 +74,7 @@ class GenerativeModel(CheckedModel):
             self._adapted = family is None or family.is_adapted is None or family.is_adapted(self.decoder)
         return not self._adapted
 
-    def adapt(self, images: Any, limit: int = ADAPTED_TO, seed: int = 0) -> None:
+    def adapt(self, images: Any, limit: int = ADAPTED_TO, seed: int = 0, labels: Any = None) -> None:
         """Gives the network the images' statistics, which the network "ppca" begins with: before it is trained.
 
         As Keras's preprocessing layers have it. `fit` calls it for a model that has not been adapted yet, with the
@@ -84,6 +84,7 @@ class GenerativeModel(CheckedModel):
             images: as for `fit`: an array, or a dataset or other iterable of batches.
             limit: how many are used: a random sample of an array, the first of a dataset.
             seed: of that sample.
+            labels: of an array of images, for a conditional model.
 
         Raises:
             InputError: a network that has nothing to adapt or has been trained, no images, or images that `fit` would
@@ -96,11 +97,15 @@ class GenerativeModel(CheckedModel):
         if self.compiled and int(ops.convert_to_numpy(self.optimizer.iterations)):
             raise InputError("the model has been trained on what it was adapted to: adapt a new one")
         limit = int(check_count("limit", limit))
+        labels = conditioning.labels_of((images, labels))
         images = image_batches.unpack(images) if isinstance(images, dict) else images
         images = self._checked_images("adapt", images, limit, option="")
+        conditioning.check_labels(self.condition, images, labels, needed=True)
         if hasattr(images, "shape"):
             images, rows = np.asarray(images), np.sort(np.random.default_rng(seed).permutation(len(images))[:limit])
-            batches: Any = (images[rows[start : start + 256]] for start in range(0, len(rows), 256))
+            labels = None if labels is None else np.asarray(labels)
+            parts = (rows[start : start + 256] for start in range(0, len(rows), 256))
+            batches: Any = ((images[part], None if labels is None else labels[part]) for part in parts)
         elif isinstance(images, Iterable):
             batches = images
         else:
@@ -111,7 +116,10 @@ class GenerativeModel(CheckedModel):
             for batch in batches:
                 found = self.images_of(batch)[:left]
                 image_batches.check(found, self.image_shape)
-                yield found
+                if self.condition is None:
+                    yield found
+                else:
+                    yield found, conditioning.rows(self.condition, conditioning.labels_of(batch), len(found))
                 left -= len(found)
                 if not left:
                     return
@@ -126,23 +134,27 @@ class GenerativeModel(CheckedModel):
                 raise
             raise refused from None
 
-    def _before_training(self, images: Any, held_out: float = 0.0) -> None:
+    def _before_training(self, images: Any, held_out: float = 0.0, labels: Any = None) -> None:
         if not self.needs_adapting:
             return
         if held_out:  # the last images of an array, which Keras will validate on
+            labels = conditioning.labels_of((images, labels))
             values = image_batches.unpack(images) if isinstance(images, dict) else images
             if hasattr(values, "shape"):
-                images = values[: max(1, math.floor(len(values) * (1.0 - held_out)))]
+                kept = max(1, math.floor(len(values) * (1.0 - held_out)))
+                images, labels = values[:kept], None if labels is None else labels[:kept]
         if not (hasattr(images, "shape") or isinstance(images, dict | tf.data.Dataset)):
             raise InputError(
                 f"the network {self.network!r} begins with the images' statistics, which a generator gives only once: "
                 "call vae.adapt(images) with an array or a dataset before fit"
             )
-        self.adapt(images)
+        self.adapt(images, labels=labels)
 
     # The prior -------------------------------------------------------------------------------
 
-    def fit_prior(self, images: Any, steps: int | None = None, seed: int = 0, limit: int | None = None) -> None:
+    def fit_prior(
+        self, images: Any, steps: int | None = None, seed: int = 0, limit: int | None = None, labels: Any = None
+    ) -> None:
         """Fits the prior to the codes of images that the model was trained on: samples are then drawn where these lie.
 
         Args:
@@ -150,19 +162,23 @@ class GenerativeModel(CheckedModel):
             steps: of fitting, each of 256 codes, 3,500 by default; fewer if a code would be seen over 100 times.
             seed: of the draws.
             limit: images whose codes are kept, 100,000 by default; of more, a random sample.
+            labels: of an array of images, for a conditional model; a dataset brings its own.
 
         Raises:
             InputError: as `encode`, or no images.
         """
         steps = check_count("steps", priors.STEPS if steps is None else steps)
         limit = check_count("limit", priors.MOST_CODES if limit is None else limit)
+        labels = conditioning.labels_of((images, labels))
         images = image_batches.unpack(images) if isinstance(images, dict) else images
+        conditioning.check_labels(self.condition, images, labels, needed=True)
         if images is None or isinstance(images, tf.data.Dataset):
             images = self._checked_images("fit_prior", images, option="")
         elif hasattr(images, "shape"):
-            images = pipelines.of_array(images, KERAS_BATCH)
+            images = pipelines.of_array(images if labels is None else (images, np.asarray(labels)), KERAS_BATCH)
         encoded = encode(self, images, limit=limit, seed=seed, description="encoding for the prior")
-        self.set_prior(priors.fit(encoded.mean, encoded.log_var, seed, steps))
+        exclusive = self.condition is not None and self.condition.exclusive
+        self.set_prior(priors.fit(encoded.mean, encoded.log_var, seed, steps, encoded.conditions, exclusive))
 
     # Unusual images --------------------------------------------------------------------------
 
@@ -209,7 +225,9 @@ class GenerativeModel(CheckedModel):
             InputError: as `score`.
         """
         with self.averaged_weights():
-            encoder, decoder = (float32_copy(each, always=True) for each in (self.encoder, self.decoder))
+            encoder, decoder = (
+                networks.without_condition(float32_copy(each, always=True)) for each in (self.encoder, self.decoder)
+            )
             look = scoring.Look(encoder, decoder, self.prior)
             with true_float32():
                 found = self._scored(scoring.Scorer(self, draws=0, look=look), usual)
@@ -257,7 +275,7 @@ class GenerativeModel(CheckedModel):
 
     # Images from noise -----------------------------------------------------------------------
 
-    def sample(self, count: int, seed: int | None = None, temperature: float = 1.0) -> Any:
+    def sample(self, count: int, seed: int | None = None, temperature: float = 1.0, condition: Any = None) -> Any:
         """Images of `count` draws from the prior.
 
         The same seed gives the same noise here, in `keras_vae.export.runtime` and on the command line. Decoding
@@ -267,15 +285,20 @@ class GenerativeModel(CheckedModel):
             count: how many.
             seed: of the draw.
             temperature: the noise's standard deviation; below 1 images are more alike, and closer to the mean.
+            condition: what the images are to be of, as `keras_vae.Condition.rows` takes it, such as a class's name, or
+                {"glasses": True}; None for images of any kind.
 
         Returns:
             float32 (count, height, width, channels) in [0, 1].
 
         Raises:
-            InputError: a count below 1, or a temperature that is not a number from 0 on.
+            InputError: a count below 1, a temperature that is not a number from 0 on, or a condition that the model
+                does not know.
         """
         noise = latents.draw(check_count("count", count), self.latent_dim, seed)
-        return self.decode(self.prior(check_weight("temperature", temperature) * noise))
+        rows = conditioning.rows(self.condition, condition, count)
+        z = self.prior(check_weight("temperature", temperature) * noise, rows)
+        return self.decode(z, condition=rows)
 
     def generator(self) -> keras.Model:
         """Prior and decoder as one Keras model: noise float32 (batch, latent_dim) to images."""
@@ -354,7 +377,7 @@ class GenerativeModel(CheckedModel):
                 output=output,
                 calibration=None if calibration is None else self._calibration(calibration),
                 prior=self.prior if part == "generator" or FORMATS[format].holds_all else None,
-                encoder=self.encoder if encoder else None,
+                encoder=networks.without_condition(self.encoder) if encoder else None,
                 scorer=scorer,
             )
         if verbose:

@@ -31,8 +31,8 @@ class Watch:
         terms: names of the loss's terms.
 
     Attributes:
-        images: float32 (5,): batches seen since `begin`, number of the first bad one, 0 for none, and the
-            `image_batches.summary` of its images.
+        images: float32 (6,): batches seen since `begin`, number of the first bad one, 0 for none, the
+            `image_batches.summary` of its images, and whether it was its labels that were bad.
         numbers: float32 (2 + terms,): number of the first bad step, 0 for none; the squared norm of its gradient; its
             terms' means.
         overflows: float32 (): consecutive steps, across calls, whose gradients overflowed float16.
@@ -40,7 +40,7 @@ class Watch:
 
     def __init__(self, terms: Sequence[str]) -> None:
         self.terms = tuple(terms)
-        self.images = tf.Variable(tf.zeros(5), trainable=False, name="bad_images")
+        self.images = tf.Variable(tf.zeros(6), trainable=False, name="bad_images")
         self.numbers = tf.Variable(tf.zeros(2 + len(self.terms)), trainable=False, name="bad_step")
         self.overflows = tf.Variable(0.0, trainable=False, name="overflows")
 
@@ -60,17 +60,20 @@ class Watch:
             for record, value in zip((self.images, self.numbers), before, strict=True):
                 record.assign(value)
 
-    def note_images(self, images: Any) -> Any:
-        """Whether the images of the whole batch are usable; records the first batch whose are not.
+    def note(self, images: Any, condition: Any) -> Any:
+        """Whether the images of the whole batch and their conditions are usable; records the first batch that is not.
 
         Args:
             images: those of this replica.
+            condition: theirs, float32 (batch, names), not finite where labels are wrong, or None.
         """
         if replicas.count() > 1:
             images = replicas.at_least_one(images)  # others may have some
-        total, low, high = tf.unstack(replicas.gathered(image_batches.summary(images)), axis=1)
-        found = tf.stack([tf.reduce_sum(total), tf.reduce_min(low), tf.reduce_max(high)])
-        fine = image_batches.in_range(*tf.unstack(found))
+        wrong = 0.0 if condition is None else tf.cast(tf.reduce_any(~tf.math.is_finite(condition)), tf.float32)
+        summary = tf.concat([image_batches.summary(images), [wrong]], 0)
+        total, low, high, wrong = tf.unstack(replicas.gathered(summary), axis=1)
+        found = tf.stack([tf.reduce_sum(total), tf.reduce_min(low), tf.reduce_max(high), tf.reduce_max(wrong)])
+        fine = tf.logical_and(image_batches.in_range(*tf.unstack(found[:3])), found[3] == 0.0)
         seen, first = self.images[0] + 1.0, self.images[1]
         news = tf.logical_and(first == 0.0, tf.logical_not(fine))
         noted = tf.concat([[tf.where(news, seen, first)], tf.where(news, found, self.images[2:])], 0)
@@ -90,7 +93,7 @@ class Watch:
 
         Args:
             step: number of this step.
-            images_fine: whether its images are usable; if not, `note_images` has recorded that.
+            images_fine: whether its images are usable; if not, `note` has recorded that.
             means: of the terms over the whole batch, float32 (terms,).
             loss: float32 (), this replica's share, with what layers added.
             gradients: of the loss, or None.
@@ -122,7 +125,14 @@ class Watch:
             InputError: images cannot be used.
             NotFiniteError: the loss or its gradient was not finite.
         """
-        _, batch, total, low, high = map(float, np.array(self.images))
+        _, batch, total, low, high, wrong = map(float, np.array(self.images))
+        if wrong:
+            raise InputError(
+                f"labels in batch {batch:.0f} are no classes, or not finite: give numbers from 0 to "
+                f"{len(model.condition) - 1}, or -1 where it is not known"
+                if model.condition.exclusive
+                else f"labels in batch {batch:.0f} hold NaN or infinity: give 0 where an attribute is not known"
+            )
         if batch:
             image_batches.check_summary(total, low, high, where=f" in batch {batch:.0f}")
         step, norm, *means = np.array(self.numbers)
@@ -150,7 +160,7 @@ def take_step(model: Any, images_fine: Any, gradients: list[Any], means: Any, lo
 
     Args:
         model: a `keras_vae.VAE`; its weights, statistics, noise, averages and optimizer change, or none of them does.
-        images_fine: whether the batch's images are usable, as `Watch.note_images` found.
+        images_fine: whether the batch's images are usable, as `Watch.note` found.
         gradients: of the trainable weights, scaled where the optimizer scales.
         means: of the objective's terms over the whole batch, float32 (terms,).
         loss: whose gradients they are, unscaled, float32 ().

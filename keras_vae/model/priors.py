@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from keras_vae.model.conditioning import partly_unknown
 from keras_vae.model.distributions import DiagonalGaussian
 from keras_vae.support import progress
 from keras_vae.support.errors import InputError, check_count
@@ -51,15 +52,15 @@ class StandardNormal(keras.layers.Layer):
         self.latent_dim = check_count("latent_dim", latent_dim)
         self.built = True
 
-    def call(self, noise: Any) -> Any:
-        """Latents of noise, float32 (batch, latent_dim) both."""
+    def call(self, noise: Any, condition: Any = None) -> Any:
+        """Latents of noise, float32 (batch, latent_dim) both, whatever the condition."""
         return noise
 
-    def inverse(self, z: Any) -> Any:
+    def inverse(self, z: Any, condition: Any = None) -> Any:
         """The noise of latents."""
         return ops.convert_to_tensor(z, "float32")
 
-    def log_prob(self, z: Any) -> Any:
+    def log_prob(self, z: Any, condition: Any = None) -> Any:
         """Log density in nats, float32 (batch,)."""
         return _standard_normal(ops.convert_to_tensor(z, "float32"))
 
@@ -83,19 +84,26 @@ class FlowMatchingPrior(keras.layers.Layer):
     the prior is that Gaussian. Noise is mapped to latents by `STEPS_TO_IMAGES` steps of the second-order method of
     Adams and Bashforth; the density and the inverse follow the flow more closely, by the method of Runge and Kutta.
 
+    Of a conditional model the field is v(x, t, condition), and the codes are those of such images; without a condition,
+    those of all.
+
     Args:
         latent_dim: number of latents.
         width: of the field's hidden layers.
         blocks: residual blocks between the first and the last layer.
+        condition_dim: numbers in a condition, 0 for none.
     """
 
     kind: ClassVar[str] = "learned"
 
-    def __init__(self, latent_dim: int, width: int = WIDTH, blocks: int = BLOCKS, **kwargs: Any) -> None:
+    def __init__(
+        self, latent_dim: int, width: int = WIDTH, blocks: int = BLOCKS, condition_dim: int = 0, **kwargs: Any
+    ) -> None:
         super().__init__(**{"dtype": "float32", "name": "prior", **kwargs})
         self.latent_dim = check_count("latent_dim", latent_dim)
         self.width = check_count("width", width)
         self.blocks = check_count("blocks", blocks)
+        self.condition_dim = condition_dim
         self.mean = self._array("mean", (latent_dim,), "zeros")
         self.axes = self._array("axes", (latent_dim, latent_dim), keras.initializers.Identity())
         glorot = "glorot_uniform"
@@ -115,6 +123,8 @@ class FlowMatchingPrior(keras.layers.Layer):
         self.last = self._array("last", (width, latent_dim), "zeros")
         self.skip = self._array("skip", (latent_dim, latent_dim), "zeros")
         self.last_bias = self._array("last_bias", (latent_dim,), "zeros")
+        if condition_dim:
+            self.condition = self._array("condition", (condition_dim, width), "zeros")
         self.built = True
 
     def _array(self, name: str, shape: tuple[int, ...], initializer: Any) -> Any:
@@ -126,34 +136,39 @@ class FlowMatchingPrior(keras.layers.Layer):
         """The weights of the velocity field."""
         return self.weights[2:]
 
-    def velocity(self, x: Any, t: Any) -> Any:
-        """The field v(x, t): float32 (batch, latent_dim), as x is; t is (batch or 1, 1), from 0 to 1."""
+    def velocity(self, x: Any, t: Any, condition: Any = None) -> Any:
+        """The field v(x, t): float32 (batch, latent_dim), as x is; t is (batch or 1, 1), from 0 to 1.
+
+        The condition is float32 (batch, condition_dim); None is one of zeros.
+        """
         angles = t * np.geomspace(1.0, HIGHEST_FREQUENCY, FREQUENCIES, dtype=np.float32)
         waves = ops.concatenate([ops.sin(angles), ops.cos(angles)], axis=-1)
         hidden = ops.matmul(x, self.first) + ops.matmul(waves, self.time) + self.first_bias
+        if condition is not None:
+            hidden = hidden + ops.matmul(condition, self.condition)
         for up, up_bias, down, down_bias in self.between:
             hidden = hidden + ops.matmul(ops.silu(ops.matmul(hidden, up) + up_bias), down) + down_bias
         return ops.matmul(hidden, self.last) + ops.matmul(x, self.skip) + self.last_bias
 
-    def call(self, noise: Any) -> Any:
-        """Latents of noise, float32 (batch, latent_dim) both."""
+    def call(self, noise: Any, condition: Any = None) -> Any:
+        """Latents of noise, float32 (batch, latent_dim) both, of images of a condition."""
         x, before = noise, None
         for step in range(STEPS_TO_IMAGES):
-            velocity = self.velocity(x, ops.full((1, 1), step / STEPS_TO_IMAGES, dtype="float32"))
+            velocity = self.velocity(x, ops.full((1, 1), step / STEPS_TO_IMAGES, dtype="float32"), condition)
             ahead = velocity if before is None else 1.5 * velocity - 0.5 * before
             x, before = x + ahead / STEPS_TO_IMAGES, velocity
         return self.mean + ops.matmul(x, ops.transpose(self.axes))
 
-    def inverse(self, z: Any) -> Any:
+    def inverse(self, z: Any, condition: Any = None) -> Any:
         """The noise that flows to latents, float32 (batch, latent_dim) both."""
-        return self._reverse(ops.convert_to_tensor(z, "float32"), with_density=False)[0]
+        return self._reverse(ops.convert_to_tensor(z, "float32"), condition, with_density=False)[0]
 
-    def log_prob(self, z: Any) -> Any:
+    def log_prob(self, z: Any, condition: Any = None) -> Any:
         """Log density of the flow in nats, float32 (batch,).
 
         By the instantaneous change of variables (Chen et al. 2018, arXiv 1806.07366, theorem 1), with the exact trace.
         """
-        noise, log_volume = self._reverse(ops.convert_to_tensor(z, "float32"), with_density=True)
+        noise, log_volume = self._reverse(ops.convert_to_tensor(z, "float32"), condition, with_density=True)
         _, log_scale = np.linalg.slogdet(np.asarray(self.axes, np.float64))
         return _standard_normal(noise) - log_volume - float(log_scale)
 
@@ -166,21 +181,21 @@ class FlowMatchingPrior(keras.layers.Layer):
         to_white = np.linalg.inv(np.asarray(self.axes, np.float64)).T.astype(np.float32)
         return lambda z: _length(ops.matmul(z - mean, to_white))
 
-    def _reverse(self, z: Any, with_density: bool) -> tuple[Any, Any]:
+    def _reverse(self, z: Any, condition: Any, with_density: bool) -> tuple[Any, Any]:
         """The noise of latents, and the integral of the field's divergence along the way."""
         axes = np.asarray(self.axes, np.float64)
         x = ops.matmul(z - self.mean, np.linalg.inv(axes).T.astype(np.float32))
-        return self._integrated(x, with_density)
+        return self._integrated(x, condition, with_density)
 
     @tf.function(reduce_retracing=True, autograph=False)
-    def _integrated(self, x: tf.Tensor, with_density: bool) -> tuple[tf.Tensor, tf.Tensor]:
+    def _integrated(self, x: tf.Tensor, condition: Any, with_density: bool) -> tuple[tf.Tensor, tf.Tensor]:
         def change(x: tf.Tensor, t: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             times = tf.reshape(t, (1, 1))
             if not with_density:
-                return self.velocity(x, times), tf.zeros(tf.shape(x)[:1])
+                return self.velocity(x, times, condition), tf.zeros(tf.shape(x)[:1])
             with tf.GradientTape() as tape:
                 tape.watch(x)
-                velocity = self.velocity(x, times)
+                velocity = self.velocity(x, times, condition)
             return velocity, tf.linalg.trace(tape.batch_jacobian(velocity, x))
 
         length = -1.0 / RUNGE_KUTTA_STEPS
@@ -200,6 +215,7 @@ class FlowMatchingPrior(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         sizes = {"latent_dim": self.latent_dim, "width": self.width, "blocks": self.blocks}
+        sizes |= {"condition_dim": self.condition_dim} if self.condition_dim else {}
         return {**super().get_config(), **sizes}
 
 
@@ -226,18 +242,19 @@ Prior: TypeAlias = StandardNormal | FlowMatchingPrior
 
 
 @keras_defaults()
-def gaussian(mean: np.ndarray, log_var: np.ndarray) -> FlowMatchingPrior:
+def gaussian(mean: np.ndarray, log_var: np.ndarray, condition_dim: int = 0) -> FlowMatchingPrior:
     """The Gaussian with the codes' mean and covariance: a flow that is not fitted yet.
 
     Args:
         mean, log_var: posteriors of training images, float32 (images, latent_dim).
+        condition_dim: numbers in a condition, which makes no difference yet.
 
     Raises:
         InputError: codes that are not finite.
     """
     if not (np.isfinite(mean).all() and np.isfinite(log_var).all()):
         raise InputError("the codes of the images are not finite: the model's training diverged; train again")
-    prior = FlowMatchingPrior(mean.shape[1])
+    prior = FlowMatchingPrior(mean.shape[1], condition_dim=condition_dim)
     centre, covariance = mixture_moments(mean, log_var)
     variances, axes = np.linalg.eigh(covariance)
     variances = np.maximum(variances, LEAST_VARIANCE * variances.mean())[::-1]
@@ -247,18 +264,29 @@ def gaussian(mean: np.ndarray, log_var: np.ndarray) -> FlowMatchingPrior:
 
 
 @keras_defaults()
-def fit(mean: np.ndarray, log_var: np.ndarray, seed: int = 0, steps: int = STEPS) -> FlowMatchingPrior:
+def fit(
+    mean: np.ndarray,
+    log_var: np.ndarray,
+    seed: int = 0,
+    steps: int = STEPS,
+    conditions: np.ndarray | None = None,
+    exclusive: bool = False,
+) -> FlowMatchingPrior:
     """A prior fitted to codes: draws from the posteriors of training images.
 
     Args:
         mean, log_var: of their posteriors, float32 (images, latent_dim).
         seed: of the field's first weights and of all that is drawn.
         steps: of fitting, each on 256 codes; fewer are made if each code would be seen more than `EPOCHS` times.
+        conditions: of the images of a conditional model, float32 (images, condition_dim); some are left out in each
+            step, as in the model's training.
+        exclusive: whether they are classes.
 
     Raises:
         InputError: codes that are not finite.
     """
-    prior = gaussian(mean, log_var)
+    conditions = np.empty((len(mean), 0), np.float32) if conditions is None else conditions
+    prior = gaussian(mean, log_var, conditions.shape[1])
     count, latent_dim = mean.shape
     steps = min(steps, EPOCHS * count // BATCH)
     first = np.random.default_rng(seed)
@@ -287,11 +315,15 @@ def fit(mean: np.ndarray, log_var: np.ndarray, seed: int = 0, steps: int = STEPS
         spread = tf.gather(deviations, rows) * draws.normal((BATCH, latent_dim))
         codes = tf.gather(means, rows) + tf.matmul(spread, to_axes)
         noise = draws.normal((BATCH, latent_dim))
+        condition = None
+        if conditions.shape[1]:
+            chances = draws.normal((BATCH, 1 if exclusive else 1 + conditions.shape[1]))
+            condition = partly_unknown(tf.gather(conditions, rows), chances)
         # Stratified, and more of them late, where the field tells codes apart.
         t = tf.sqrt((places + draws.uniform((BATCH, 1))) / BATCH)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([weight.value for weight in weights])
-            error = prior.velocity(t * codes + (1.0 - t) * noise, t) - (codes - noise)
+            error = prior.velocity(t * codes + (1.0 - t) * noise, t, condition) - (codes - noise)
             loss = tf.reduce_mean(axis_weights * tf.square(error))
         optimizer.apply(tape.gradient(loss, [weight.value for weight in weights]), weights)
         return loss

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from keras_vae import networks
 from keras_vae.data import image_batches
 from keras_vae.features.judges import Judge
 from keras_vae.model.bounds import Estimator
@@ -212,7 +213,8 @@ class Scorer:
             raise InputError(f"features={judge.name!r} compares no images: choose another network, or leave it out")
         self.vae, self.judge = vae, judge
         self._bound = Estimator(vae, draws, seed) if draws else None
-        look = look or Look(vae.encoder, vae.decoder, vae.prior)
+        encoder, decoder = (networks.without_condition(each) for each in (vae.encoder, vae.decoder))
+        look = look or Look(encoder, decoder, vae.prior)
         self._look = tf.function(look, jit_compile=vae.needs_xla, reduce_retracing=True, autograph=False)
 
     @keras_defaults()

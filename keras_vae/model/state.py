@@ -16,6 +16,7 @@ from keras_vae.model import priors, schedules
 from keras_vae.model.averaging import AveragedWeights, restored, swapped
 from keras_vae.networks.ppca import LinearMap
 from keras_vae.support import keras_internals
+from keras_vae.support.conditions import Condition
 from keras_vae.support.errors import InputError, check_weight
 
 
@@ -33,6 +34,7 @@ class StatefulModel(keras.Model):
     decoder: keras.Model
     likelihood: keras.layers.Layer
     latent_dim: int
+    condition: Condition | None
     initial_beta: float
     beta_variable: Any
     last_kl_variable: Any
@@ -87,6 +89,9 @@ class StatefulModel(keras.Model):
             raise InputError(f"prior={prior!r}: give a prior of keras_vae.priors")
         if prior.latent_dim != self.latent_dim:
             raise InputError(f"the prior has {prior.latent_dim} latents, and the model {self.latent_dim}")
+        own = len(self.condition or ())
+        if isinstance(prior, priors.FlowMatchingPrior) and prior.condition_dim != own:
+            raise InputError(f"the prior takes conditions of {prior.condition_dim} numbers, and the model of {own}")
         self._prior.item = prior
 
     def save_own_variables(self, store: Any) -> None:
@@ -105,7 +110,8 @@ class StatefulModel(keras.Model):
         self.averaging.load(store)
         self.set_prior(priors.StandardNormal(self.latent_dim))
         if "prior" in store.keys():  # noqa: SIM118 - Keras loads its weights next
-            self.set_prior(priors.FlowMatchingPrior(self.latent_dim, *(int(size) for size in np.array(store["prior"]))))
+            width, blocks = (int(size) for size in np.array(store["prior"]))
+            self.set_prior(priors.FlowMatchingPrior(self.latent_dim, width, blocks, len(self.condition or ())))
 
     @contextmanager
     def _unchanged_on_failure(self) -> Iterator[None]:

@@ -13,12 +13,13 @@ from keras import ops
 from keras_vae import networks
 from keras_vae.data import image_batches
 from keras_vae.features.perceptual import PerceptualLoss, perceptual_loss
-from keras_vae.model import distributions, feature_terms, guards, metrics, priors
+from keras_vae.model import conditioning, distributions, feature_terms, guards, metrics, priors
 from keras_vae.model.averaging import AveragedWeights
 from keras_vae.model.generative import GenerativeModel
 from keras_vae.model.presets import DEFAULT_LAYERS, DEFAULT_PERCEPTUAL_WEIGHT
 from keras_vae.model.state import Untracked
 from keras_vae.support import keras_internals, precision, replicas
+from keras_vae.support.conditions import Condition
 from keras_vae.support.errors import InputError, check_weight
 from keras_vae.support.keras_defaults import keras_defaults
 
@@ -45,9 +46,12 @@ class VAE(GenerativeModel):
         latent_dim: number of latents.
         network: encoder and decoder family, a key of `keras_vae.networks.FAMILIES`.
         network_options: the family's own options, such as {"width": 64}.
+        condition: what images can be asked for by: a number of classes, names of attributes, or a
+            `keras_vae.Condition`, which names classes. `fit` then takes (images, labels). A share of the labels is left
+            out in training, so that the same model knows images of any kind.
         encoder, decoder: Keras models of your own instead of a family; give both; they determine image_shape and
             latent_dim. The encoder returns {"mean", "log_var"}, the two in that order, or one output with the means
-            first; the decoder returns images in [0, 1].
+            first; the decoder returns images in [0, 1]. With a condition it is their second input.
         perceptual: "vgg19", "vgg16", "hed-vgg16", a `PerceptualLoss`, or None. It is loaded when
             training starts, is frozen, and is not saved with the model.
         perceptual_layers: "vae-123", "vae-1234", "vae-345", "vae-12345" or layer names, where `perceptual` is a name.
@@ -73,6 +77,11 @@ class VAE(GenerativeModel):
         >>> vae.compile(keras.optimizers.Adam(5e-4))
         >>> vae.fit(images, epochs=5, validation_split=0.1)
         >>> faces = vae.sample(64, seed=0)
+
+        >>> vae = VAE(image_shape=(28, 28, 1), condition=10)
+        >>> vae.compile()
+        >>> vae.fit(images, labels, epochs=5)
+        >>> boots = vae.sample(8, condition=9)
     """
 
     def __init__(
@@ -88,6 +97,7 @@ class VAE(GenerativeModel):
         free_bits: float = 0.0,
         likelihood: str | distributions.Likelihood = "gaussian-calibrated",
         network_options: Mapping[str, Any] | None = None,
+        condition: int | Sequence[str] | Condition | None = None,
         encoder: keras.Model | None = None,
         decoder: keras.Model | None = None,
         seed: int | None = None,
@@ -97,8 +107,16 @@ class VAE(GenerativeModel):
         precision.check_policy(self.dtype_policy)
         self.network, self.network_options = network, dict(network_options or {})
         self.own_networks = encoder is not None or decoder is not None
+        self.condition = Condition.of(condition)
         self.encoder, self.decoder, self.image_shape, self.latent_dim = networks.make(
-            network, image_shape, latent_dim, self.dtype_policy, self.network_options, encoder, decoder
+            network,
+            image_shape,
+            latent_dim,
+            self.dtype_policy,
+            self.network_options,
+            encoder,
+            decoder,
+            len(self.condition or ()),
         )
         self.seed = seed
         self.initial_beta = check_weight("beta", beta)
@@ -131,45 +149,51 @@ class VAE(GenerativeModel):
 
     # The model: q(z | x), p(x | z) and the objective -------------------------------------------
 
-    def encode(self, images: Any, training: bool = False) -> distributions.DiagonalGaussian:
-        """The posterior q(z | x) of a batch of images.
+    def encode(self, images: Any, training: bool = False, condition: Any = None) -> distributions.DiagonalGaussian:
+        """The posterior q(z | x) of a batch of images, of a conditional model q(z | x, c).
 
         Args:
             images: (batch, height, width, channels), float in [0, 1] or uint8.
             training: whether batch statistics follow this batch.
+            condition: what the images are of, as `keras_vae.Condition.rows` takes it; None if that is not known.
 
         Raises:
-            InputError: images of another shape than the model's, outside of [0, 1] or not finite. Within a function
-                that TensorFlow compiles, values are not checked.
+            InputError: images of another shape than the model's, outside of [0, 1] or not finite, or a condition that
+                the model does not know. Within a function that TensorFlow compiles, values are not checked.
         """
         images = image_batches.as_array(image_batches.unpack(images) if isinstance(images, dict) else images)
         if tf.executing_eagerly():
             image_batches.check(images, self.image_shape)
-        parameters = self._run(self.encoder, image_batches.as_float32(images, self.image_shape), training)
+        images = image_batches.as_float32(images, self.image_shape)
+        rows = conditioning.rows(self.condition, condition, ops.shape(images)[0])
+        parameters = self._run(self.encoder, networks.inputs(images, rows), training)
         return distributions.DiagonalGaussian(parameters["mean"], parameters["log_var"])
 
-    def decode(self, z: Any, training: bool = False) -> Any:
+    def decode(self, z: Any, training: bool = False, condition: Any = None) -> Any:
         """Images of a batch of latents: float32, (batch, height, width, channels) in [0, 1].
 
         Args:
             z: float, (batch, latent_dim).
             training: whether batch statistics follow this batch.
+            condition: what the images are to be of, as for `encode`.
 
         Raises:
-            InputError: latents of another size than the model's.
+            InputError: latents of another size than the model's, or a condition that it does not know.
         """
         z = ops.cast(ops.convert_to_tensor(z), "float32")
         if len(z.shape) != 2 or z.shape[1] != self.latent_dim:
             raise InputError(f"latents have shape {tuple(z.shape)}: this model decodes (batch, {self.latent_dim})")
-        return self._run(self.decoder, z, training)
+        return self._run(
+            self.decoder, networks.inputs(z, conditioning.rows(self.condition, condition, ops.shape(z)[0])), training
+        )
 
-    def call(self, inputs: Any, training: bool = False) -> Any:
+    def call(self, inputs: Any, training: bool = False, condition: Any = None) -> Any:
         """Reconstructions, from the posterior's mode: what `predict` returns, without randomness."""
-        return self.decode(self.encode(inputs, training).mode(), training)
+        return self.decode(self.encode(inputs, training, condition).mode(), training, condition)
 
     @keras_defaults()
     def objective(
-        self, images: Any, noise: Any, training: bool, targets: list[Any] | None = None
+        self, images: Any, noise: Any, training: bool, targets: list[Any] | None = None, condition: Any = None
     ) -> tuple[dict[str, Any], distributions.DiagonalGaussian]:
         """Every term of the objective for each image, in float32, shape (batch,), and the posterior.
 
@@ -178,14 +202,15 @@ class VAE(GenerativeModel):
             noise: standard normal, float32 (batch, latent_dim), or a seed, as `DiagonalGaussian.sample` takes it.
             training: whether batch statistics and calibrated variances follow this batch.
             targets: the images' features, if they are already computed.
+            condition: what the images are of, as for `encode`.
 
         Returns:
             `loss`, `elbo`, `reconstruction` (-log p(x | z)), `kl`, and where they apply `kl_floored`,
             `bits_per_dim` and `perceptual`.
         """
         images = image_batches.as_float32(images, self.image_shape)
-        posterior = self.encode(images, training)
-        decoded = self.decode(posterior.sample(noise), training)
+        posterior = self.encode(images, training, condition)
+        decoded = self.decode(posterior.sample(noise), training, condition)
         # Left out of the loss, the pixels still teach a likelihood's own parameters, but not the decoder.
         seen = decoded if self.pixel_weight else ops.stop_gradient(decoded)
         reconstruction = -self.likelihood.log_prob(images, seen, training=training)
@@ -212,15 +237,18 @@ class VAE(GenerativeModel):
 
     @keras_internals.freed_with_its_model
     def train_step(self, data: Any) -> dict[str, Any]:
-        images, images_fine = self._noted_images(data)
-        images = replicas.at_least_one(self._one_for_each(images))
+        images, condition, images_fine = self._noted(data)
+        images = replicas.at_least_one(replicas.one_for_each(images))
         before = [tf.identity(each) for each in self._moved_without_gradient()]
         self.schedule_beta()
-        noise = self.train_noise.draw((ops.shape(images)[0], self.latent_dim))
+        noise = self.train_noise.draw((ops.shape(images)[0], self.latent_dim + conditioning.draws(self.condition)))
+        noise, chances = noise[:, : self.latent_dim], noise[:, self.latent_dim :]
+        if condition is not None:
+            condition = conditioning.partly_unknown(replicas.at_least_one(condition), chances)
         # Before the tape: no gradient goes to the real images' features, and nothing is kept for one.
         targets = None if self.perceptual is None else self.perceptual.targets(images)
         with tf.GradientTape() as tape:
-            terms, posterior = self.objective(images, noise, training=True, targets=targets)
+            terms, posterior = self.objective(images, noise, training=True, targets=targets, condition=condition)
             size = replicas.batch_size(images)
             loss = ops.sum(terms["loss"]) / size + self._beside_the_objective(terms, size)
             scaled_loss = self.optimizer.scale_loss(loss)  # for float16
@@ -237,16 +265,18 @@ class VAE(GenerativeModel):
         return added
 
     def test_step(self, data: Any) -> dict[str, Any]:
-        images, _ = self._noted_images(data)
+        images, condition, _ = self._noted(data)
         rows = ops.shape(images)[0]
         noise = replicas.at_least_one(self.test_noise.draw((rows, self.latent_dim)))
-        terms, posterior = self.objective(replicas.at_least_one(images), noise, training=False)
+        images, condition = replicas.at_least_one(images), replicas.at_least_one(condition)
+        terms, posterior = self.objective(images, noise, training=False, condition=condition)
         terms = {name: values[:rows] for name, values in terms.items()}
         return self._logged(self._track(self.term_means.of(terms), replicas.batch_size(images), posterior.mean[:rows]))
 
     def predict_step(self, data: Any) -> Any:
-        images, _ = self._noted_images(data)
-        return self(replicas.at_least_one(images), training=False)[: ops.shape(images)[0]]
+        images, condition, _ = self._noted(data)
+        found = self(replicas.at_least_one(images), training=False, condition=replicas.at_least_one(condition))
+        return found[: ops.shape(images)[0]]
 
     def _track(self, means: Any, size: Any, latents: Any) -> dict[str, Any]:
         self.term_means.update_state(means, size)
@@ -267,6 +297,7 @@ class VAE(GenerativeModel):
             "latent_dim": self.latent_dim,
             "network": self.network,
             "layout": networks.LAYOUT,
+            **({} if self.condition is None else {"condition": self.condition.config()}),
             "network_options": self.network_options,
             "perceptual": keras.saving.serialize_keras_object(self.perceptual),
             "perceptual_weight": self.perceptual_weight,

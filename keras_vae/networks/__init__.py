@@ -2,7 +2,7 @@
 
 from keras_vae.networks.families import FAMILIES, LAYOUT, Family, adopt, build, check, check_layout, make
 from keras_vae.networks.layers import BatchNormalization, HalvingConv2D, UpsampledConv2D
-from keras_vae.networks.parts import ReplicationPadding2D, SafeLogVariance
+from keras_vae.networks.parts import ReplicationPadding2D, SafeLogVariance, inputs, without_condition
 
 __all__ = [
     "FAMILIES",
@@ -17,5 +17,7 @@ __all__ = [
     "build",
     "check",
     "check_layout",
+    "inputs",
     "make",
+    "without_condition",
 ]

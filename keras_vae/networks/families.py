@@ -8,6 +8,7 @@ the encoder rounds its half up and the decoder crops the surplus row or column.
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,11 +36,12 @@ class Family:
 
     Attributes:
         encoder, decoder: called with (image_shape, latent_dim, dtype, **options); as `dfc_encoder` and `dfc_decoder`
-            they return Keras models.
+            they return Keras models. Those that can be conditional have a further argument `condition_dim`.
         options: the options of both, with defaults: whole numbers from 1 on, or True and False.
         least_size: pixels a side of the smallest images.
         adapt: called before training with encoder, decoder, an iterable of float32 batches (count, height, width,
-            channels) and a seed, for networks that begin with what the images' statistics determine.
+            channels) and a seed, for networks that begin with what the images' statistics determine; of a conditional
+            network the batches are pairs, of images and conditions.
         is_adapted: of a decoder, whether it has been; goes with `adapt`.
         check_options: raises `InputError` for options that contradict each other; it gets all of them, of the defaults'
             types.
@@ -52,6 +54,11 @@ class Family:
     check_options: Callable[[Mapping[str, Any]], None] | None = None
     adapt: Callable[..., None] | None = None
     is_adapted: Callable[[keras.Model], bool] | None = None
+
+    @property
+    def takes_conditions(self) -> bool:
+        """Whether its networks can be conditional."""
+        return all("condition_dim" in inspect.signature(each).parameters for each in (self.encoder, self.decoder))
 
 
 FAMILIES = {
@@ -67,7 +74,11 @@ FAMILIES = {
 
 
 def check(
-    network: str, image_shape: ImageShape, latent_dim: int, options: Mapping[str, Any] | None = None
+    network: str,
+    image_shape: ImageShape,
+    latent_dim: int,
+    options: Mapping[str, Any] | None = None,
+    conditional: bool = False,
 ) -> dict[str, Any]:
     """Refuses what `build` cannot make, without building anything.
 
@@ -75,13 +86,17 @@ def check(
         The family's options, with defaults for those that are not given.
 
     Raises:
-        InputError: unknown network or option, an image shape it cannot make, or a latent_dim below 1.
+        InputError: unknown network or option, an image shape it cannot make, a latent_dim below 1, or a network that
+            cannot be conditional and is to be.
     """
     if network not in FAMILIES:
         raise InputError(f"unknown network {network!r}: choose one of {', '.join(FAMILIES)}")
     if len(image_shape) != 3 or image_shape[2] not in (1, 3):
         raise InputError(f"image_shape={image_shape}: give (height, width, channels) with 1 or 3 channels")
     family = FAMILIES[network]
+    if conditional and not family.takes_conditions:
+        able = ", ".join(name for name, each in FAMILIES.items() if each.takes_conditions)
+        raise InputError(f"the network {network!r} takes no conditions: choose one of {able}, or leave these out")
     if min(image_shape[:2]) < family.least_size:
         raise InputError(
             f"image size {image_shape[0]}x{image_shape[1]}: the network {network!r} makes images of "
@@ -106,7 +121,12 @@ def check(
 
 @keras_defaults()
 def build(
-    network: str, image_shape: ImageShape, latent_dim: int, dtype: Any, options: Mapping[str, Any] | None = None
+    network: str,
+    image_shape: ImageShape,
+    latent_dim: int,
+    dtype: Any,
+    options: Mapping[str, Any] | None = None,
+    condition_dim: int = 0,
 ) -> tuple[keras.Model, keras.Model]:
     """Builds the encoder and decoder of a family.
 
@@ -116,11 +136,14 @@ def build(
         latent_dim: number of latents.
         dtype: Keras dtype policy, or its name, of the hidden layers.
         options: the family's own, such as {"width": 64}.
+        condition_dim: numbers in a condition; 0 for networks without.
 
     Raises:
         InputError: as `check`.
     """
-    complete = check(network, image_shape, latent_dim, options)
+    complete = check(network, image_shape, latent_dim, options, bool(condition_dim))
+    if condition_dim:
+        complete["condition_dim"] = condition_dim
     family = FAMILIES[network]
     return (
         family.encoder(image_shape, latent_dim, dtype, **complete),
@@ -149,6 +172,7 @@ def make(
     options: Mapping[str, Any],
     encoder: keras.Model | None = None,
     decoder: keras.Model | None = None,
+    condition_dim: int = 0,
 ) -> tuple[keras.Model, keras.Model, ImageShape, int]:
     """The networks that a model asks for, a family's or the user's own, with the image shape and latents of these.
 
@@ -161,7 +185,8 @@ def make(
     image_shape, latent_dim = check_image_shape(image_shape), check_count("latent_dim", latent_dim)
     if encoder is None and decoder is None:
         try:
-            return (*build(network, image_shape, latent_dim, dtype, options), image_shape, latent_dim)
+            networks = build(network, image_shape, latent_dim, dtype, options, condition_dim)
+            return (*networks, image_shape, latent_dim)
         except tf.errors.ResourceExhaustedError as error:
             raise InputError(
                 f"network {network!r} of image_shape={image_shape}, latent_dim={latent_dim} and {dict(options)} "
@@ -171,7 +196,7 @@ def make(
         raise InputError("encoder and decoder are given, and network or network_options too: leave these out")
     if encoder is None or decoder is None:
         raise InputError("give both encoder and decoder, or neither and the name of a network")
-    return adopt(encoder, decoder, image_shape, latent_dim)
+    return adopt(encoder, decoder, image_shape, latent_dim, condition_dim)
 
 
 def check_layout(network: str, layout: int, own: bool = False, calibrated: bool = False) -> None:

@@ -17,7 +17,7 @@ from keras import layers, ops
 
 from keras_vae.networks.dfc import LEAKY_SLOPE
 from keras_vae.networks.layers import BatchNormalization, HalvingConv2D, UpsampledConv2D
-from keras_vae.networks.parts import ImageShape, SafeLogVariance, doublings
+from keras_vae.networks.parts import ImageShape, SafeLogVariance, condition_input, conditioned, doublings, inputs
 
 SIDE = 64  # pixels a side, at most, of the images in the linear path
 LOWEST = 4  # pixels a side of the lowest resolution, about
@@ -75,7 +75,9 @@ class Corrected(layers.Layer):
         return super().get_config()  # Keras records no dtype policy for layers that leave this method out
 
 
-def ppca_encoder(image_shape: ImageShape, latent_dim: int, dtype: Any, width: int) -> keras.Model:
+def ppca_encoder(
+    image_shape: ImageShape, latent_dim: int, dtype: Any, width: int, condition_dim: int = 0
+) -> keras.Model:
     """The posterior of probabilistic PCA, plus what convolutions make of the image.
 
     Args:
@@ -83,16 +85,21 @@ def ppca_encoder(image_shape: ImageShape, latent_dim: int, dtype: Any, width: in
         latent_dim: number of latents.
         dtype: Keras dtype policy of the convolutions; the linear path is float32.
         width: channels of the first convolution, doubled in each that follows, up to eight times.
+        condition_dim: numbers in a condition, which shifts the linear path's centre and the channels of each
+            resolution; 0 for none.
 
     Returns:
         as `keras_vae.networks.dfc.dfc_encoder`.
     """
     image = keras.Input(image_shape, name="image")
+    condition = condition_input(condition_dim)
     pixels = layers.Flatten(dtype="float32", name="pixels")(_reduced(image))
     linear_mean = LinearMap(latent_dim, dtype="float32", name="linear_mean")(pixels)
+    linear_mean = _recentred(linear_mean, condition)
     x = image
     for index in range(_halvings(image_shape)):
         x = HalvingConv2D(_channels(width, index), dtype=dtype, name=f"conv{index + 1}")(x)
+        x = conditioned(x, condition, dtype, f"conv{index + 1}")
         x = _normalized(x, dtype, f"conv{index + 1}")
     # Zeros: at first, the posterior is the linear path's.
     zero = {"kernel_initializer": "zeros", "dtype": "float32"}
@@ -103,17 +110,21 @@ def ppca_encoder(image_shape: ImageShape, latent_dim: int, dtype: Any, width: in
     averages = layers.GlobalAveragePooling2D(dtype=dtype, name="averages")(x)
     raw_log_var = layers.Dense(latent_dim, name="raw_log_var", **zero)(averages)
     log_var = SafeLogVariance(dtype="float32", name="log_var")(raw_log_var)
-    return keras.Model(image, {"mean": mean, "log_var": log_var}, name="encoder")
+    return keras.Model(inputs(image, condition), {"mean": mean, "log_var": log_var}, name="encoder")
 
 
-def ppca_decoder(image_shape: ImageShape, latent_dim: int, dtype: Any, width: int) -> keras.Model:
+def ppca_decoder(
+    image_shape: ImageShape, latent_dim: int, dtype: Any, width: int, condition_dim: int = 0
+) -> keras.Model:
     """Probabilistic PCA's image, corrected by convolutions that see both the latents and that image.
 
     Args as in `ppca_encoder`; returns as `keras_vae.networks.dfc.dfc_decoder`.
     """
     z = keras.Input((latent_dim,), name="z")
+    condition = condition_input(condition_dim)
     small = _reduced_shape(image_shape)
     linear = LinearMap(math.prod(small), bias=0.5, dtype="float32", name="linear_image")(z)
+    linear = _recentred(linear, condition)
     linear = layers.Reshape(small, dtype="float32", name="linear_pixels")(linear)
     linear = _enlarged(linear, image_shape)
 
@@ -122,13 +133,16 @@ def ppca_decoder(image_shape: ImageShape, latent_dim: int, dtype: Any, width: in
     shape = (*lowest, _channels(width, halvings - 1))
     x = layers.Dense(math.prod(shape), dtype=dtype, name="project")(z)
     x = layers.Reshape(shape, dtype=dtype, name="reshape")(x)
+    x = conditioned(x, condition, dtype, "project")
     for index, crop in enumerate(crops[:-1], start=1):
         filters = _channels(width, halvings - 1 - index)
         x = UpsampledConv2D(filters, "edge", crop, normalized=True, dtype=dtype, name=f"conv{index}")(x)
+        x = conditioned(x, condition, dtype, f"conv{index}")
         x = layers.LeakyReLU(LEAKY_SLOPE, dtype=dtype, name=f"conv{index}_act")(x)
     # At half the image's resolution, where a convolution costs a quarter.
     drawn = HalvingConv2D(width, dtype=dtype, name="linear_features")(linear)
     x = layers.Concatenate(dtype=dtype, name="both")([x, drawn])
+    x = conditioned(x, condition, dtype, "both")
     x = shortcut = _convolved(x, REFINING * width, dtype, "refine1")
     x = _convolved(x, REFINING * width, dtype, "refine2")
     x = _convolved(x, REFINING * width, dtype, "refine3")
@@ -138,7 +152,8 @@ def ppca_decoder(image_shape: ImageShape, latent_dim: int, dtype: Any, width: in
     correction = layers.Conv2D(
         image_shape[2], 3, padding="same", kernel_initializer="zeros", dtype=dtype, name="correction"
     )(x)
-    return keras.Model(z, Corrected(dtype="float32", name="image")(linear, correction), name="decoder")
+    image = Corrected(dtype="float32", name="image")(linear, correction)
+    return keras.Model(inputs(z, condition), image, name="decoder")
 
 
 def adapt(encoder: keras.Model, decoder: keras.Model, batches: Iterable[Any], seed: int = 0) -> None:
@@ -147,23 +162,31 @@ def adapt(encoder: keras.Model, decoder: keras.Model, batches: Iterable[Any], se
     With the covariance's largest eigenvalues l, their axes U and the mean s of the other eigenvalues, the decoder's
     matrix is W = U sqrt(l - s), and the posterior has the mean (x - centre) W / l and the variance s / l (Tipping and
     Bishop 1999, equations 7 to 9): over all images, each latent has the deviation 1. Variances below e^-10 come out
-    larger, by `SafeLogVariance`.
+    larger, by `SafeLogVariance`. Of conditional networks the centre is linear in the condition, by least squares.
 
     Args:
         encoder, decoder: of this family.
         batches: float32 (count, height, width, channels) each, in [0, 1]; of each, only the linear path's pixels are
-            kept.
+            kept. For conditional networks, pairs of these and conditions (count, condition_dim).
         seed: of the randomized decomposition.
     """
-    look = keras.Model(encoder.input, encoder.get_layer("pixels").output)
-    pixels = np.concatenate([np.asarray(look(batch)) for batch in batches])
+    given, latent_dim = encoder.inputs, decoder.inputs[0].shape[1]
+    look = keras.Model(given[0], encoder.get_layer("pixels").output)
+    pairs = batches if len(given) > 1 else ((batch, np.empty((len(batch), 0), np.float32)) for batch in batches)
+    pixels, conditions = (
+        np.concatenate(each) for each in zip(*((np.asarray(look(x)), np.asarray(c)) for x, c in pairs), strict=True)
+    )
     centre = pixels.mean(axis=0)
     pixels -= centre
-    latent_dim = decoder.input_shape[1]
+    shifts = np.empty((0, len(centre)), np.float32)
+    if conditions.size:
+        known = np.pad(conditions, ((0, 0), (1, 0)), constant_values=1.0)
+        constant, *others = np.linalg.pinv(known) @ pixels  # of many solutions the shortest: of classes, no constant
+        for rows, of in zip(_parts(pixels), _parts(known), strict=True):
+            rows -= of @ np.stack([constant, *others])
+        centre, shifts = centre + constant, np.stack(others)
     values, axes = principal_axes(pixels, latent_dim, seed)
-    squares = sum(
-        float(np.square(part, dtype=np.float64).sum()) for part in np.array_split(pixels, len(pixels) // 256 + 1)
-    )
+    squares = sum(float(np.square(part, dtype=np.float64).sum()) for part in _parts(pixels))
     rest = squares / len(pixels) - float(values.sum())
     noise = max(rest / max(pixels.shape[1] - latent_dim, 1), LEAST_VARIANCE)
     values = np.maximum(values, noise)  # a latent without an axis of its own keeps the standard normal
@@ -171,12 +194,20 @@ def adapt(encoder: keras.Model, decoder: keras.Model, batches: Iterable[Any], se
     encoder.get_layer("linear_mean").set_weights([weights / values, -centre @ (weights / values)])
     decoder.get_layer("linear_image").set_weights([weights.T, centre])
     encoder.get_layer("raw_log_var").bias.assign(np.log(noise / values))
+    if conditions.size:
+        encoder.get_layer("linear_condition").kernel.assign(-shifts @ (weights / values))
+        decoder.get_layer("linear_condition").kernel.assign(shifts)
 
 
 def is_adapted(decoder: keras.Model) -> bool:
     """Whether `adapt` has set the linear path."""
     linear = decoder.get_layer("linear_image")  # of images that are all alike, the kernel stays zero
     return bool(np.any(np.asarray(linear.kernel)) or np.any(np.asarray(linear.bias) != linear.initial_bias))
+
+
+def _parts(rows: np.ndarray) -> list[np.ndarray]:
+    """Views of some 256 rows each."""
+    return np.array_split(rows, len(rows) // 256 + 1)
 
 
 def principal_axes(centred: np.ndarray, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -205,6 +236,14 @@ def principal_axes(centred: np.ndarray, count: int, seed: int = 0) -> tuple[np.n
     values[:kept] = np.square(singular[:kept], dtype=np.float64) / len(centred)
     columns[:, :kept] = axes[:kept].T
     return values, columns
+
+
+def _recentred(linear: Any, condition: Any) -> Any:
+    """The linear path's result, shifted by what is given for the condition."""
+    if condition is None:
+        return linear
+    shift = LinearMap(linear.shape[1], dtype="float32", name="linear_condition")(condition)
+    return layers.Add(dtype="float32", name="linear_recentred")([linear, shift])
 
 
 def _halvings(image_shape: ImageShape) -> int:

@@ -10,7 +10,7 @@ import keras
 from keras import layers
 
 from keras_vae.networks.layers import UpsampledConv2D
-from keras_vae.networks.parts import ImageShape, doublings, posterior
+from keras_vae.networks.parts import ImageShape, condition_input, conditioned, doublings, inputs, posterior
 from keras_vae.support.errors import InputError
 
 SMALLEST = 8  # pixels a side of the lowest resolution, at most
@@ -20,7 +20,13 @@ ATTENTION_HEADS = 4
 
 
 def resnet_encoder(
-    image_shape: ImageShape, latent_dim: int, dtype: Any, width: int, blocks: int, attention: bool
+    image_shape: ImageShape,
+    latent_dim: int,
+    dtype: Any,
+    width: int,
+    blocks: int,
+    attention: bool,
+    condition_dim: int = 0,
 ) -> keras.Model:
     """Residual blocks with group normalization and SiLU, halving the image down to 8 pixels a side or less.
 
@@ -35,25 +41,35 @@ def resnet_encoder(
             from the second on.
         blocks: residual blocks at each resolution.
         attention: whether the lowest resolution has self-attention between its two last blocks.
+        condition_dim: as `keras_vae.networks.dfc.dfc_encoder`.
 
     Returns:
         as `keras_vae.networks.dfc.dfc_encoder`.
     """
     image = keras.Input(image_shape, name="image")
+    condition = condition_input(condition_dim)
     halvings = _halvings(image_shape)
     x = layers.Conv2D(width, 3, padding="same", dtype=dtype, name="stem")(image)
+    x = conditioned(x, condition, dtype, "stem")
     for level in range(halvings):
         for block in range(blocks):
             x = _residual(x, _channels(width, level), dtype, f"level{level}_block{block}")
         x = layers.Conv2D(_channels(width, level), 3, 2, "same", dtype=dtype, name=f"halve{level}")(x)
+        x = conditioned(x, condition, dtype, f"halve{level}")
     x = _bottom(x, _channels(width, halvings), dtype, attention)
     x = _group_normalized(x, dtype, "out")
     x = layers.Flatten(dtype=dtype, name="flatten")(x)
-    return keras.Model(image, posterior(x, latent_dim), name="encoder")
+    return keras.Model(inputs(image, condition), posterior(x, latent_dim), name="encoder")
 
 
 def resnet_decoder(
-    image_shape: ImageShape, latent_dim: int, dtype: Any, width: int, blocks: int, attention: bool
+    image_shape: ImageShape,
+    latent_dim: int,
+    dtype: Any,
+    width: int,
+    blocks: int,
+    attention: bool,
+    condition_dim: int = 0,
 ) -> keras.Model:
     """The mirror of `resnet_encoder`, with nearest x2 upsampling and a sigmoid at the end.
 
@@ -62,19 +78,22 @@ def resnet_decoder(
     halvings = _halvings(image_shape)
     lowest, crops = doublings(image_shape, halvings)
     z = keras.Input((latent_dim,), name="z")
+    condition = condition_input(condition_dim)
     shape = (*lowest, _channels(width, halvings))
     x = layers.Dense(math.prod(shape), dtype=dtype, name="project")(z)
     x = layers.Reshape(shape, dtype=dtype, name="reshape")(x)
+    x = conditioned(x, condition, dtype, "project")
     x = _bottom(x, shape[2], dtype, attention)
     for level, crop in zip(reversed(range(halvings)), crops, strict=True):
         channels = _channels(width, level)
         x = UpsampledConv2D(channels, "zero", crop, dtype=dtype, name=f"double{level}")(x)
+        x = conditioned(x, condition, dtype, f"double{level}")
         for block in range(blocks):
             x = _residual(x, channels, dtype, f"level{level}_block{block}")
     x = _group_normalized(x, dtype, "out")
     x = layers.Conv2D(image_shape[2], 3, padding="same", dtype=dtype, name="to_image")(x)
     image = layers.Activation("sigmoid", dtype="float32", name="image")(x)
-    return keras.Model(z, image, name="decoder")
+    return keras.Model(inputs(z, condition), image, name="decoder")
 
 
 def check_resnet_options(options: Mapping[str, Any]) -> None:

@@ -13,6 +13,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+SHARE_MARK = "fewer images than replicas"
+
 
 def count() -> int:
     """Number of replicas that share the batch."""
@@ -62,12 +64,23 @@ def moments(images: Any) -> tuple[Any, Any]:
     return mean, tf.reduce_sum(shares * (variances + tf.square(means - mean)), 0)
 
 
+def one_for_each(images: Any) -> Any:
+    """The same images: with several replicas, each must get one; a step without fails, and says `SHARE_MARK`.
+
+    A replica without images has no batch statistics, and oneDNN cannot convolve an empty batch.
+    """
+    if count() == 1:
+        return images
+    with tf.control_dependencies([tf.debugging.Assert(tf.shape(images)[0] > 0, [SHARE_MARK])]):
+        return tf.identity(images)
+
+
 def at_least_one(images: Any) -> Any:
     """The same images, or one black image if there are none: oneDNN cannot convolve an empty batch.
 
-    A replica gets none if the batch is smaller than the number of replicas.
+    A replica gets none if the batch is smaller than the number of replicas. Of anything else with rows, None too.
     """
-    if images.shape[0]:  # it is known that there are some
+    if images is None or images.shape[0]:  # it is known that there are some
         return images
     missing = tf.cast(tf.equal(tf.shape(images)[0], 0), tf.int32)
     # Not by tf.pad: oneDNN fuses it with a convolution, and drops the batch's padding (TensorFlow 2.21).

@@ -1,0 +1,181 @@
+"""What a conditional model's images are of: one of several classes, or any of several attributes. numpy alone.
+
+A condition is a row of float32 numbers, one for each name. Of classes it is 1 for the image's class and 0 for the
+others; of attributes it is 1 for those that the image has, and -1 for those that it lacks. Zero says that nothing is
+known: a row of zeros is an image of any kind.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from keras_vae.support.errors import InputError
+
+UNKNOWN = "unknown"  # what an image of any kind is called on the command line
+AT_MOST = 1000  # names: each is a column of every condition
+SHOWN = 20  # of the names in a message
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What images can be asked for by.
+
+    Attributes:
+        names: of the classes or attributes.
+        exclusive: whether they are classes, of which an image has one, rather than attributes, of which it has any.
+
+    Raises:
+        InputError: no names, two that are alike, or a single class.
+
+    Example:
+        >>> Condition(("boot", "bag"), exclusive=True).rows("bag", 1)
+        array([[0., 1.]], dtype=float32)
+    """
+
+    names: tuple[str, ...]
+    exclusive: bool = False
+
+    def __post_init__(self) -> None:
+        names = self.names
+        if isinstance(names, str) or not all(isinstance(name, str) and name for name in names):
+            raise InputError(f"condition names {names!r}: give a sequence of names, such as ('glasses', 'hat')")
+        object.__setattr__(self, "names", tuple(names))
+        object.__setattr__(self, "exclusive", bool(self.exclusive))
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if list(names).count(name) > 1)
+            raise InputError(f"condition: {twice!r} is there twice; give each name once")
+        least = 2 if self.exclusive else 1
+        if not least <= len(names) <= AT_MOST:
+            what = "classes" if self.exclusive else "attributes"
+            raise InputError(f"condition of {len(names)} {what}: give {least} to {AT_MOST}")
+
+    @classmethod
+    def of(cls, given: Any) -> Condition | None:
+        """What a model was given: a number of classes, names of attributes, a `Condition`, its config, or None.
+
+        Raises:
+            InputError: something else.
+        """
+        if given is None or isinstance(given, Condition):
+            return given
+        if isinstance(given, Mapping) and set(given) == {"names", "exclusive"}:
+            return cls(**given)
+        if isinstance(given, int | np.integer) and not isinstance(given, bool):
+            return cls(tuple(str(number) for number in range(min(int(given), AT_MOST + 1))), exclusive=True)
+        if isinstance(given, Sequence) and not isinstance(given, str):
+            return cls(tuple(given))
+        raise InputError(
+            f"condition={given!r}: give a number of classes, names of attributes, or a keras_vae.Condition"
+        )
+
+    @classmethod
+    def of_metadata(cls, metadata: Mapping[str, str]) -> Condition | None:
+        """What an exported model's metadata say; None of one without conditions."""
+        return cls.of(json.loads(metadata["condition"])) if "condition" in metadata else None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def config(self) -> dict[str, Any]:
+        """As `of` takes it, and JSON."""
+        return {"names": list(self.names), "exclusive": self.exclusive}
+
+    def metadata(self) -> dict[str, str]:
+        """The entry in an exported model's metadata."""
+        return {"condition": json.dumps(self.config())}
+
+    def rows(self, asked: Any, count: int) -> np.ndarray:
+        """Conditions of some images, float32 (count, names).
+
+        Args:
+            asked: None for images of any kind; a name, or a class's number, -1 for any; a mapping from attributes to
+                whether the images have them, None for either; a sequence of `count` of these; or an array: of whole
+                numbers the images' labels, (count,) class numbers or (count, names) of 1 and 0 (or -1); of floats the
+                conditions themselves, (count, names).
+            count: of images.
+
+        Raises:
+            InputError: a name that there is not, or an array of another shape or not finite.
+        """
+        if asked is None or isinstance(asked, str | int | np.integer | Mapping):
+            return np.repeat(self._row(asked)[np.newaxis], count, axis=0)
+        if isinstance(asked, Sequence) and any(each is None or isinstance(each, str | Mapping) for each in asked):
+            if len(asked) != count:
+                raise InputError(f"{len(asked)} conditions of {count} images: give one for each, or one for all")
+            return np.stack([self._row(each) for each in asked])
+        values = np.asarray(asked)
+        if values.dtype.kind in "biu" and self.exclusive and values.shape in ((count,), (count, 1)):
+            return np.stack([self._row(number) for number in values.ravel().tolist()]) if count else self._none(0)
+        if values.dtype.kind not in "biuf" or values.shape != (count, len(self)):
+            raise InputError(
+                f"conditions of {count} images are of shape {values.shape} and type {values.dtype}: give numbers, "
+                f"({count}, {len(self)}), for {self._listed()}"
+            )
+        if values.dtype.kind != "f":
+            return np.where(values > 0, 1.0, 0.0 if self.exclusive else -1.0).astype(np.float32)
+        if not np.isfinite(values).all():
+            raise InputError("conditions hold NaN or infinity: give 0 for what is not known")
+        return values.astype(np.float32)
+
+    def each(self) -> np.ndarray:
+        """The condition of each class, or of each attribute alone: float32 (names, names)."""
+        return np.eye(len(self), dtype=np.float32)
+
+    def _none(self, count: int) -> np.ndarray:
+        return np.zeros((count, len(self)), np.float32)
+
+    def _row(self, asked: Any) -> np.ndarray:
+        row = self._none(1)[0]
+        if asked is None:
+            return row
+        if isinstance(asked, Mapping):
+            if self.exclusive:
+                raise InputError(f"condition={dict(asked)!r}: this model knows classes; name one: {self._listed()}")
+            for name, has_it in asked.items():
+                if has_it is not None:
+                    row[self.position(name)] = 1.0 if has_it and float(has_it) > 0 else -1.0
+            return row
+        if not isinstance(asked, str) and self.exclusive and not isinstance(asked, bool):
+            if not -1 <= int(asked) < len(self):
+                raise InputError(f"class {asked}: this model knows {len(self)}, from 0 on: {self._listed()}")
+            if asked >= 0:
+                row[int(asked)] = 1.0
+            return row
+        row[self.position(asked)] = 1.0
+        return row
+
+    def position(self, name: Any) -> int:
+        """The place of a name.
+
+        Raises:
+            InputError: there is no such name; the message has those that there are.
+        """
+        if name in self.names:
+            return self.names.index(name)
+        folded = {each.lower(): each for each in self.names}
+        if isinstance(name, str) and name.lower() in folded and len(folded) == len(self.names):
+            return self.names.index(folded[name.lower()])
+        kind = "class" if self.exclusive else "attribute"
+        near = [folded[each] for each in difflib.get_close_matches(str(name).lower(), folded, 3, 0.5)]
+        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+        raise InputError(f"no {kind} {name!r}: {hint}this model knows {self._listed()}")
+
+    def _listed(self) -> str:
+        more = f" and {len(self) - SHOWN} more" if len(self) > SHOWN else ""
+        return ", ".join(self.names[:SHOWN]) + more
+
+
+def check_none(asked: Any) -> None:
+    """Refuses a condition that is asked of a model without any.
+
+    Raises:
+        InputError: it is one.
+    """
+    if asked is not None:
+        raise InputError(f"condition={asked!r}: this model was trained without conditions; leave it out")

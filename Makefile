@@ -10,7 +10,7 @@ GPU_VENV ?= .venv-gpu
 PEER_VENV ?= .venv-gpu-peer
 
 .PHONY: demo test test-python test-slow lint docs figures objectives loading decoding train-step soak scaling latents \
-  anomalies priors explorer saved-models bench-gpu gpu-at-hand clean
+  anomalies conditions priors explorer saved-models bench-gpu gpu-at-hand clean
 
 demo: $(VENV)/.demo  ## draw avatars, train a few minutes, export, verify; everything lands in runs/demo
 	$(BIN)/keras-vae demo
@@ -61,6 +61,9 @@ latents: $(VENV)/.bench  ## what latents of a folder of faces know: benchmarks/r
 
 anomalies: $(VENV)/.bench  ## unusual images of Fashion-MNIST, PYTHAE=python of an environment with it: benchmarks/results/anomalies.*
 	$(BIN)/python -m benchmarks.anomalies $(if $(PYTHAE),--pythae $(PYTHAE))
+
+conditions: $(VENV)/.bench  ## samples of the class asked for, Fashion-MNIST: benchmarks/results/conditions.*
+	$(BIN)/python -m benchmarks.conditions
 
 priors: $(VENV)/.bench  ## priors of trained runs side by side, RUNS="runs/a runs/b": benchmarks/results/priors.*
 	$(BIN)/python -m benchmarks.priors $(RUNS)

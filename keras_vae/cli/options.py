@@ -75,6 +75,18 @@ PriorOption = Annotated[
 ]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The same seed gives the same result.")]
 
+# Conditions ---------------------------------------------------------------------------------------
+
+LabelOption = Annotated[
+    list[str] | None, typer.Option(help="Class, of a model trained with --condition label; can be repeated.")
+]
+AttributeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Attributes with 1 or 0, such as glasses=1,hat=0, of a model trained with them; can be repeated."
+    ),
+]
+
 # Output -------------------------------------------------------------------------------------------
 
 PictureOption = Annotated[Path, typer.Option(help="Picture to write.")]

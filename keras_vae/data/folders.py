@@ -76,7 +76,9 @@ def read(folder: Path, request: Request, keep: bool = True) -> Opened:
     if not len(listing):
         raise _no_images(folder)
     skips = Skips(str(folder), len(listing) + len(faults), request.strict)
-    names, values = ((), None) if single else _attributes(folder, listing, request.attributes, skips)
+    names, values, exclusive = (
+        _attributes(folder, listing, request.attributes, skips) if not single else ((), None, False)
+    )
 
     def decode_each(indices: np.ndarray) -> Iterable[np.ndarray | UnreadableError]:
         for index in indices:
@@ -103,7 +105,8 @@ def read(folder: Path, request: Request, keep: bool = True) -> Opened:
     if len(skips):
         logger.warning(skips.summary())
     _check_enough(folder, len(train), len(test), skips.total, 1 if request.only_held_out else 2)
-    return Opened(str(folder), images.shape, Indexed(images, train), Indexed(images, test), skips, names)
+    parts = Indexed(images, train), Indexed(images, test)
+    return Opened(str(folder), images.shape, *parts, skips, names, exclusive=exclusive)
 
 
 def is_image_file(path: Path) -> bool:
@@ -142,8 +145,8 @@ def _no_images(folder: Path) -> InputError:
 
 def _attributes(
     folder: Path, listing: Listing, wanted: bool | None, skips: Skips
-) -> tuple[tuple[str, ...], np.ndarray | None]:
-    """Names and values of a folder's attributes, the values only where they are wanted."""
+) -> tuple[tuple[str, ...], np.ndarray | None, bool]:
+    """Names of a folder's attributes, their values where they are wanted, and whether they are classes."""
     try:
         path = tables.find(folder)
         table = None if path is None else tables.read(path)
@@ -151,11 +154,11 @@ def _attributes(
         if wanted:
             raise
         logger.warning("no attributes: %s", error)
-        return (), None
+        return (), None, False
     if table is None:
-        return _classes(listing, wanted is not False)
+        return *_classes(listing, wanted is not False), True
     if wanted is False:
-        return table.names, None
+        return table.names, None, table.exclusive
     for column, value in table.ignored:
         logger.warning("column %r of %s is not an attribute: it holds %r", column, table.path, value)
     matched = tables.match(table, listing)
@@ -169,7 +172,7 @@ def _attributes(
             f"{table.path} names none of the images in {folder}: its first column has {next(iter(table.rows))!r}, an "
             f"image is called {shown(listing[0])!r}"
         )
-    return table.names, matched.values
+    return table.names, matched.values, table.exclusive
 
 
 def _classes(listing: Listing, wanted: bool) -> tuple[tuple[str, ...], np.ndarray | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +12,11 @@ import tensorflow as tf
 
 from keras_vae.data import arrays, avatars, datasets, folders, pipelines, tables
 from keras_vae.data.images import Skips
-from keras_vae.data.sources import DEFAULT_SIZE, Kind, Request, Source, is_named
+from keras_vae.data.sources import DEFAULT_SIZE, Kind, Opened, Request, Source, is_named
 from keras_vae.data.tfds import sets
+from keras_vae.support.conditions import ALL, LABEL, Condition
 from keras_vae.support.errors import InputError, check_count
+from keras_vae.support.names import position
 
 # The first that takes a source opens it; whatever none of the others takes is a folder.
 KINDS: tuple[Kind, ...] = (arrays, datasets, avatars, sets, folders)
@@ -34,6 +36,8 @@ class ImageData:
             folder reads the first 4,096. Others are found in the first epoch, and other images take their places.
         attribute_names: names of the 0/1 attributes; with `attributes=True` a batch is
             `{"image": ..., "attributes": uint8 (batch, len(attribute_names))}`.
+        condition: what the images can be asked for by, as `keras_vae.VAE` takes it, or None; a batch then has
+            `"condition"` too, float32 (batch, len(condition)).
         skips: images of the source that are not used, and why; it fills as they are read.
         train_from: gives training batches without end from a step on, counted from 0. They depend on the seed and that
             step alone, so that a resumed run sees the batches it would have seen.
@@ -52,6 +56,7 @@ class ImageData:
     train_from: Callable[[int], tf.data.Dataset]
     named: Callable[[], Iterator[pipelines.NamedImages]]
     own_shape: tuple[int | None, ...] | None = None
+    condition: Condition | None = None
 
 
 def load(
@@ -67,6 +72,7 @@ def load(
     share: pipelines.Share = pipelines.ALONE,
     only_held_out: bool = False,
     scaled: bool = True,
+    condition: str | Sequence[str] | None = None,
 ) -> ImageData:
     """Loads images as tf.data pipelines of float32 batches in [0, 1].
 
@@ -99,6 +105,8 @@ def load(
             one image file, or a folder with one image in it.
         scaled: whether training images are float32 in [0, 1]; else uint8, which `fit` scales on its device: a quarter
             of the bytes to copy to a GPU.
+        condition: what a conditional model is told of the images: "label" for their class, names of attributes, or
+            "all" for whichever the source has.
 
     Raises:
         InputError: the source is unknown, unavailable, empty or holds no images, more than a tenth of it is
@@ -113,9 +121,10 @@ def load(
         raise InputError(f"seed={seed!r}: give a whole number of at least 0")
     if crop is not None and image_size is None:
         image_size = DEFAULT_SIZE
-    opened = kind_of(source).open(source, Request(image_size, crop, attributes, strict, only_held_out))
+    wanted = attributes if condition is None else True
+    opened = kind_of(source).open(source, Request(image_size, crop, wanted, strict, only_held_out))
     name, train_size = opened.name, len(opened.train)
-    if attributes and not opened.attribute_names:
+    if wanted and not opened.attribute_names:
         hint = tables.hint(Path(name)) if Path(name).is_dir() else ""
         raise InputError(
             f"{name} has no attributes: {hint or 'give a table of them, attributes.csv, or a subfolder a class'}"
@@ -131,7 +140,11 @@ def load(
     if batch_size % share.replicas:
         raise InputError(f"batch size {batch_size} cannot be shared among {share.replicas} replicas: give a multiple")
     attributes = bool(opened.attribute_names) if attributes is None else attributes
-    batches = pipelines.Batches(batch_size, attributes, seed, flip, random_crop, share, scaled)
+    known = None if condition is None else _condition(opened, condition)
+    asked = None
+    if known is not None:
+        asked = tuple(opened.attribute_names.index(each) for each in known.names), known.exclusive
+    batches = pipelines.Batches(batch_size, attributes, seed, flip, random_crop, share, scaled, asked)
     epoch, test = opened.train.shuffled(batches), opened.test.in_order(batches)
     steps = train_size // batch_size
     return ImageData(
@@ -148,7 +161,25 @@ def load(
             opened.train.named(), (each._replace(held_out=True) for each in opened.test.named())
         ),
         own_shape=opened.own_shape,
+        condition=known,
     )
+
+
+def _condition(opened: Opened, asked: str | Sequence[str]) -> Condition:
+    """What images of a source are asked for by.
+
+    Raises:
+        InputError: attributes that it does not have.
+    """
+    names = opened.attribute_names
+    if asked == LABEL and LABEL not in names and not opened.exclusive:
+        raise InputError(f"{opened.name} has attributes, not classes: give some of {', '.join(names)}, or {ALL}")
+    if asked == ALL or (asked == LABEL and opened.exclusive):
+        return Condition(names, opened.exclusive)
+    if opened.exclusive:
+        raise InputError(f"{opened.name} has classes, {', '.join(names)}: give {LABEL}, not {asked!r}")
+    asked = (asked,) if isinstance(asked, str) else asked
+    return Condition(tuple(names[position(each, names)] for each in asked))
 
 
 def check(source: Source, image_size: int | None = None, batch_size: int = 64) -> None:

@@ -52,6 +52,8 @@ class Batches:
         flip, random_crop: augmentation of training images, as `keras_vae.data.load` takes them.
         share: the replicas that this process makes batches for; an element is one replica's rows.
         scaled: whether training images are float32 in [0, 1], or uint8 as they are kept.
+        asked: which attributes are the images' conditions (`keras_vae.Condition`), and whether they are classes; None
+            for none.
     """
 
     size: int
@@ -61,6 +63,7 @@ class Batches:
     random_crop: int = 0
     share: Share = ALONE
     scaled: bool = True
+    asked: tuple[tuple[int, ...], bool] | None = None
 
 
 # One epoch's training batches, from a key that determines its order and augmentation, and how many to skip.
@@ -315,8 +318,13 @@ def _scaled(batch: dict[str, tf.Tensor], batches: Batches) -> Any:
 
 
 def _chosen(image: tf.Tensor, batch: dict[str, tf.Tensor], batches: Batches) -> Any:
-    """The images, with attributes where they are asked for."""
-    return {"image": image, "attributes": batch["attributes"]} if batches.attributes else image
+    """The images, with attributes and conditions where they are asked for."""
+    found = {"attributes": batch["attributes"]} if batches.attributes else {}
+    if batches.asked is not None:
+        columns, exclusive = batches.asked
+        values = tf.cast(tf.gather(batch["attributes"], columns, axis=1), tf.float32)
+        found["condition"] = values if exclusive else 2.0 * values - 1.0
+    return {"image": image, **found} if found else image
 
 
 def of_array(images: Any, batch_size: int) -> tf.data.Dataset:

@@ -44,6 +44,7 @@ class Opened:
         train, test: images to train on, and those held out.
         skips: images that the source lists and that are not used; it fills as they are read.
         attribute_names: names of the 0/1 attributes.
+        exclusive: whether these are classes, of which each image has one.
         own_shape: the shape before cropping and resizing; None where each image has its own.
     """
 
@@ -54,6 +55,7 @@ class Opened:
     skips: Skips
     attribute_names: tuple[str, ...] = ()
     own_shape: tuple[int | None, ...] | None = None
+    exclusive: bool = False
 
 
 class Kind(Protocol):

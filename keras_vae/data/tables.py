@@ -17,6 +17,7 @@ DELIMITERS = (",", ";", "\t", "|")
 VALUES = {"1": 1, "0": 0, "-1": 0, "true": 1, "false": 0, "yes": 1, "no": 0, "1.0": 1, "0.0": 0, "-1.0": 0}
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
 ABSENT = 255  # in values: the table says nothing
+LABELS = ("label", "class")  # columns of classes
 CLASSES_AT_MOST = 1000  # labels or subfolders of more classes are names, not attributes
 
 
@@ -30,6 +31,7 @@ class Table:
         ignored: columns that hold something else than 0 and 1, with the first such value.
         rows: the images' names, as the table gives them, and their row in `values`.
         values: uint8 (images, attributes) of 0 and 1, and 255 where the table says nothing.
+        exclusive: whether they are classes, of which each image has one.
     """
 
     path: Path
@@ -37,6 +39,7 @@ class Table:
     ignored: tuple[tuple[str, str], ...]
     rows: dict[str, int]
     values: np.ndarray
+    exclusive: bool = False
 
 
 def find(folder: Path) -> Path | None:
@@ -89,7 +92,8 @@ def read(path: Path) -> Table:
     """Reads a table whose first column names images.
 
     Values are 1, true or yes against 0, -1, false or no; an empty one, NA or ? is missing. Columns with other values
-    are passed over. Columns are separated by commas, semicolons, tabs, bars or, as in CelebA's own files, by spaces.
+    are passed over; but where one called label or class is all there is, its values are classes. Columns are separated
+    by commas, semicolons, tabs, bars or, as in CelebA's own files, by spaces.
 
     Raises:
         InputError: it is no such table.
@@ -111,7 +115,8 @@ def read(path: Path) -> Table:
     if repeated:
         raise InputError(f"{path} has two columns {min(repeated)!r}: rename one")
     images: dict[str, int] = {}
-    values, strange = list[bytes](), dict[int, str]()
+    values, strange, cells = list[bytes](), dict[int, str](), list[str]()
+    labels = next((column for column, name in enumerate(names) if name.lower() in LABELS), None)
     for number, row in enumerate(rows, 2):
         if len(row) != len(header):
             raise InputError(f"{path}, row {number}: {len(row)} columns, but the heading has {len(header)}")
@@ -128,8 +133,17 @@ def read(path: Path) -> Table:
                     strange.setdefault(column, cell)
             found.append(value)
         values.append(bytes(found))
+        if labels is not None:
+            cells.append(row[1 + labels])
     table = np.frombuffer(b"".join(values), np.uint8).reshape(len(values), len(names))
     kept = [column for column in range(len(names)) if column not in strange]
+    if labels is not None and set(kept) <= {labels}:
+        classes = sorted({cell for cell in cells if cell.lower() not in MISSING})
+        if 2 <= len(classes) <= CLASSES_AT_MOST:
+            table = (np.array(cells)[:, np.newaxis] == np.array(classes)).astype(np.uint8)
+            table[~table.any(axis=1)] = ABSENT
+            others = tuple((names[column], value) for column, value in sorted(strange.items()) if column != labels)
+            return Table(path, tuple(classes), others, images, table, exclusive=True)
     if not kept or not values:
         wrong = f"column {names[min(strange)]!r} holds {strange[min(strange)]!r}" if strange else "it has no rows"
         raise InputError(f"{path} has no column of attributes, which are 1 or 0, true or false: {wrong}")

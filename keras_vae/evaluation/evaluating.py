@@ -147,6 +147,8 @@ class _Evaluation:
         self.sample_count = options.samples or min(self.count, KEPT)
         self.importance_samples = options.importance_samples
         self.notes: list[str] = []
+        if vae.condition is not None:
+            self._note("the model is conditional: these are its figures for images of which nothing is known")
         self._shown: tuple[np.ndarray, np.ndarray] | None = None
         self._samples_shown: np.ndarray | None = None
         self._encoded: Encoded | None = None

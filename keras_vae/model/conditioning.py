@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 from keras import ops
 
@@ -47,24 +46,38 @@ def of_labels(labels: Any, condition: Condition) -> Any:
     Raises:
         InputError: labels of another shape or type.
     """
-    labels = tf.convert_to_tensor(labels)
-    size, shape = len(condition), labels.shape
-    whole = labels.dtype.is_integer or labels.dtype.is_bool
-    if whole and condition.exclusive and (shape.rank == 1 or (shape.rank == 2 and shape[1] == 1)):
+    labels, size = tf.convert_to_tensor(labels), len(condition)
+    if _are_numbers(tf.TensorSpec(labels.shape, labels.dtype), condition):
         labels = tf.cast(tf.reshape(labels, (-1,)), tf.int64)
         known = tf.logical_and(labels >= -1, labels < size)
         return tf.where(known[:, tf.newaxis], tf.one_hot(labels, size), float("nan"))
-    if not (whole or labels.dtype.is_floating) or shape.rank != 2 or shape[1] not in (None, size):
-        wanted = f"(batch,) class numbers, or (batch, {size})" if condition.exclusive else f"(batch, {size})"
-        raise InputError(f"labels have shape {tuple(shape)} and type {labels.dtype.name}: give {wanted} numbers")
     labels = tf.ensure_shape(labels, (None, size))
-    if not whole:
+    if labels.dtype.is_floating:
         return tf.cast(labels, tf.float32)
     return tf.where(tf.cast(labels, tf.int32) > 0, 1.0, 0.0 if condition.exclusive else -1.0)
 
 
-def check_labels(condition: Condition | None, images: Any, labels: Any, needed: bool = False) -> None:
-    """Refuses labels that a conditional model cannot use; those of a dataset as far as its shapes tell.
+def _are_numbers(spec: tf.TensorSpec, condition: Condition) -> bool:
+    """Whether labels are numbers of classes, (batch,) or (batch, 1), rather than (batch, names).
+
+    Raises:
+        InputError: they are neither.
+    """
+    size, shape = len(condition), spec.shape
+    whole = spec.dtype.is_integer or spec.dtype.is_bool
+    if whole and condition.exclusive and (shape.rank == 1 or (shape.rank == 2 and shape[1] == 1)):
+        return True
+    if not (whole or spec.dtype.is_floating) or shape.rank != 2 or shape[1] not in (None, size):
+        wanted = f"numbers of classes, (batch,), or (batch, {size})" if condition.exclusive else f"(batch, {size})"
+        found = ", ".join("batch" if side is None else str(side) for side in shape) if shape.rank is not None else "?"
+        raise InputError(f"labels have shape ({found}) and type {spec.dtype.name}: give {wanted}")
+    return False
+
+
+def checked_labels(condition: Condition | None, images: Any, labels: Any, needed: bool = False) -> Any:
+    """The labels as a step gets them; refused if a conditional model cannot use them.
+
+    Those of an array of images come back as conditions; of those of a dataset the shapes are looked at.
 
     Args:
         condition: the model's, or None: then there is nothing to refuse.
@@ -72,23 +85,28 @@ def check_labels(condition: Condition | None, images: Any, labels: Any, needed: 
         labels: given apart, or None.
         needed: whether there must be some.
 
+    Returns:
+        What to give Keras beside the images.
+
     Raises:
         InputError: they are refused.
     """
     if condition is None:
-        return
+        return labels
     if isinstance(images, tf.data.Dataset):
         spec = labels_of(images.element_spec)
         if spec is not None:
-            of_labels(tf.zeros([side or 1 for side in spec.shape], spec.dtype), condition)
+            _are_numbers(spec, condition)
         elif needed:
             raise missing(condition)
-        return
+        return labels
     found = labels_of((images, labels))
     if found is not None and hasattr(found, "__len__"):
-        condition.rows(np.asarray(found), len(image_batches.unpack(images)))
-    elif needed and found is None and (hasattr(images, "shape") or isinstance(images, dict)):
+        rows = condition.rows(found, len(image_batches.unpack(images)))
+        return None if labels is None else rows
+    if needed and found is None and (hasattr(images, "shape") or isinstance(images, dict)):
         raise missing(condition)
+    return labels
 
 
 def rows(condition: Condition | None, asked: Any, count: Any) -> Any:

@@ -165,7 +165,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
         if not self.trainable_weights:
             raise InputError("no weight is trainable: set vae.trainable = True, and compile again")
         options["x"] = self._checked_images("fit", x, options.get("steps_per_epoch"), "steps_per_epoch")
-        conditioning.check_labels(self.condition, options["x"], options.get("y"), needed=True)
+        options["y"] = conditioning.checked_labels(self.condition, options["x"], options.get("y"), needed=True)
         held_out = options.get("validation_data")
         if isinstance(held_out, list):
             held_out = tuple(held_out)  # as Keras takes it
@@ -175,8 +175,8 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
                 images = self._checked_images(
                     "validation_data", images, options.get("validation_steps"), "validation_steps"
                 )
-                conditioning.check_labels(self.condition, images, conditioning.labels_of(held_out))
-            options["validation_data"] = (images, *held_out[1:]) if isinstance(held_out, tuple) else images
+                labels = conditioning.checked_labels(self.condition, images, conditioning.labels_of(held_out))
+            options["validation_data"] = (images, labels, *held_out[2:]) if isinstance(held_out, tuple) else images
         if isinstance(x, tf.data.Dataset):
             # Keras's default, True, makes it warn that datasets shuffle themselves.
             options.setdefault("shuffle", False)
@@ -218,7 +218,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
             if sample_weight is not None:
                 raise InputError("evaluate(sample_weight=...): the bound counts every image alike; leave it out")
             x = self._checked_images("evaluate", x, steps, "steps")
-            conditioning.check_labels(self.condition, x, y)
+            y = conditioning.checked_labels(self.condition, x, y)
         with self._judged(_callbacks(options)), nullcontext() if within_fit else self._watched(options):
             return super().evaluate(
                 x,
@@ -268,8 +268,8 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
         if not self._fits:  # a callback may call it
             self._follow(None)
         x = self._checked_images("train_on_batch", x)
-        conditioning.check_labels(self.condition, x, kwargs.get("y", args[0] if args else None), needed=True)
-        return self._looked_at(super().train_on_batch, x, *args, **kwargs)
+        y = conditioning.checked_labels(self.condition, x, kwargs.pop("y", args[0] if args else None), needed=True)
+        return self._looked_at(super().train_on_batch, x, y, *args[1:], **kwargs)
 
     def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.test_on_batch`. Raises as `fit`."""

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import ops
 
 from keras_vae import networks
 from keras_vae._version import __version__
@@ -22,23 +19,20 @@ from keras_vae.export.artifact import check_target, export_decoder, float32_copy
 from keras_vae.export.formats import FORMATS, PARTS
 from keras_vae.export.generator import compose
 from keras_vae.features import judges
-from keras_vae.model import conditioning, priors, scoring
+from keras_vae.model import calibrating, conditioning, priors, scoring
+from keras_vae.model.adapting import AdaptiveModel
 from keras_vae.model.distributions import DiagonalGaussian
 from keras_vae.model.encoding import encode
-from keras_vae.model.entry_points import KERAS_BATCH, CheckedModel
+from keras_vae.model.entry_points import KERAS_BATCH
 from keras_vae.model.scoring import Scores
-from keras_vae.networks.ppca import ADAPTED_TO
 from keras_vae.support.errors import InputError, check_count, check_weight
 from keras_vae.support.keras_defaults import keras_defaults
 from keras_vae.support.true_float32 import true_float32
 
 
-class GenerativeModel(CheckedModel):
+class GenerativeModel(AdaptiveModel):
     """A model with an encoder, a decoder, and a prior to draw latents from."""
 
-    network: str
-    own_networks: bool
-    _adapted = False
     _in_xla: dict[str, Any]
 
     def encode(self, images: Any, training: bool = False, condition: Any = None) -> DiagonalGaussian:
@@ -61,95 +55,6 @@ class GenerativeModel(CheckedModel):
             self._in_xla[role] = tf.function(network, jit_compile=True)
         return self._in_xla[role](inputs, training=training)
 
-    @property
-    def _family(self) -> networks.Family | None:
-        """What the networks are made by; None for the user's own."""
-        return None if self.own_networks else networks.FAMILIES[self.network]
-
-    @property
-    def needs_adapting(self) -> bool:
-        """Whether the network begins with the images' statistics, and has not been given any."""
-        if not self._adapted:  # looked at once: it reads all of a large matrix
-            family = self._family
-            self._adapted = family is None or family.is_adapted is None or family.is_adapted(self.decoder)
-        return not self._adapted
-
-    def adapt(self, images: Any, limit: int = ADAPTED_TO, seed: int = 0, labels: Any = None) -> None:
-        """Gives the network the images' statistics, which the network "ppca" begins with: before it is trained.
-
-        As Keras's preprocessing layers have it. `fit` calls it for a model that has not been adapted yet, with the
-        images that it trains on.
-
-        Args:
-            images: as for `fit`: an array, or a dataset or other iterable of batches.
-            limit: how many are used: a random sample of an array, the first of a dataset.
-            seed: of that sample.
-            labels: of an array of images, for a conditional model.
-
-        Raises:
-            InputError: a network that has nothing to adapt or has been trained, no images, or images that `fit` would
-                refuse.
-        """
-        family = self._family
-        if family is None or family.adapt is None:
-            name = "a network of your own" if self.own_networks else f"the network {self.network!r}"
-            raise InputError(f"{name} has nothing to adapt: leave the call out")
-        if self.compiled and int(ops.convert_to_numpy(self.optimizer.iterations)):
-            raise InputError("the model has been trained on what it was adapted to: adapt a new one")
-        limit = int(check_count("limit", limit))
-        labels = conditioning.labels_of((images, labels))
-        images = image_batches.unpack(images) if isinstance(images, dict) else images
-        images = self._checked_images("adapt", images, limit, option="")
-        conditioning.check_labels(self.condition, images, labels, needed=True)
-        if hasattr(images, "shape"):
-            images, rows = np.asarray(images), np.sort(np.random.default_rng(seed).permutation(len(images))[:limit])
-            labels = None if labels is None else np.asarray(labels)
-            parts = (rows[start : start + 256] for start in range(0, len(rows), 256))
-            batches: Any = ((images[part], None if labels is None else labels[part]) for part in parts)
-        elif isinstance(images, Iterable):
-            batches = images
-        else:
-            raise InputError(f"adapt takes an array, a dataset or another iterable of batches, not {images!r}")
-
-        def checked() -> Iterator[Any]:
-            left = limit
-            for batch in batches:
-                found = self.images_of(batch)[:left]
-                image_batches.check(found, self.image_shape)
-                if self.condition is None:
-                    yield found
-                else:
-                    yield found, conditioning.rows(self.condition, conditioning.labels_of(batch), len(found))
-                left -= len(found)
-                if not left:
-                    return
-            if left == limit:
-                raise InputError("no images to adapt to")
-
-        try:
-            family.adapt(self.encoder, self.decoder, checked(), seed)
-        except tf.errors.InvalidArgumentError as error:
-            refused = self._worded(error)
-            if refused is None:
-                raise
-            raise refused from None
-
-    def _before_training(self, images: Any, held_out: float = 0.0, labels: Any = None) -> None:
-        if not self.needs_adapting:
-            return
-        if held_out:  # the last images of an array, which Keras will validate on
-            labels = conditioning.labels_of((images, labels))
-            values = image_batches.unpack(images) if isinstance(images, dict) else images
-            if hasattr(values, "shape"):
-                kept = max(1, math.floor(len(values) * (1.0 - held_out)))
-                images, labels = values[:kept], None if labels is None else labels[:kept]
-        if not (hasattr(images, "shape") or isinstance(images, dict | tf.data.Dataset)):
-            raise InputError(
-                f"the network {self.network!r} begins with the images' statistics, which a generator gives only once: "
-                "call vae.adapt(images) with an array or a dataset before fit"
-            )
-        self.adapt(images, labels=labels)
-
     # The prior -------------------------------------------------------------------------------
 
     def fit_prior(
@@ -171,7 +76,7 @@ class GenerativeModel(CheckedModel):
         limit = check_count("limit", priors.MOST_CODES if limit is None else limit)
         labels = conditioning.labels_of((images, labels))
         images = image_batches.unpack(images) if isinstance(images, dict) else images
-        conditioning.check_labels(self.condition, images, labels, needed=True)
+        labels = conditioning.checked_labels(self.condition, images, labels, needed=True)
         if images is None or isinstance(images, tf.data.Dataset):
             images = self._checked_images("fit_prior", images, option="")
         elif hasattr(images, "shape"):
@@ -300,8 +205,30 @@ class GenerativeModel(CheckedModel):
         z = self.prior(check_weight("temperature", temperature) * noise, rows)
         return self.decode(z, condition=rows)
 
+    def transfer(self, images: Any, to: Any, condition: Any = None) -> Any:
+        """Images as of something else: what is left of their codes when the condition is known, drawn of another one.
+
+            noise = prior^-1(z | condition),   z' = prior(noise | to)
+
+        The standard normal prior keeps the codes themselves.
+
+        Args:
+            images: as for `encode`.
+            to: what they are to be of, as `keras_vae.Condition.rows` takes it.
+            condition: what they are of; None if that is not known.
+
+        Returns:
+            float32 (batch, height, width, channels) in [0, 1].
+
+        Raises:
+            InputError: as `encode`.
+        """
+        z = self.encode(images, condition=condition).mode()
+        known, wanted = (conditioning.rows(self.condition, each, len(z)) for each in (condition, to))
+        return self.decode(self.prior(self.prior.inverse(z, known), wanted), condition=wanted)
+
     def generator(self) -> keras.Model:
-        """Prior and decoder as one Keras model: noise float32 (batch, latent_dim) to images."""
+        """Prior and decoder as one Keras model: noise float32 (batch, latent_dim), and conditions, to images."""
         return compose(self.decoder, self.prior)
 
     # Export ----------------------------------------------------------------------------------
@@ -324,7 +251,8 @@ class GenerativeModel(CheckedModel):
         """Writes the decoder for deployment: z float32 (batch, latent_dim) to image, float32 in [0, 1] or uint8.
 
         With `part="generator"` it is the generator: standard normal noise, float32 (batch, latent_dim), to image, by
-        the prior and the decoder. A SavedModel is both.
+        the prior and the decoder. A SavedModel is both. Of a conditional model they take `condition` too, float32
+        (batch, names), as `Condition.rows` gives it: zeros for images of any kind.
 
         It computes in float32 with a free batch whatever the training policy was, is compared with the Keras
         decoder before it takes its place, and replaces an earlier artifact only when it is equal.
@@ -337,7 +265,7 @@ class GenerativeModel(CheckedModel):
             precision: of "onnx" alone, "float16" or "int8": smaller files, whose images differ.
             output: what the images are, "float32" or "uint8": 0..255, rounded as in PNG files, a quarter of the bytes.
             calibration: for int8, images to find ranges of values with, some hundreds of the training images: an array
-                (count, height, width, channels), or a dataset of batches.
+                (count, height, width, channels), or a dataset of batches, which may bring their labels.
             part: "decoder" or "generator".
             encoder: whether a SavedModel gets the signature `encode` too, from images to mean and log_var.
             scorer: what `vae.scorer` returned, for a signature `score` of a SavedModel.
@@ -368,14 +296,15 @@ class GenerativeModel(CheckedModel):
         with self.averaged_weights():
             if scorer is not None and getattr(scorer, "model", None) != self.fingerprint():
                 raise InputError("scorer= is not of these weights: give what vae.scorer(usual) returns now")
+            condition = {} if self.condition is None else self.condition.metadata()
             report = export_decoder(
                 self.decoder,
                 path,
                 format,
-                {"keras_vae_version": __version__, "run_id": run_id, "model": self.fingerprint()},
+                {"keras_vae_version": __version__, "run_id": run_id, "model": self.fingerprint(), **condition},
                 precision=precision,
                 output=output,
-                calibration=None if calibration is None else self._calibration(calibration),
+                calibration=None if calibration is None else calibrating.rows(self, calibration),
                 prior=self.prior if part == "generator" or FORMATS[format].holds_all else None,
                 encoder=networks.without_condition(self.encoder) if encoder else None,
                 scorer=scorer,
@@ -390,13 +319,3 @@ class GenerativeModel(CheckedModel):
         for weight in (*self.encoder.weights, *self.decoder.weights):
             found.update(np.ascontiguousarray(weight).tobytes())
         return found.hexdigest()
-
-    def _calibration(self, images: Any) -> np.ndarray:
-        """Latents as decoders meet them, float32 (count, latent_dim): codes of images, and as many of the prior."""
-        batches = images
-        if not isinstance(images, tf.data.Dataset):
-            images = np.asarray(images)
-            batches = (images[start : start + 64] for start in range(0, len(images), 64))
-        codes = [ops.convert_to_numpy(self.encode(batch).sample(number)) for number, batch in enumerate(batches)]
-        count = sum(map(len, codes))
-        return np.concatenate([*codes, ops.convert_to_numpy(self.prior(latents.draw(count, self.latent_dim, 0)))])

@@ -25,10 +25,12 @@ def data_of(
     batch_size: int,
     attributes: bool = False,
     only_held_out: bool = False,
+    conditions: bool = False,
 ) -> data.ImageData:
     """The images that a model was trained on, or others, in its size and crop.
 
-    Where others have another size, it says that they are resized.
+    Where others have another size, it says that they are resized. With `conditions` batches are dicts that have those
+    too, as the run was trained on.
 
     Raises:
         InputError: it does not say what it was trained on, or the images are of no use to it.
@@ -49,6 +51,7 @@ def data_of(
             crop=model.config.get("crop"),
             attributes=attributes,
             only_held_out=only_held_out,
+            condition=model.config.get("condition") if conditions else None,
         )
     except InputError as error:
         if given is not None:

@@ -17,7 +17,8 @@ import numpy as np
 
 from keras_vae.support.errors import InputError
 
-UNKNOWN = "unknown"  # what an image of any kind is called on the command line
+LABEL, ALL = "label", "all"  # how data are asked for conditions: the images' class, and whatever there is
+ANY = "any"  # what an image of which nothing is known is called
 AT_MOST = 1000  # names: each is a column of every condition
 SHOWN = 20  # of the names in a message
 
@@ -103,6 +104,8 @@ class Condition:
         Raises:
             InputError: a name that there is not, or an array of another shape or not finite.
         """
+        if isinstance(asked, np.ndarray) and asked.dtype.kind in "UO":
+            asked = asked.tolist()
         if asked is None or isinstance(asked, str | int | np.integer | Mapping):
             return np.repeat(self._row(asked)[np.newaxis], count, axis=0)
         if isinstance(asked, Sequence) and any(each is None or isinstance(each, str | Mapping) for each in asked):
@@ -169,6 +172,37 @@ class Condition:
     def _listed(self) -> str:
         more = f" and {len(self) - SHOWN} more" if len(self) > SHOWN else ""
         return ", ".join(self.names[:SHOWN]) + more
+
+
+def asked_for(condition: Condition | None, labels: Sequence[str], attributes: Sequence[str]) -> list[Any]:
+    """What the command line asks for, as `Condition.rows` takes it: each label, or one mapping of attributes.
+
+    Args:
+        condition: the model's, or None.
+        labels: names of classes; "any" for images of any kind.
+        attributes: "NAME=1" or "NAME=0", also several with commas between them.
+
+    Raises:
+        InputError: the model has no such classes or attributes.
+    """
+    if not labels and not attributes:
+        return []
+    given = "--label" if labels else "--attribute"
+    if condition is None:
+        raise InputError(f"{given}: this model was trained without conditions; leave it out, or train with --condition")
+    if (labels and attributes) or condition.exclusive != bool(labels):
+        right = "--label, a class" if condition.exclusive else "--attribute, such as " + condition.names[0] + "=1"
+        raise InputError(f"{given} is not what this model knows: give {right}")
+    if labels:
+        any_kind = [ANY] if ANY not in condition.names else []
+        return [None if label in any_kind else condition.names[condition.position(label)] for label in labels]
+    asked: dict[str, bool] = {}
+    for pair in (part for text in attributes for part in text.split(",")):
+        name, equals, value = pair.strip().rpartition("=")
+        if not equals or value not in ("0", "1"):
+            raise InputError(f"--attribute {pair!r}: give a name and 1 or 0, such as {condition.names[0]}=1")
+        asked[condition.names[condition.position(name)]] = value == "1"
+    return [asked]
 
 
 def check_none(asked: Any) -> None:

@@ -8,12 +8,14 @@ Example:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from keras_vae.support.conditions import ANY, Condition
 from keras_vae.support.errors import InputError
 from keras_vae.support.files import write_aside
 from keras_vae.support.pixels import to_float, to_uint8
@@ -23,12 +25,13 @@ GAP = 2
 # Small images are enlarged by an integer factor, without smoothing, until a row is about this wide.
 ROW_PIXELS = 1024
 TEXT_PIXELS = 16
+NAMED = 20  # rows of a picture of conditions
 MAP_PIXELS = 2048
 MAP_ROOM = 1.6  # cells of a map for each thumbnail
 # Weights of ITU-R BT.601, with which image libraries turn colour into grey.
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
-__all__ = ["grid", "labelled_rows", "scattered", "side_by_side"]
+__all__ = ["by_condition", "grid", "labelled_rows", "scattered", "side_by_side"]
 
 
 def grid(images: Any, columns: int | None = None) -> Image.Image:
@@ -112,6 +115,23 @@ def labelled_rows(rows: np.ndarray, labels: list[str], heads: list[str] | None =
     for column, head in enumerate(heads or ()):
         draw.text((margin + (column + 0.5) * images.width / columns, TEXT_PIXELS), head, "black", font, anchor="mm")
     return picture
+
+
+def by_condition(
+    draw: Callable[[np.ndarray], Any], condition: Condition, columns: int, names: Sequence[str] | None = None
+) -> Image.Image:
+    """A row of samples for each class or attribute, and before them one of any kind.
+
+    Args:
+        draw: from conditions, float32 (columns, names), to as many images, as `grid` takes them. Where it takes the
+            same noise each time, a column shows one code as of each class.
+        condition: the model's.
+        columns: images in a row.
+        names: the rows' own; by default all, at most 20.
+    """
+    shown = [None, *condition.names[:NAMED]] if names is None else list(names)
+    rows = np.stack([_floats(draw(condition.rows(name, columns))) for name in shown])
+    return labelled_rows(rows, [ANY if name is None else name for name in shown])
 
 
 def scattered(images: np.ndarray, places: np.ndarray, side: int = MAP_PIXELS) -> Image.Image:

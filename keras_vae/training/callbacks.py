@@ -15,11 +15,11 @@ import tensorflow as tf
 from keras_vae.model import priors
 from keras_vae.runs import checkpoints
 from keras_vae.runs.folder import METRICS_FILE, read_metrics
-from keras_vae.runs.opening import in_batches
+from keras_vae.runs.opening import BATCH
 from keras_vae.support import memory, pictures
 from keras_vae.support.errors import StoppedError
 from keras_vae.support.files import write_aside
-from keras_vae.training import resuming, strategies
+from keras_vae.training import results, resuming, strategies
 from keras_vae.training.clock import Progress
 from keras_vae.training.signals import Signals
 from keras_vae.training.stages import Stages
@@ -90,12 +90,12 @@ class EpochPictures(keras.callbacks.Callback):
             prior until that is fitted at the end of training, or from the standard normal.
     """
 
-    def __init__(self, run: Path, stages: Stages, examples: np.ndarray, seed: int, learns_prior: bool) -> None:
+    def __init__(self, run: Path, stages: Stages, examples: results.Examples, seed: int, learns_prior: bool) -> None:
         super().__init__()
         self.run = run
         self.stages = stages
-        self.examples = examples[:PICTURED]
-        self.encoded = examples[:ENCODED] if learns_prior else None
+        self.examples = examples.part(0, PICTURED)
+        self.encoded = examples.part(0, ENCODED) if learns_prior else None
         self.seed = seed
         self.writer = tf.summary.create_file_writer(str(run / "logs" / "pictures"))
 
@@ -108,12 +108,10 @@ class EpochPictures(keras.callbacks.Callback):
         with self.model.averaged_weights():
             if self.encoded is not None:
                 self.model.set_prior(self._gaussian(self.encoded))
-            reconstructions = keras.ops.convert_to_numpy(self.model(self.examples, training=False))
-            samples = keras.ops.convert_to_numpy(self.model.sample(PICTURED, self.seed))
-        shown = {
-            "reconstructions": pictures.side_by_side(self.examples, reconstructions),
-            "samples": pictures.grid(samples, columns=12),
-        }
+            images, condition = self.examples
+            made = keras.ops.convert_to_numpy(self.model(images, training=False, condition=condition))
+            samples = results.samples_picture(self.model, PICTURED, self.seed, columns=12)
+        shown = {"reconstructions": pictures.side_by_side(images, made), "samples": samples}
         for name, picture in shown.items():
             pictures.save(picture, self.run / "samples" / f"epoch-{epoch + 1:04d}-{name}.png")
         with self.writer.as_default(step=epoch):
@@ -121,13 +119,14 @@ class EpochPictures(keras.callbacks.Callback):
                 tf.summary.image(name, np.asarray(picture)[np.newaxis])
         self.writer.flush()
 
-    def _gaussian(self, images: np.ndarray) -> priors.Prior:
-        def posterior(part: np.ndarray) -> np.ndarray:
-            found = self.model.encode(part)
-            return np.stack([keras.ops.convert_to_numpy(each) for each in (found.mean, found.log_var)], axis=1)
-
-        mean, log_var = np.moveaxis(in_batches(posterior, images), 1, 0)
-        return priors.gaussian(mean, log_var)
+    def _gaussian(self, examples: results.Examples) -> priors.Prior:
+        parts = (examples.part(start, start + BATCH) for start in range(0, len(examples.images), BATCH))
+        found = [self.model.encode(each.images, condition=each.condition) for each in parts]
+        mean, log_var = (
+            np.concatenate([keras.ops.convert_to_numpy(getattr(each, name)) for each in found])
+            for name in ("mean", "log_var")
+        )
+        return priors.gaussian(mean, log_var, len(self.model.condition or ()))
 
 
 class Checkpoints(keras.callbacks.Callback):

@@ -55,7 +55,9 @@ def check(config: TrainingConfig, perceptual: PerceptualLoss | None) -> None:
         )
     _check_kl(config)
     size = config.image_size or loading.DEFAULT_SIZE
-    networks.check(config.network, (size, size, 3), config.latent_dim, config.network_options)
+    networks.check(
+        config.network, (size, size, 3), config.latent_dim, config.network_options, config.condition is not None
+    )
     check_likelihood(config.likelihood)
     loading.check_outside(Path(config.out), config.data)
     loading.check(config.data, config.image_size, config.batch_size)

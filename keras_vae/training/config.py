@@ -15,6 +15,7 @@ from typing import Any
 
 from keras_vae.model.presets import DEFAULT_LAYERS, DEFAULT_LEARNING_RATE, DEFAULT_PERCEPTUAL_WEIGHT
 from keras_vae.runs.folder import read_config
+from keras_vae.support.conditions import ALL, LABEL
 from keras_vae.support.errors import InputError, check_count, check_weight
 from keras_vae.support.names import check_prior
 from keras_vae.support.precision import PRECISIONS
@@ -115,6 +116,15 @@ def _weights(text: str) -> float | tuple[float, ...] | str:
     return numbers[0] if len(numbers) == 1 else numbers
 
 
+def _condition(text: str | None) -> str | tuple[str, ...] | None:
+    if text is None or text in (LABEL, ALL):
+        return text
+    names = tuple(name.strip() for name in text.split(","))
+    if "" in names:
+        raise InputError(f"--condition {text!r}: give label, all, or names of attributes, such as glasses,hat")
+    return names
+
+
 # Options ------------------------------------------------------------------------------------------
 
 
@@ -128,6 +138,12 @@ class DataConfig:
     crop: int | None = option(None, "Side in pixels of the centred square to cut out first.", _positive)
     flip: bool = option(False, "Mirror half of the training images.", flag="--flip/--no-flip")
     random_crop: int = option(0, "Shift training images by up to this many pixels, mirroring at the edges.")
+    condition: str | tuple[str, ...] | None = option(
+        None,
+        "What images can be asked for by: label (their class), attributes such as glasses,hat, or all.",
+        type=str | None,
+        parse=_condition,
+    )
     strict: bool = option(False, "Refuse a folder if any of its images would be skipped.")
 
 

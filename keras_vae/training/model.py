@@ -36,6 +36,7 @@ def new(config: TrainingConfig, images: data.ImageData, perceptual: PerceptualLo
         beta=config.beta,
         free_bits=config.free_bits,
         likelihood=config.likelihood,
+        condition=images.condition,
         seed=config.seed,
         dtype=policy,
     )

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
 import numpy as np
+from PIL import Image
 
+from keras_vae.data.image_batches import unpack
 from keras_vae.evaluation.fidelity import psnr, sharpness_ratio
+from keras_vae.model.conditioning import labels_of
 from keras_vae.runs.folder import read_config, read_metrics
 from keras_vae.support import pictures
 from keras_vae.support.files import write_aside
@@ -28,28 +31,53 @@ SAMPLES_FILE = "samples.png"
 MEASURED = 1024  # held-out images on which the final figures are measured
 RECONSTRUCTED = 24  # of them in the picture of reconstructions
 SAMPLED = 64  # images in the picture of samples
+A_CONDITION = 12  # in each of its rows, of a conditional model
 
 
-def examples_of(images: data.ImageData) -> np.ndarray:
-    """The first 1,024 held-out images, or all if there are fewer: float32 (count, height, width, channels)."""
-    batches = []
-    for batch in images.test:
-        batches.append(batch.numpy())
+class Examples(NamedTuple):
+    """Held-out images, float32 (count, height, width, channels), and their conditions, or None."""
+
+    images: np.ndarray
+    condition: np.ndarray | None
+
+    def part(self, start: int, end: int) -> Examples:
+        """Those from one to another."""
+        return Examples(self.images[start:end], None if self.condition is None else self.condition[start:end])
+
+
+def examples_of(images: data.ImageData) -> Examples:
+    """The first 1,024 held-out images, or all if there are fewer."""
+    batches, conditions = [], []
+    for batch in images.test.as_numpy_iterator():
+        batches.append(unpack(batch))
+        conditions.append(labels_of(batch))
         if sum(map(len, batches)) >= MEASURED:
             break
-    return np.concatenate(batches)[:MEASURED]
+    known = None if images.condition is None else np.concatenate(conditions)
+    return Examples(np.concatenate(batches), known).part(0, MEASURED)
+
+
+def samples_picture(vae: VAE, count: int, seed: int, columns: int | None = None) -> Image.Image:
+    """Samples; of a conditional model a row for each class or attribute, of the same noise."""
+    if vae.condition is None:
+        return pictures.grid(keras.ops.convert_to_numpy(vae.sample(count, seed)), columns)
+
+    def draw(condition: np.ndarray) -> np.ndarray:
+        return keras.ops.convert_to_numpy(vae.sample(len(condition), seed, condition=condition))
+
+    return pictures.by_condition(draw, vae.condition, A_CONDITION)
 
 
 @true_float32(device=None)
 def figures(
-    vae: VAE, images: data.ImageData, examples: np.ndarray, progress: Progress, config: TrainingConfig
+    vae: VAE, images: data.ImageData, examples: Examples, progress: Progress, config: TrainingConfig
 ) -> dict[str, Any]:
     """Measures reconstructions and draws the final pictures.
 
     Args:
         vae: the trained model.
         images: the data of the run.
-        examples: held-out images, float32 (count, height, width, channels).
+        examples: held-out images.
         progress: the run's clock.
         config: its configuration.
 
@@ -61,13 +89,14 @@ def figures(
     """
     out = Path(config.out)
     # Not `predict`, in which all the workers would have to take part.
-    batches = range(0, len(examples), config.batch_size)
+    originals, size = examples.images, config.batch_size
+    parts = (examples.part(start, start + size) for start in range(0, len(originals), size))
     reconstructions = np.concatenate(
-        [keras.ops.convert_to_numpy(vae(examples[start:][: config.batch_size], training=False)) for start in batches]
+        [keras.ops.convert_to_numpy(vae(each.images, training=False, condition=each.condition)) for each in parts]
     )
     written = [out / "samples" / RECONSTRUCTIONS_FILE, out / "samples" / SAMPLES_FILE]
-    pictures.save(pictures.side_by_side(examples[:RECONSTRUCTED], reconstructions[:RECONSTRUCTED]), written[0])
-    pictures.save(pictures.grid(keras.ops.convert_to_numpy(vae.sample(SAMPLED, config.seed))), written[1])
+    pictures.save(pictures.side_by_side(originals[:RECONSTRUCTED], reconstructions[:RECONSTRUCTED]), written[0])
+    pictures.save(samples_picture(vae, SAMPLED, config.seed), written[1])
     return {
         "run": str(out),
         "pictures": [str(path) for path in written],
@@ -80,8 +109,8 @@ def figures(
         "train_images": images.train_size,
         "test_images": images.test_size,
         **progress.logs,
-        "psnr": psnr(examples, reconstructions),
-        "sharpness": sharpness_ratio(examples, reconstructions),
+        "psnr": psnr(originals, reconstructions),
+        "sharpness": sharpness_ratio(originals, reconstructions),
     }
 
 

@@ -20,6 +20,7 @@ from keras_vae.training.results import SAMPLES_FILE
 
 if TYPE_CHECKING:
     from keras_vae import data
+    from keras_vae.model.vae import VAE
     from keras_vae.training.config import TrainingConfig
 
 
@@ -85,12 +86,18 @@ def check_unfinished(config: TrainingConfig, checkpoint: Checkpoint) -> None:
     )
 
 
-def check_same_data(config: TrainingConfig, images: data.ImageData) -> None:
+def check_same_data(config: TrainingConfig, images: data.ImageData, vae: VAE) -> None:
     """Refuses data that has changed since the run began.
 
     Raises:
-        InputError: the number of training or held-out images is not what it was.
+        InputError: the number of training or held-out images is not what it was, or the classes are others than the
+            model's.
     """
+    if images.condition != vae.condition:
+        raise InputError(
+            f"the classes or attributes of {images.name} have changed since the run began: restore them, or start "
+            "another run"
+        )
     record = read_config(Path(config.out))
     for name, now in (("train_images", images.train_size), ("test_images", images.test_size)):
         if record.get(name, now) != now:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from keras_vae import data
@@ -37,6 +36,7 @@ from keras_vae.training.signals import Signals
 from keras_vae.training.stages import Stages, Validation
 
 FEW_IMAGES = 2000
+NAMED = 12  # classes or attributes
 
 
 def train(config: TrainingConfig) -> dict[str, Any]:
@@ -97,6 +97,7 @@ def train(config: TrainingConfig) -> dict[str, Any]:
                 flip=config.flip,
                 random_crop=config.random_crop,
                 strict=config.strict,
+                condition=config.condition,
                 share=strategies.share(strategy),
                 scaled=False,
             )
@@ -106,8 +107,8 @@ def train(config: TrainingConfig) -> dict[str, Any]:
             if checkpoint is None:
                 vae = model.new(config, images, perceptual, policy)
             else:
-                resuming.check_same_data(config, images)
                 vae = model.from_checkpoint(config, checkpoint.path)
+                resuming.check_same_data(config, images, vae)
         if vae.needs_adapting:
             with strategy.scope(), stages.timed("statistics"):
                 count = min(images.train_size, ADAPTED_TO)
@@ -174,6 +175,10 @@ def _with_feature_network(config: TrainingConfig) -> tuple[TrainingConfig, str |
 
 def _announce(config: TrainingConfig, images: data.ImageData, vae: VAE, devices: str | None) -> None:
     height, width, channels = images.image_shape
+    if images.condition is not None:
+        names = images.condition.names
+        what = "classes" if images.condition.exclusive else "attributes"
+        print(f"condition: {len(names)} {what}, {', '.join(names[:NAMED])}{', ...'[: 5 * (len(names) > NAMED)]}")
     print(
         f"data: {images.name}, {images.train_size} images to train on, {images.test_size} held out, "
         f"{height}x{width}x{channels}\n"
@@ -206,7 +211,7 @@ def _fit(
     checkpoint: resuming.Checkpoint | None,
     progress: Progress,
     stages: Stages,
-    examples: np.ndarray,
+    examples: results.Examples,
     chief: bool,
 ) -> None:
     """Trains until a limit is reached; of a resumed run the rest of the interrupted epoch first."""

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from keras_vae import InputError, data
+from keras_vae import Condition, InputError, data
 from keras_vae.data import tables
 from keras_vae.data.image_files import Listing
 
@@ -199,3 +199,63 @@ def test_what_is_written_is_read(
     assert not matched.faults
     assert not matched.unused
     np.testing.assert_array_equal(table.values, values)
+
+
+def conditions(folder: Path, condition: object) -> tuple[data.ImageData, dict[int, list[float]]]:
+    """What loading makes of a folder, and the condition of each image by its number."""
+    loaded = data.load(folder, 8, 1, condition=condition)
+    found = {}
+    for part in (loaded.train, loaded.test):
+        for batch in part.as_numpy_iterator():
+            assert batch["condition"].dtype == np.float32
+            found[round(float(batch["image"][0, 0, 0, 0] * 255))] = batch["condition"][0].tolist()
+    return loaded, found
+
+
+def test_attributes_as_conditions(folder: Path) -> None:
+    (folder / "attributes.csv").write_text(rows(("0", "1")))
+    loaded, given = conditions(folder, "all")
+    assert loaded.condition == Condition(("Even", "Large"))
+    assert given == {index: [2.0 * each - 1.0 for each in row] for index, row in RIGHT.items()}
+    loaded, given = conditions(folder, ("large",))  # as `--condition large` has it
+    assert loaded.condition == Condition(("Large",))
+    assert given == {index: [2.0 * row[1] - 1.0] for index, row in RIGHT.items()}
+    for condition, message in (
+        ("label", r"photos has attributes, not classes: give some of Even, Large, or all"),
+        (("Odd",), "no attribute 'Odd'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            data.load(folder, 8, 1, condition=condition)
+
+
+@pytest.mark.parametrize("name", ["label", "Class"])
+def test_a_column_of_labels_is_classes(folder: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    kinds = ("boot", "bag, small", "hat")
+    lines = [f"{index:03d}.png,{index},{kinds[index % 3]!r}".replace("'", '"') for index in range(COUNT)]
+    lines[4] = "004.png,4,"
+    (folder / "attributes.csv").write_text("\n".join([f"image,number,{name}", *lines]) + "\n")
+    with caplog.at_level(logging.WARNING):
+        loaded, given = conditions(folder, "label")
+    assert loaded.condition == Condition(("bag, small", "boot", "hat"), exclusive=True)
+    place = (1, 0, 2)
+    assert given == {index: np.eye(3)[place[index % 3]].tolist() for index in range(COUNT) if index != 4}
+    assert dict(loaded.skips.files) == {"004.png": "an attribute is missing"}
+    assert "column 'number'" in caplog.text
+    with pytest.raises(InputError, match=r"photos has classes, bag, small, boot, hat: give label, not"):
+        data.load(folder, 8, 1, condition=("boot",))
+
+
+def test_subfolders_as_conditions(tmp_path: Path) -> None:
+    for index in range(COUNT):
+        path = tmp_path / "photos" / ("cats", "dogs")[index % 2] / f"{index:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (index, index, index)).save(path)
+    for condition in ("label", "all"):
+        loaded, given = conditions(tmp_path / "photos", condition)
+        assert loaded.condition == Condition(("cats", "dogs"), exclusive=True)
+        assert given == {index: np.eye(2)[index % 2].tolist() for index in range(COUNT)}
+
+
+def test_a_source_without_classes_or_attributes(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"photos has no attributes: give a table of them, attributes.csv"):
+        data.load(folder, 8, 1, condition="label")

@@ -10,9 +10,11 @@ import typer
 from keras_vae.cli import printing
 from keras_vae.cli.late_imports import for_model, with_tensorflow
 from keras_vae.cli.options import (
+    AttributeOption,
     CodesOption,
     ImageOption,
     JsonOption,
+    LabelOption,
     ModelArgument,
     PictureOption,
     PriorOption,
@@ -31,7 +33,12 @@ RangeStepsOption = Annotated[int, typer.Option(min=2, max=100, help="Images per 
 def sample(
     model: ModelArgument,
     out: PictureOption = Path("samples.png"),
-    count: Annotated[int, typer.Option(min=1, max=10_000, help="Number of images.")] = 64,
+    count: Annotated[
+        int | None,
+        typer.Option(min=1, max=10_000, help="Number of images, by default 64; of a conditional model, in a row."),
+    ] = None,
+    label: LabelOption = None,
+    attribute: AttributeOption = None,
     prior: PriorOption = "learned",
     temperature: Annotated[
         float,
@@ -42,11 +49,11 @@ def sample(
     """Write a grid of new images.
 
     Draws noise, which the prior maps to latents and the decoder to images. The same seed gives the same images from
-    every kind of MODEL.
+    every kind of MODEL. Of a conditional model a row for each class or attribute, or what is asked for.
     """
     check_exists(model, whole=False)
-    for_model(model, "keras_vae.cli.sampling").sample(model, out, count, seed, prior, temperature)
-    print(f"{count} sample{'s' if count > 1 else ''} written to {out}")
+    sampling = for_model(model, "keras_vae.cli.sampling")
+    print(sampling.sample(model, out, count, seed, prior, temperature, label or (), attribute or ()))
 
 
 def reconstruct(
@@ -58,16 +65,19 @@ def reconstruct(
     data: RunDataOption = None,
     out: PictureOption = Path("reconstructions.png"),
     count: Annotated[int, typer.Option(min=1, max=10_000, help="Number of held-out images.")] = 24,
+    label: LabelOption = None,
+    attribute: AttributeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write images above their reconstructions.
 
-    Takes image files or held-out images, and measures how close and how sharp the reconstructions are.
+    Takes image files or held-out images, and measures how close and how sharp the reconstructions are. With a label or
+    attributes, of a conditional model, further rows show them as of those.
     """
     check_exists(model, whole=True)
     with printing.results(as_json) as show:
         reconstructing = with_tensorflow("keras_vae.evaluation.reconstructing")
-        show(reconstructing.reconstruct(model, data, out, count, image or ()))
+        show(reconstructing.reconstruct(model, data, out, count, image or (), label or (), attribute or ()))
 
 
 def interpolate(

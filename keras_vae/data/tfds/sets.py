@@ -72,7 +72,8 @@ def open_builder(name: str, builder: Any, request: Request, split: str | None = 
     skips = Skips(name, images.train_size + images.test_size)
     parts = _by_index if images.random_access else _in_sequence
     train, test = parts(images, shape, request.crop, skips)
-    return Opened(name, shape, train, test, skips, images.attribute_names, tuple(images.image_shape))
+    names, own_shape = images.attribute_names, tuple(images.image_shape)
+    return Opened(name, shape, train, test, skips, names, own_shape, images.exclusive)
 
 
 def _name(source: Named) -> builders.Name:
@@ -127,6 +128,7 @@ class ImageSet:
         split: what is taken of it, or None for all.
         image_shape: (height, width, channels), None where it varies.
         attribute_names: names of the 0/1 attributes, or of the classes.
+        exclusive: whether they are classes.
         train_size, test_size: number of images.
     """
 
@@ -134,6 +136,7 @@ class ImageSet:
     split: str | None
     image_shape: tuple[int | None, ...]
     attribute_names: tuple[str, ...]
+    exclusive: bool
     train_size: int
     test_size: int
 
@@ -153,7 +156,7 @@ class ImageSet:
         # Sorted, for TFDS writes them into a file in no order.
         names = tuple(sorted(features["attributes"])) if "attributes" in features else _classes(features.get("label"))
         sizes = _sizes(name, builder, split)
-        return cls(builder, split, shape, names, *sizes)
+        return cls(builder, split, shape, names, "attributes" not in features, *sizes)
 
     @property
     def random_access(self) -> bool:

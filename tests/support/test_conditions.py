@@ -1,0 +1,153 @@
+"""What a model can be asked for: names, labels, attributes and arrays, and what is said of wrong ones."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keras_vae import Condition, InputError
+from keras_vae.support.conditions import asked_for, check_none
+
+CLASSES = Condition(("boot", "bag", "T-shirt/top"), exclusive=True)
+ATTRIBUTES = Condition(("glasses", "hat"))
+
+
+@pytest.mark.parametrize(
+    ("condition", "asked", "row"),
+    [
+        (CLASSES, None, [0, 0, 0]),
+        (CLASSES, "bag", [0, 1, 0]),
+        (CLASSES, "Bag", [0, 1, 0]),
+        (CLASSES, 2, [0, 0, 1]),
+        (CLASSES, np.int64(0), [1, 0, 0]),
+        (CLASSES, -1, [0, 0, 0]),
+        (ATTRIBUTES, None, [0, 0]),
+        (ATTRIBUTES, "hat", [0, 1]),
+        (ATTRIBUTES, {"glasses": True, "hat": 0}, [1, -1]),
+        (ATTRIBUTES, {"hat": False}, [0, -1]),
+        (ATTRIBUTES, {"glasses": None}, [0, 0]),
+    ],
+)
+def test_one_row_for_all(condition: Condition, asked: Any, row: list[float]) -> None:
+    found = condition.rows(asked, 2)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, [row, row])
+
+
+@pytest.mark.parametrize(
+    ("condition", "asked", "rows"),
+    [
+        (CLASSES, ["bag", None], [[0, 1, 0], [0, 0, 0]]),
+        (CLASSES, [2, -1], [[0, 0, 1], [0, 0, 0]]),
+        (CLASSES, np.array([1, 0], np.uint8), [[0, 1, 0], [1, 0, 0]]),
+        (CLASSES, np.array([[1], [0]]), [[0, 1, 0], [1, 0, 0]]),
+        (CLASSES, np.eye(3, dtype=int)[:2], [[1, 0, 0], [0, 1, 0]]),
+        (CLASSES, np.array([[0.5, 0.5, 0], [0, 0, 0]]), [[0.5, 0.5, 0], [0, 0, 0]]),
+        (ATTRIBUTES, np.array([[1, 0], [0, 1]]), [[1, -1], [-1, 1]]),
+        (ATTRIBUTES, np.array([[True, False], [False, True]]), [[1, -1], [-1, 1]]),
+        (ATTRIBUTES, np.array([[1, -1], [-1, 1]]), [[1, -1], [-1, 1]]),
+        (ATTRIBUTES, np.array([[0.0, -1], [0.5, 1]]), [[0, -1], [0.5, 1]]),
+        (ATTRIBUTES, [{"hat": 1}, "glasses"], [[0, 1], [1, 0]]),
+    ],
+)
+def test_a_row_for_each(condition: Condition, asked: Any, rows: list[list[float]]) -> None:
+    np.testing.assert_array_equal(condition.rows(asked, 2), np.array(rows, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("condition", "asked", "message"),
+    [
+        (CLASSES, "bags", "no class 'bags': did you mean 'bag'? this model knows boot, bag, T-shirt/top"),
+        (CLASSES, "x", "no class 'x': this model knows boot, bag, T-shirt/top"),
+        (ATTRIBUTES, {"hats": 1}, "no attribute 'hats': did you mean 'hat'? this model knows glasses, hat"),
+        (CLASSES, 3, "class 3: this model knows 3, from 0 on: boot, bag, T-shirt/top"),
+        (CLASSES, -2, "class -2: this model knows 3"),
+        (CLASSES, [0, 7], "class 7: this model knows 3"),
+        (CLASSES, {"bag": 1}, "this model knows classes; name one: boot, bag"),
+        (CLASSES, ["bag"], "1 conditions of 2 images: give one for each, or one for all"),
+        (CLASSES, np.zeros((2, 4)), r"conditions of 2 images are of shape (2, 4) and type float64"),
+        (CLASSES, np.zeros((3,), int), r"conditions of 2 images are of shape (3,)"),
+        (ATTRIBUTES, np.full((2, 2), np.nan), "conditions hold NaN or infinity: give 0 for what is not known"),
+        (ATTRIBUTES, np.array(["a", "b"]), "conditions of 2 images are of shape (2,) and type <U1"),
+    ],
+)
+def test_what_there_is_not(condition: Condition, asked: Any, message: str) -> None:
+    with pytest.raises(InputError) as refused:
+        condition.rows(asked, 2)
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["a", "b", "a"], "condition: 'a' is there twice; give each name once"),
+        (1, "condition of 1 classes: give 2 to 1000"),
+        (2000, "condition of 1001 classes: give 2 to 1000"),
+        ([], "condition of 0 attributes: give 1 to 1000"),
+        ("glasses", "condition='glasses': give a number of classes, names of attributes, or a keras_vae.Condition"),
+        (2.5, "condition=2.5: give a number of classes"),
+        (True, "condition=True: give a number of classes"),
+        (["a", ""], "give a sequence of names"),
+    ],
+)
+def test_what_is_no_condition(given: Any, message: str) -> None:
+    with pytest.raises(InputError) as refused:
+        Condition.of(given)
+    assert message in str(refused.value)
+
+
+names = st.lists(st.text(min_size=1, max_size=8), min_size=2, max_size=6, unique=True)
+
+
+@given(names, st.booleans())
+def test_names_survive_files_and_metadata(names: list[str], exclusive: bool) -> None:
+    condition = Condition(tuple(names), exclusive)
+    assert Condition.of(json.loads(json.dumps(condition.config()))) == condition
+    assert Condition.of_metadata(condition.metadata()) == condition
+    for place, name in enumerate(names):
+        assert condition.rows(name, 1)[0].tolist() == np.eye(len(names))[place].tolist()
+
+
+def test_no_condition() -> None:
+    assert Condition.of(None) is None
+    assert Condition.of_metadata({"run_id": "1"}) is None
+    check_none(None)
+    with pytest.raises(InputError, match="condition='boot': this model was trained without conditions; leave it out"):
+        check_none("boot")
+
+
+def test_what_the_command_line_asks_for() -> None:
+    assert asked_for(None, (), ()) == []
+    assert asked_for(CLASSES, (), ()) == []
+    assert asked_for(CLASSES, ("BAG", "any"), ()) == ["bag", None]
+    assert asked_for(ATTRIBUTES, (), ("glasses=1,hat=0",)) == [{"glasses": True, "hat": False}]
+    assert asked_for(ATTRIBUTES, (), ("glasses=1", "Hat=0")) == [{"glasses": True, "hat": False}]
+    # A class that is itself called "any" is what is asked for.
+    assert asked_for(Condition(("any", "one"), exclusive=True), ("any",), ()) == ["any"]
+
+
+@pytest.mark.parametrize(
+    ("condition", "labels", "attributes", "message"),
+    [
+        (None, ("boot",), (), "--label: this model was trained without conditions"),
+        (None, (), ("hat=1",), "--attribute: this model was trained without conditions"),
+        (CLASSES, (), ("boot=1",), "--attribute is not what this model knows: give --label, a class"),
+        (ATTRIBUTES, ("hat",), (), "--label is not what this model knows: give --attribute, such as glasses=1"),
+        (CLASSES, ("boot",), ("boot=1",), "--label is not what this model knows"),
+        (ATTRIBUTES, (), ("hat",), "--attribute 'hat': give a name and 1 or 0, such as glasses=1"),
+        (ATTRIBUTES, (), ("hat=2",), "--attribute 'hat=2': give a name and 1 or 0"),
+        (ATTRIBUTES, (), ("cap=1",), "no attribute 'cap': this model knows glasses, hat"),
+        (CLASSES, ("cap",), (), "no class 'cap'"),
+    ],
+)
+def test_what_the_command_line_cannot_ask_for(
+    condition: Condition | None, labels: tuple[str, ...], attributes: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(InputError) as refused:
+        asked_for(condition, labels, attributes)
+    assert message in str(refused.value)

@@ -21,6 +21,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 WEB = Path(__file__).resolve().parents[1] / "export" / "web"
 FILES = (
     "decoder.mjs",
+    "conditions.mjs",
     "scorer.mjs",
     "decode.mjs",
     "page.mjs",

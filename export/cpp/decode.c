@@ -1,7 +1,7 @@
 /* Makes images with an exported SavedModel, of latents or of noise, through TensorFlow's C API.
  *
- * Everything above the line "The command" is for an app of your own: decoder_open, decoder_decode, decoder_generate,
- * decoder_sample and decoder_close. README.md shows how. It is C11 and compiles as C++17 too. */
+ * Everything above the line "The command" is for an app of your own: decoder_open, decoder_condition, decoder_decode,
+ * decoder_generate, decoder_sample and decoder_close. README.md shows how. It is C11 and compiles as C++17 too. */
 
 #define _POSIX_C_SOURCE 200809L
 
@@ -212,20 +212,182 @@ static bool find_tensor(Bytes signature, uint64_t side, const char *name, Tensor
     return true;
 }
 
+/* ================================================================ Names of a condition
+ *
+ * Read from the JSON that an exported SavedModel has in assets.extra. Reading stops at the text's end whatever it is,
+ * and what is damaged is taken for missing. */
+
+static const char MANIFEST[] = "assets.extra/keras_vae.json";
+
+typedef struct {
+    char **names;
+    size_t count;
+    bool exclusive; /* classes, of which an image has one; otherwise attributes, of which it has any */
+} Names;
+
+static void free_names(Names *names)
+{
+    for (size_t i = 0; i < names->count; i++)
+        free(names->names[i]);
+    free(names->names);
+    memset(names, 0, sizeof *names);
+}
+
+static const char *after_space(const char *text)
+{
+    return text + strspn(text, " \t\r\n");
+}
+
+/* What is after a value. */
+static const char *after_value(const char *text)
+{
+    for (int depth = 0; *text != '\0'; text++) {
+        if (*text == '"') {
+            for (text++; *text != '"' && *text != '\0'; text++)
+                if (*text == '\\' && text[1] != '\0')
+                    text++;
+            if (*text == '\0')
+                break;
+        } else if (*text == '{' || *text == '[') {
+            depth++;
+        } else if ((*text == '}' || *text == ']') && depth-- == 0) {
+            break;
+        } else if (*text == ',' && depth == 0) {
+            break;
+        }
+    }
+    return text;
+}
+
+/* Reads the four digits of an escape, -1 where they are none. */
+static long read_hex(const char *text)
+{
+    static const char digits[] = "0123456789abcdef0123456789ABCDEF";
+    long value = 0;
+    for (int i = 0; i < 4; i++) {
+        const char *digit = text[i] == '\0' ? NULL : strchr(digits, text[i]);
+        if (digit == NULL)
+            return -1;
+        value = 16 * value + (digit - digits) % 16;
+    }
+    return value;
+}
+
+/* Writes a character as UTF-8; returns where the next one goes. */
+static char *put_character(char *to, long code)
+{
+    if (code < 0x80) {
+        *to++ = (char)code;
+        return to;
+    }
+    const int more = code < 0x800 ? 1 : code < 0x10000 ? 2 : 3; /* bytes after the first */
+    *to++ = (char)((0xff00 >> (more + 1) & 0xff) | code >> 6 * more);
+    for (int i = more - 1; i >= 0; i--)
+        *to++ = (char)(0x80 | (code >> 6 * i & 0x3f));
+    return to;
+}
+
+/* Reads a string, and puts what is after it in `rest`. Returns NULL where there is none; release it with free(). */
+static char *read_string(const char *text, const char **rest)
+{
+    /* Escapes are longer than what they stand for. */
+    char *string = *text == '"' ? (char *)malloc((size_t)(after_value(text) - text)) : NULL;
+    if (string == NULL)
+        return NULL;
+    char *to = string;
+    for (text++; *text != '"' && *text != '\0';) {
+        if (*text != '\\') {
+            *to++ = *text++;
+            continue;
+        }
+        static const char escapes[] = "\"\\/bfnrt", meanings[] = "\"\\/\b\f\n\r\t";
+        const char *escape = text[1] == '\0' ? NULL : strchr(escapes, text[1]);
+        long code = text[1] == 'u' ? read_hex(text + 2) : escape == NULL ? -1 : meanings[escape - escapes];
+        if (code < 0 || (code == 0 && text[1] == 'u'))
+            break;
+        text += text[1] == 'u' ? 6 : 2;
+        if (code >= 0xd800 && code < 0xdc00 && text[0] == '\\' && text[1] == 'u') { /* the first of a pair */
+            const long second = read_hex(text + 2);
+            if (second >= 0xdc00 && second < 0xe000) {
+                code = 0x10000 + ((code - 0xd800) << 10) + (second - 0xdc00);
+                text += 6;
+            }
+        }
+        to = put_character(to, code);
+    }
+    if (*text != '"') {
+        free(string);
+        return NULL;
+    }
+    *to = '\0';
+    *rest = text + 1;
+    return string;
+}
+
+/* Finds the value of a key in an object; NULL where there is none. */
+static const char *find_value(const char *object, const char *key)
+{
+    if (object == NULL || *after_space(object) != '{')
+        return NULL;
+    for (const char *at = after_space(object) + 1;; at++) {
+        char *its_key = read_string(after_space(at), &at);
+        at = after_space(at);
+        if (its_key == NULL || *at != ':') {
+            free(its_key);
+            return NULL;
+        }
+        const bool found = strcmp(its_key, key) == 0;
+        free(its_key);
+        if (found)
+            return after_space(at + 1);
+        at = after_value(at + 1);
+        if (*at != ',')
+            return NULL;
+    }
+}
+
+/* Reads what a model knows from the text of its manifest; nothing where that is missing or damaged. */
+static void read_names(const char *manifest, Names *names)
+{
+    const char *entry = find_value(find_value(manifest, "metadata"), "condition"), *rest;
+    char *condition = entry == NULL ? NULL : read_string(entry, &rest);
+    const char *at = find_value(condition, "names"), *exclusive = find_value(condition, "exclusive");
+    memset(names, 0, sizeof *names);
+    names->exclusive = exclusive != NULL && strncmp(exclusive, "true", 4) == 0;
+    bool good = at != NULL && *at == '[' && exclusive != NULL;
+    while (good && *at != ']') {
+        char *name = read_string(after_space(at + 1), &at); /* after [ or a comma */
+        char **more = name == NULL ? NULL : (char **)realloc(names->names, (names->count + 1) * sizeof *more);
+        at = after_space(at);
+        good = more != NULL && (*at == ',' || *at == ']');
+        if (more != NULL) {
+            names->names = more;
+            names->names[names->count++] = name;
+        } else {
+            free(name);
+        }
+    }
+    if (!good)
+        free_names(names);
+    free(condition);
+}
+
 /* ================================================================ The decoder */
 
 static const int64_t BATCH = 64; /* images made at once: memory for more would buy no speed */
 
 typedef struct {
     int64_t latent_dim;
+    int64_t condition_dim; /* numbers in a condition; 0 of a model without any */
+    Names known;           /* what they are of */
     TF_Graph *graph;
     TF_Session *session;
-    TF_DataType dtype;  /* of its images: TF_FLOAT, values in [0, 1], or TF_UINT8, levels 0..255 */
-    TF_Output z, image; /* of the signature serving_default */
-    bool can_generate;  /* it has the signature generate, of these: */
-    TF_Output noise, generated;
+    TF_DataType dtype;        /* of its images: TF_FLOAT, values in [0, 1], or TF_UINT8, levels 0..255 */
+    TF_Output z, z_of, image; /* of the signature serving_default; what ends in _of are conditions */
+    bool can_generate;        /* it has the signature generate, of these: */
+    TF_Output noise, noise_of, generated;
     bool can_sample; /* it has the signature sample, of these: */
-    TF_Output count, seed, sampled;
+    TF_Output count, seed, sample_of, sampled;
 } Decoder;
 
 typedef struct {
@@ -268,17 +430,31 @@ static bool resolve(TF_Graph *graph, Bytes signature, uint64_t side, const char 
     return true;
 }
 
+/* Finds the condition among the inputs of a signature, beside so many others: there as `condition_dim` says. */
+static bool resolve_condition(Decoder *decoder, Bytes signature, int others, int rank, TF_Output *output)
+{
+    TensorInfo info;
+    if (count_fields(signature, SIGNATURE_INPUTS) != others + (decoder->condition_dim > 0))
+        return false;
+    return decoder->condition_dim == 0 ||
+           (find_tensor(signature, SIGNATURE_INPUTS, "condition", &info) &&
+            resolve(decoder->graph, signature, SIGNATURE_INPUTS, "condition", TF_FLOAT, rank, output) &&
+            info.dims[rank - 1] == decoder->condition_dim);
+}
+
 static bool resolve_signatures(Decoder *decoder, Bytes meta_graph)
 {
     Bytes signature;
-    TensorInfo z;
+    TensorInfo z, condition;
     TF_Graph *graph = decoder->graph;
     TensorInfo image;
     if (!find_entry(meta_graph, META_GRAPH_SIGNATURES, "serving_default", &signature) ||
         !find_tensor(signature, SIGNATURE_OUTPUTS, "image", &image))
         return false;
     const TF_DataType dtype = decoder->dtype = image.dtype == TF_UINT8 ? TF_UINT8 : TF_FLOAT;
-    if (count_fields(signature, SIGNATURE_INPUTS) != 1 ||
+    if (find_tensor(signature, SIGNATURE_INPUTS, "condition", &condition) && condition.rank == 2)
+        decoder->condition_dim = condition.dims[1] > 0 ? condition.dims[1] : 0;
+    if (!resolve_condition(decoder, signature, 1, 2, &decoder->z_of) ||
         !find_tensor(signature, SIGNATURE_INPUTS, "z", &z) ||
         !resolve(graph, signature, SIGNATURE_INPUTS, "z", TF_FLOAT, 2, &decoder->z) ||
         !resolve(graph, signature, SIGNATURE_OUTPUTS, "image", dtype, 4, &decoder->image) || z.dims[1] < 1)
@@ -286,13 +462,13 @@ static bool resolve_signatures(Decoder *decoder, Bytes meta_graph)
     decoder->latent_dim = z.dims[1];
     TensorInfo noise;
     decoder->can_generate = find_entry(meta_graph, META_GRAPH_SIGNATURES, "generate", &signature) &&
-                            count_fields(signature, SIGNATURE_INPUTS) == 1 &&
+                            resolve_condition(decoder, signature, 1, 2, &decoder->noise_of) &&
                             find_tensor(signature, SIGNATURE_INPUTS, "noise", &noise) &&
                             resolve(graph, signature, SIGNATURE_INPUTS, "noise", TF_FLOAT, 2, &decoder->noise) &&
                             resolve(graph, signature, SIGNATURE_OUTPUTS, "image", dtype, 4, &decoder->generated) &&
                             noise.dims[1] == z.dims[1];
     decoder->can_sample = find_entry(meta_graph, META_GRAPH_SIGNATURES, "sample", &signature) &&
-                          count_fields(signature, SIGNATURE_INPUTS) == 2 &&
+                          resolve_condition(decoder, signature, 2, 1, &decoder->sample_of) &&
                           resolve(graph, signature, SIGNATURE_INPUTS, "count", TF_INT64, 0, &decoder->count) &&
                           resolve(graph, signature, SIGNATURE_INPUTS, "seed", TF_INT64, 0, &decoder->seed) &&
                           resolve(graph, signature, SIGNATURE_OUTPUTS, "image", dtype, 4, &decoder->sampled);
@@ -311,21 +487,56 @@ void decoder_close(Decoder *decoder)
     }
     TF_DeleteGraph(decoder->graph);
     TF_DeleteStatus(status);
+    free_names(&decoder->known);
     free(decoder);
+}
+
+/* Opens a file of this name in a folder; NULL where it cannot be read. */
+static FILE *open_file(const char *folder, const char *name)
+{
+    const size_t length = strlen(folder) + strlen(name) + 2;
+    char *path = (char *)malloc(length);
+    if (path == NULL)
+        return NULL;
+    snprintf(path, length, "%s/%s", folder, name);
+    FILE *file = fopen(path, "rb");
+    free(path);
+    return file;
 }
 
 /* Whether a folder has a file of this name. */
 static bool has_file(const char *folder, const char *name)
 {
-    const size_t length = strlen(folder) + strlen(name) + 2;
-    char *path = (char *)malloc(length);
-    if (path == NULL) {
-        return false;
-    }
-    snprintf(path, length, "%s/%s", folder, name);
-    FILE *file = fopen(path, "rb");
-    free(path);
+    FILE *file = open_file(folder, name);
     return file != NULL && fclose(file) == 0;
+}
+
+/* Reads the names of a conditional model; refuses one that does not name as many as it takes. */
+static bool find_names(Decoder *decoder, const char *saved_model, Failure *failure)
+{
+    if (decoder->condition_dim == 0)
+        return true;
+    FILE *file = open_file(saved_model, MANIFEST);
+    char *text = NULL;
+    size_t length = 0, room = 0;
+    while (file != NULL && length == room) { /* until a part is not filled */
+        room += 1 << 16;
+        char *more = (char *)realloc(text, room + 1);
+        if (more == NULL)
+            break;
+        text = more;
+        length += fread(text + length, 1, room - length, file);
+    }
+    if (file != NULL)
+        fclose(file);
+    if (text != NULL) {
+        text[length] = '\0';
+        read_names(text, &decoder->known);
+    }
+    free(text);
+    return (int64_t)decoder->known.count == decoder->condition_dim ||
+           fail(failure, INPUT_ERROR, "%s takes conditions of %lld numbers, and its file %s names %zu: export it again",
+                saved_model, (long long)decoder->condition_dim, MANIFEST, decoder->known.count);
 }
 
 /* Loads the SavedModel in this folder. Returns NULL and fills in `failure` if it cannot be read or is not a decoder. */
@@ -354,9 +565,11 @@ Decoder *decoder_open(const char *saved_model, Failure *failure)
     if (ready) {
         const unsigned char *data = (const unsigned char *)buffer->data;
         const Bytes meta_graph = {data, data + buffer->length};
-        ready = resolve_signatures(decoder, meta_graph) ||
-                fail(failure, INPUT_ERROR,
-                     "%s is not a decoder: its signature serving_default does not take z and return image", saved_model);
+        ready = (resolve_signatures(decoder, meta_graph) ||
+                 fail(failure, INPUT_ERROR,
+                      "%s is not a decoder: its signature serving_default does not take z and return image",
+                      saved_model)) &&
+                find_names(decoder, saved_model, failure);
     } else {
         fail(failure, INPUT_ERROR, "cannot read %s (give the folder of a saved_model.pb, or export it again): %.*s",
              saved_model, first_line(status), TF_Message(status));
@@ -438,10 +651,27 @@ static TF_Tensor *new_tensor(TF_DataType dtype, const int64_t *dims, int rank, c
     return tensor;
 }
 
-/* Runs the graph on vectors, a batch at a time. */
-static bool run_batches(Decoder *decoder, TF_Output input, TF_Output output, const float *vectors, int64_t count,
-                        Images *images, Failure *failure)
+/* A tensor of `count` times the same condition, of rank 2, or of one, of rank 1, if `count` is 0; NULL is all zeros,
+ * images of any kind. */
+static TF_Tensor *new_condition(const Decoder *decoder, const float *condition, int64_t count)
 {
+    const int64_t dims[] = {count, decoder->condition_dim}, rows = count == 0 ? 1 : count;
+    const size_t size = (size_t)decoder->condition_dim * sizeof *condition;
+    TF_Tensor *tensor = TF_AllocateTensor(TF_FLOAT, dims + (count == 0), count == 0 ? 1 : 2, (size_t)rows * size);
+    if (tensor == NULL)
+        return NULL;
+    char *place = (char *)TF_TensorData(tensor);
+    for (int64_t row = 0; row < rows; row++, place += size)
+        condition != NULL ? memcpy(place, condition, size) : memset(place, 0, size);
+    return tensor;
+}
+
+/* Runs the graph on vectors, a batch at a time. */
+static bool run_batches(Decoder *decoder, TF_Output input, TF_Output input_of, TF_Output output, const float *vectors,
+                        int64_t count, const float *condition, Images *images, Failure *failure)
+{
+    const TF_Output inputs[] = {input, input_of};
+    const int number = decoder->condition_dim > 0 ? 2 : 1;
     memset(images, 0, sizeof *images);
     images->count = count;
     if (count < 1)
@@ -450,33 +680,95 @@ static bool run_batches(Decoder *decoder, TF_Output input, TF_Output output, con
         const int64_t batch = count - start < BATCH ? count - start : BATCH;
         const int64_t dims[] = {batch, decoder->latent_dim};
         const size_t size = (size_t)(batch * decoder->latent_dim) * sizeof *vectors;
-        TF_Tensor *values[] = {new_tensor(TF_FLOAT, dims, 2, vectors + start * decoder->latent_dim, size)};
-        if (!run(decoder, &input, values, 1, output, start, batch, images, failure))
+        TF_Tensor *values[] = {new_tensor(TF_FLOAT, dims, 2, vectors + start * decoder->latent_dim, size),
+                               number == 2 ? new_condition(decoder, condition, batch) : NULL};
+        if (!run(decoder, inputs, values, number, output, start, batch, images, failure))
             return false;
     }
     return true;
 }
 
-/* Images of `count` latent vectors: `z` holds count * decoder->latent_dim finite numbers.
- * Returns false and fills in `failure` if it cannot be done. Any number of threads may call it at once. */
-bool decoder_decode(Decoder *decoder, const float *z, int64_t count, Images *images, Failure *failure)
+/* Finds a name of this length; refuses one that the model does not know, and says which it does. */
+static bool find_name(const Decoder *decoder, const char *name, size_t length, size_t *place, Failure *failure)
 {
-    return run_batches(decoder, decoder->z, decoder->image, z, count, images, failure);
+    enum { SHOWN = 20 };
+    const Names *known = &decoder->known;
+    for (*place = 0; *place < known->count; ++*place)
+        if (strlen(known->names[*place]) == length && memcmp(known->names[*place], name, length) == 0)
+            return true;
+    char list[400] = "";
+    size_t used = 0;
+    for (size_t i = 0; i < known->count && i < SHOWN && used < sizeof list; i++)
+        used += (size_t)snprintf(list + used, sizeof list - used, "%s%s", i == 0 ? "" : ", ", known->names[i]);
+    if (known->count > SHOWN && used < sizeof list)
+        snprintf(list + used, sizeof list - used, " and %zu more", known->count - SHOWN);
+    return fail(failure, INPUT_ERROR, "no %s '%.*s': this model knows %s", known->exclusive ? "class" : "attribute",
+                length < 40 ? (int)length : 40, name, list);
+}
+
+/* What a text asks for: a class by its name, or attributes as in "glasses=1,hat=0". Returns decoder->condition_dim
+ * numbers, as the functions below take them, to be released with free(): 1 for the class or an attribute, -1 for an
+ * attribute that images are to lack, 0 for the others. Returns NULL and fills in `failure` if the model does not know
+ * what is asked. */
+float *decoder_condition(const Decoder *decoder, const char *text, Failure *failure)
+{
+    if (decoder->condition_dim == 0) {
+        fail(failure, INPUT_ERROR, "a condition is given, and this model takes none: leave it out");
+        return NULL;
+    }
+    float *condition = (float *)calloc((size_t)decoder->condition_dim, sizeof *condition);
+    bool good = condition != NULL || fail(failure, OTHER_ERROR, "out of memory");
+    size_t place = 0;
+    if (good && decoder->known.exclusive) {
+        good = find_name(decoder, text, strlen(text), &place, failure);
+        if (good)
+            condition[place] = 1;
+    } else {
+        for (const char *at = text, *end; good; at = end + 1) {
+            end = at + strcspn(at, ",");
+            const size_t length = (size_t)(end - at);
+            good = (length > 2 && end[-2] == '=' && (end[-1] == '0' || end[-1] == '1')) ||
+                   fail(failure, INPUT_ERROR, "attribute '%.*s': give a name and 1 or 0, such as %.80s=1",
+                        length < 40 ? (int)length : 40, at, decoder->known.names[0]);
+            good = good && find_name(decoder, at, length - 2, &place, failure);
+            if (good)
+                condition[place] = end[-1] == '1' ? 1 : -1;
+            if (*end == '\0')
+                break;
+        }
+    }
+    if (!good) {
+        free(condition);
+        return NULL;
+    }
+    return condition;
+}
+
+/* Images of `count` latent vectors: `z` holds count * decoder->latent_dim finite numbers. `condition` is what all the
+ * images are to be of, decoder->condition_dim finite numbers, or NULL for images of any kind.
+ * Returns false and fills in `failure` if it cannot be done. Any number of threads may call it at once. */
+bool decoder_decode(Decoder *decoder, const float *z, int64_t count, const float *condition, Images *images,
+                    Failure *failure)
+{
+    return run_batches(decoder, decoder->z, decoder->z_of, decoder->image, z, count, condition, images, failure);
 }
 
 /* Images of noise, by the prior and the decoder: `noise` holds count * decoder->latent_dim standard normal numbers.
  * Otherwise as decoder_decode. */
-bool decoder_generate(Decoder *decoder, const float *noise, int64_t count, Images *images, Failure *failure)
+bool decoder_generate(Decoder *decoder, const float *noise, int64_t count, const float *condition, Images *images,
+                      Failure *failure)
 {
     memset(images, 0, sizeof *images);
     if (!decoder->can_generate)
         return fail(failure, INPUT_ERROR, "the SavedModel has no signature generate: give latents, or export it again");
-    return run_batches(decoder, decoder->noise, decoder->generated, noise, count, images, failure);
+    return run_batches(decoder, decoder->noise, decoder->noise_of, decoder->generated, noise, count, condition, images,
+                       failure);
 }
 
 /* `count` images of noise that the SavedModel draws; the same seed gives the same images, the first ones alike
  * whatever the count. It makes them in one batch: memory grows with it. Otherwise as decoder_decode. */
-bool decoder_sample(Decoder *decoder, int64_t count, int64_t seed, Images *images, Failure *failure)
+bool decoder_sample(Decoder *decoder, int64_t count, int64_t seed, const float *condition, Images *images,
+                    Failure *failure)
 {
     memset(images, 0, sizeof *images);
     images->count = count;
@@ -484,10 +776,12 @@ bool decoder_sample(Decoder *decoder, int64_t count, int64_t seed, Images *image
         return fail(failure, INPUT_ERROR, "the SavedModel has no signature sample: give latents, or export it again");
     if (count < 1)
         return fail(failure, INPUT_ERROR, "%lld samples: give a number from 1 on", (long long)count);
-    const TF_Output inputs[] = {decoder->count, decoder->seed};
+    const TF_Output inputs[] = {decoder->count, decoder->seed, decoder->sample_of};
+    const int number = decoder->condition_dim > 0 ? 3 : 2;
     TF_Tensor *values[] = {new_tensor(TF_INT64, NULL, 0, &count, sizeof count),
-                           new_tensor(TF_INT64, NULL, 0, &seed, sizeof seed)};
-    return run(decoder, inputs, values, 2, decoder->sampled, 0, count, images, failure);
+                           new_tensor(TF_INT64, NULL, 0, &seed, sizeof seed),
+                           number == 3 ? new_condition(decoder, condition, 0) : NULL};
+    return run(decoder, inputs, values, number, decoder->sampled, 0, count, images, failure);
 }
 
 /* ================================================================ The command */
@@ -507,6 +801,7 @@ static const char usage[] =
     "usage: decode SAVED_MODEL Z OUT\n"
     "       decode SAVED_MODEL --seed N [--count N] OUT\n"
     "       decode SAVED_MODEL --noise FILE OUT\n"
+    "       each with --condition WHAT too, of a conditional model\n"
     "\n"
     "  SAVED_MODEL   folder of an exported model: it holds saved_model.pb\n"
     "  Z             text file of latent vectors: numbers separated by whitespace; - for standard input\n"
@@ -514,10 +809,13 @@ static const char usage[] =
     "                .f32: the images' values in [0, 1], float32 [image, row, column, channel] without a header\n"
     "  --seed N      instead of Z: samples of the model's prior, the same ones for the same seed\n"
     "  --count N     how many, 1 to 1000; 1 if not given\n"
-    "  --noise FILE  instead of Z: samples of standard normal numbers in a file like Z's; - for standard input\n";
+    "  --noise FILE  instead of Z: samples of standard normal numbers in a file like Z's; - for standard input\n"
+    "  --condition WHAT  the class of all images, or their attributes, as in glasses=1,hat=0; without it they are of\n"
+    "                any kind\n";
 
 typedef struct {
     const char *saved_model, *vectors, *out; /* vectors are a file's, NULL with a seed */
+    const char *condition;                   /* NULL for images of any kind */
     bool help, are_noise;
     int64_t seed, count;
 } Command;
@@ -579,6 +877,7 @@ static bool read_command(int argc, char **argv, Command *command, Failure *failu
     static const struct option options[] = {{"seed", required_argument, NULL, 's'},
                                             {"noise", required_argument, NULL, 'n'},
                                             {"count", required_argument, NULL, 'c'},
+                                            {"condition", required_argument, NULL, 'o'},
                                             {"help", no_argument, NULL, 'h'},
                                             {NULL, 0, NULL, 0}};
     bool has_seed = false, has_count = false, good = true;
@@ -603,9 +902,12 @@ static bool read_command(int argc, char **argv, Command *command, Failure *failu
             command->are_noise = true;
             command->vectors = optarg;
             break;
+        case 'o':
+            command->condition = optarg;
+            break;
         case ':':
             good = fail(failure, INPUT_ERROR, "%s: give a %s after it", argv[optind - 1],
-                        optopt == 'n' ? "file" : "whole number");
+                        optopt == 'n' ? "file" : optopt == 'o' ? "class, or attributes," : "whole number");
             break;
         default: {
             const char letter[] = {'-', (char)optopt, '\0'};
@@ -812,16 +1114,16 @@ static bool write_images(const char *out, const Images *images, Failure *failure
     return good || fail(failure, INPUT_ERROR, "cannot write %s: %s", out, why);
 }
 
-static bool use_numbers(Decoder *decoder, const Command *command, const Numbers *numbers, Images *images,
-                        Failure *failure)
+static bool use_numbers(Decoder *decoder, const Command *command, const Numbers *numbers, const float *condition,
+                        Images *images, Failure *failure)
 {
     if (numbers->count == 0 || numbers->count % (size_t)decoder->latent_dim != 0)
         return fail(failure, INPUT_ERROR, "%s holds %zu numbers: this decoder takes vectors of %lld",
                     is_standard_input(command->vectors) ? "standard input" : command->vectors, numbers->count,
                     (long long)decoder->latent_dim);
     const int64_t count = (int64_t)numbers->count / decoder->latent_dim;
-    return command->are_noise ? decoder_generate(decoder, numbers->values, count, images, failure)
-                              : decoder_decode(decoder, numbers->values, count, images, failure);
+    return command->are_noise ? decoder_generate(decoder, numbers->values, count, condition, images, failure)
+                              : decoder_decode(decoder, numbers->values, count, condition, images, failure);
 }
 
 static bool run_command(const Command *command, Failure *failure)
@@ -829,11 +1131,15 @@ static bool run_command(const Command *command, Failure *failure)
     Numbers numbers = {NULL, 0, 0};
     Images images = {0, 0, 0, 0, NULL, NULL};
     Decoder *decoder = NULL;
+    float *condition = NULL;
     bool good = check_out(command->out, failure) &&
                 (command->vectors == NULL || read_numbers(command->vectors, &numbers, failure)) &&
                 (decoder = decoder_open(command->saved_model, failure)) != NULL &&
-                (command->vectors == NULL ? decoder_sample(decoder, command->count, command->seed, &images, failure)
-                                          : use_numbers(decoder, command, &numbers, &images, failure)) &&
+                (command->condition == NULL ||
+                 (condition = decoder_condition(decoder, command->condition, failure)) != NULL) &&
+                (command->vectors == NULL
+                     ? decoder_sample(decoder, command->count, command->seed, condition, &images, failure)
+                     : use_numbers(decoder, command, &numbers, condition, &images, failure)) &&
                 write_images(command->out, &images, failure);
     if (good)
         printf("%lld %s of %lldx%lldx%lld in %s\n", (long long)images.count, images.count == 1 ? "image" : "images",
@@ -842,6 +1148,7 @@ static bool run_command(const Command *command, Failure *failure)
     free(images.pixels);
     free(images.levels);
     free(numbers.values);
+    free(condition);
     return good;
 }
 

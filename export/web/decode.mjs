@@ -8,13 +8,15 @@ import { parseArgs } from "node:util";
 
 import { DecoderError, load, toRGBA } from "./decoder.mjs";
 
-const USAGE = `usage: node decode.mjs MODEL.onnx --seed N [--count N] OUT
-       node decode.mjs MODEL.onnx ROWS.json OUT
+const USAGE = `usage: node decode.mjs MODEL.onnx --seed N [--count N] [--condition WHAT] OUT
+       node decode.mjs MODEL.onnx ROWS.json [--condition WHAT] OUT
 
 MODEL.onnx  a generator, for samples, or a decoder, for latents
 --seed      draws standard normal numbers, the same for the same seed (a whole number, not numpy's generator): noise
             for a generator; for a decoder latents, which are samples where the model's prior is the standard normal
 --count     how many (default 16)
+--condition of a conditional model: the class of all images, or their attributes, as in glasses=1,hat=0; without it they
+            are of any kind
 ROWS.json   rows of a generator's noise or of a decoder's latents, [[0.1, ...], ...]; - reads them from standard input
 OUT         .ppm: a picture, all images in a grid; .f32: float32 in [0, 1], little-endian, [n, height, width, channels]
 
@@ -25,7 +27,8 @@ const MAX_VALUES = 2 ** 29; // 2 GiB of float32
 class UsageError extends Error {}
 
 function parse(argv) {
-  const options = { seed: { type: "string" }, count: { type: "string" }, help: { type: "boolean", short: "h" } };
+  const strings = { seed: { type: "string" }, count: { type: "string" }, condition: { type: "string" } };
+  const options = { ...strings, help: { type: "boolean", short: "h" } };
   let values, positionals;
   try {
     ({ values, positionals } = parseArgs({ args: argv, options, allowPositionals: true }));
@@ -46,7 +49,19 @@ function parse(argv) {
   }
   const [file, rows, out] = draws ? [positionals[0], null, positionals[1]] : positionals;
   if (![".ppm", ".f32"].includes(path.extname(out))) throw new UsageError(`${out}: name it .ppm or .f32`);
-  return { file, rows, out, seed: Number(values.seed), count: Number(values.count ?? 16) };
+  return { file, rows, out, seed: Number(values.seed), count: Number(values.count ?? 16), condition: values.condition };
+}
+
+/** What a text asks of a model, as it takes it: a class, or attributes with 1 or 0. */
+function asked(model, text) {
+  if (text === undefined) return null;
+  if (!model.condition || model.condition.exclusive) return text;
+  const pairs = text.split(",").map((pair) => {
+    const [, name, value] = /^\s*(.+)=([01])\s*$/.exec(pair) ?? [];
+    if (name) return [name, value === "1"];
+    throw new UsageError(`--condition ${pair}: give a name and 1 or 0, such as ${model.condition.names[0]}=1`);
+  });
+  return Object.fromEntries(pairs);
 }
 
 async function readRows(file) {
@@ -120,7 +135,7 @@ async function write(out, bytes) {
 }
 
 async function main() {
-  const { help, file, rows, out, seed, count } = parse(process.argv.slice(2));
+  const { help, file, rows, out, seed, count, condition } = parse(process.argv.slice(2));
   if (help) return console.log(USAGE);
   await checkTarget(out);
   const given = rows === null ? null : await readRows(rows);
@@ -130,7 +145,8 @@ async function main() {
   const wanted = rows === null ? count : given?.length;
   if (wanted * imageSize > MAX_VALUES) throw new UsageError(`${wanted} images are more than 2 GiB: ask for fewer`);
   const parts = [];
-  for await (const images of model.batches(rows === null ? model.draw(count, seed) : given)) parts.push(images.data);
+  const values = rows === null ? model.draw(count, seed) : given;
+  for await (const images of model.batches(values, 32, asked(model, condition))) parts.push(images.data);
   const bytes = await new Blob(parts).arrayBuffer();
   const data = model.outputType === "uint8" ? new Uint8Array(bytes) : new Float32Array(bytes);
   const images = { data, dims: [data.length / imageSize, ...model.imageShape] };

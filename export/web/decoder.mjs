@@ -25,7 +25,14 @@ export function inTurn(work) {
   return run;
 }
 
-/** What decoders, generators and priors have in common: rows of `latentDim` numbers in, one tensor out. */
+/**
+ * What decoders, generators and priors have in common: rows of `latentDim` numbers in, one tensor out.
+ *
+ * Of a conditional model they take a condition too, of all the rows or of each: the name of a class or attribute; an
+ * object of attributes, {glasses: true, hat: false}; or numbers, in a Float32Array say, as many as the condition has
+ * names, once or for each row: 1 for what an image has, -1 for an attribute that it lacks, 0 for what is not known.
+ * Without one nothing is known, and images are of any kind.
+ */
 class Network {
   static types = ["float32"]; // of what it returns
   #ort;
@@ -47,14 +54,20 @@ class Network {
   }
 
   /** Use `load`. */
-  constructor(ort, session, name) {
+  constructor(ort, session, name, condition = null) {
     const { kind, input, output, rank, types } = this.constructor;
-    const names = [...session.inputNames, ...session.outputNames];
-    if (names.join() !== `${input},${output}`) {
+    if (!this.constructor.fits(session)) {
       const wanted = `a ${kind} has ${input} and ${output}`;
-      throw new DecoderError(`${name} is not a ${kind}: it has ${names.join(", ")} where ${wanted}`);
+      throw new DecoderError(`${name} is not a ${kind}: it has ${namesOf(session).join(", ")} where ${wanted}`);
     }
     if (!session.inputMetadata) throw new Error("this onnxruntime does not tell shapes: install 1.22 or newer");
+    const asked = session.inputMetadata[1]?.shape.slice(1).join(" x ") ?? "";
+    if (asked !== String(condition?.names.length ?? "")) {
+      const takes = asked ? `conditions of ${asked} numbers` : "no conditions";
+      throw new DecoderError(
+        `${name} takes ${takes}, and its metadata name ${condition?.names.length ?? "none"}: export it again`,
+      );
+    }
     const values = [session.inputMetadata[0], session.outputMetadata[0]];
     const shapes = values.map((value) => value.shape.slice(1));
     const wrong = (what) => new DecoderError(`${name} is not a ${kind}: ${input} is ${what[0]}, ${output} ${what[1]}`);
@@ -74,6 +87,17 @@ class Network {
     this.outputShape = shapes[1];
     /** The type of that: "float32", or of images "uint8" too. */
     this.outputType = values[1].type;
+    /**
+     * What it can be asked for: {names: [...], exclusive}, `exclusive` if these are classes, of which an image has one,
+     * rather than attributes; null if it takes no condition.
+     */
+    this.condition = condition;
+  }
+
+  /** Whether a session has this kind's inputs and outputs. */
+  static fits(session) {
+    const names = namesOf(session);
+    return [`${this.input},${this.output}`, `${this.input},condition,${this.output}`].includes(names.join());
   }
 
   /**
@@ -82,13 +106,18 @@ class Network {
    * Any number of calls may be under way at once; they run one after another.
    *
    * @param rows n rows of latentDim numbers, or n * latentDim numbers in one list; lists are arrays or typed arrays.
+   * @param condition of a conditional model, as above; null for any kind.
    * @returns {Promise<{data: Float32Array | Uint8Array, dims: number[]}>} dims is [n, ...outputShape].
-   * @throws {DecoderError} rows of another size, that are not numbers, or not finite.
+   * @throws {DecoderError} rows or conditions of another size, that are not numbers, or not finite; or a condition that
+   *     the model does not know.
    */
-  async run(rows) {
+  async run(rows, condition = null) {
     const values = this.#pack(rows);
-    const tensor = new this.#ort.Tensor("float32", values, [values.length / this.latentDim, this.latentDim]);
-    const { data, dims } = (await inTurn(() => this.#session.run({ [this.input]: tensor })))[this.constructor.output];
+    const count = values.length / this.latentDim;
+    const asked = this.#conditions(condition, count);
+    const feeds = { [this.input]: new this.#ort.Tensor("float32", values, [count, this.latentDim]) };
+    if (asked) feeds.condition = new this.#ort.Tensor("float32", asked, [count, asked.length / count]);
+    const { data, dims } = (await inTurn(() => this.#session.run(feeds)))[this.constructor.output];
     return { data, dims: [...dims] };
   }
 
@@ -96,15 +125,22 @@ class Network {
    * As `run`, `size` rows at a time: of many, what is between the layers takes much memory, and a page that waits for
    * all of them stands still.
    */
-  async *batches(rows, size = 32) {
+  async *batches(rows, size = 32, condition = null) {
     const values = this.#pack(rows);
-    for (let start = 0; start < values.length; start += size * this.latentDim) {
-      yield await this.run(values.subarray(start, start + size * this.latentDim));
+    const count = values.length / this.latentDim;
+    const asked = this.#conditions(condition, count);
+    for (let start = 0; start < count; start += size) {
+      const part = (all) => all && all.subarray((start * all.length) / count, ((start + size) * all.length) / count);
+      yield await this.run(part(values), part(asked));
     }
   }
 
   #pack(rows) {
     return pack(rows, this.latentDim, this.input === "z" ? "latents" : "noise", this.constructor.kind);
+  }
+
+  #conditions(asked, count) {
+    return conditions(this.condition, asked, count, this.constructor.kind);
   }
 
   /**
@@ -143,11 +179,11 @@ class Images extends Network {
    * Images of `draw(count, seed)`, all in one batch.
    *
    * @returns {Promise<{data, dims, drawn: Float32Array}>} as `run`, and what was drawn.
-   * @throws {DecoderError} count or seed is none.
+   * @throws {DecoderError} count or seed is none, or the model does not know the condition.
    */
-  async sample(count, seed) {
+  async sample(count, seed, condition = null) {
     const drawn = this.draw(count, seed);
-    return { ...(await this.run(drawn)), drawn };
+    return { ...(await this.run(drawn, condition)), drawn };
   }
 }
 
@@ -157,8 +193,8 @@ export class Generator extends Images {
   static input = "noise";
 
   /** Images of noise: as `run`. */
-  generate(noise) {
-    return this.run(noise);
+  generate(noise, condition = null) {
+    return this.run(noise, condition);
   }
 }
 
@@ -168,8 +204,8 @@ export class Decoder extends Images {
   static input = "z";
 
   /** Images of latents: as `run`. */
-  decode(z) {
-    return this.run(z);
+  decode(z, condition = null) {
+    return this.run(z, condition);
   }
 }
 
@@ -185,8 +221,8 @@ export class Prior extends Network {
    *
    * @returns {Promise<Float32Array>} n * latentDim numbers.
    */
-  async latents(noise) {
-    return (await this.run(noise)).data;
+  async latents(noise, condition = null) {
+    return (await this.run(noise, condition)).data;
   }
 }
 
@@ -199,11 +235,11 @@ export class Prior extends Network {
  */
 export function load(ort, source, options = {}) {
   return construct(ort, source, options, (session, name) => {
-    const names = [...session.inputNames, ...session.outputNames];
-    const found = [Generator, Decoder].find(({ input, output }) => names.join() === `${input},${output}`);
+    const found = [Generator, Decoder].find((kind) => kind.fits(session));
     if (found) return found;
     const wanted = "a decoder has z and image, and a generator noise and image";
-    throw new DecoderError(`${name} is neither generator nor decoder: it has ${names.join(", ")} where ${wanted}`);
+    const names = namesOf(session).join(", ");
+    throw new DecoderError(`${name} is neither generator nor decoder: it has ${names} where ${wanted}`);
   });
 }
 
@@ -225,7 +261,7 @@ export async function construct(ort, source, options, classOf) {
     );
   }
   try {
-    return new (classOf(session, name))(ort, session, name);
+    return new (classOf(session, name))(ort, session, name, conditionOf(name, bytes));
   } catch (error) {
     await session.release();
     throw error;
@@ -305,6 +341,8 @@ export function standardNormal(seed) {
   };
 }
 
+const namesOf = (session) => [...session.inputNames, ...session.outputNames];
+
 const isList = (value) => Array.isArray(value) || (ArrayBuffer.isView(value) && "length" in value);
 
 function describe(value) {
@@ -340,6 +378,95 @@ function pack(rows, latentDim, what, kind) {
     }
   });
   return values;
+}
+
+/** What images are asked to be of, one row for each, as one Float32Array; null of a model without conditions. */
+function conditions(condition, asked, count, kind) {
+  const nothing = asked === null || asked === undefined;
+  if (!condition && nothing) return null;
+  if (!condition) throw new DecoderError(`a condition is given, and this ${kind} takes none: leave it out`);
+  const { names, exclusive } = condition;
+  const values = new Float32Array(count * names.length);
+  if (nothing) return values;
+  if (isList(asked)) {
+    if (asked.length !== names.length && asked.length !== values.length) {
+      const wanted = `this ${kind} takes ${names.length}, once or for each of ${count} rows`;
+      throw new DecoderError(`the condition has ${asked.length} numbers: ${wanted}`);
+    }
+    for (let index = 0; index < values.length; index++) {
+      const value = asked[index % asked.length];
+      if (typeof value !== "number" || !Number.isFinite(Math.fround(value))) {
+        throw new DecoderError(`the condition holds ${describe(value)}: give finite numbers, 0 for what is not known`);
+      }
+      values[index] = value;
+    }
+    return values;
+  }
+  const row = new Float32Array(names.length);
+  const place = (name) => {
+    if (names.includes(name)) return names.indexOf(name);
+    const known = names.length > SHOWN ? [...names.slice(0, SHOWN), `${names.length - SHOWN} more`] : names;
+    throw new DecoderError(`no ${exclusive ? "class" : "attribute"} "${name}": this ${kind} knows ${known.join(", ")}`);
+  };
+  if (typeof asked === "string") {
+    row[place(asked)] = 1;
+  } else if (typeof asked === "object" && !exclusive) {
+    for (const [name, has] of Object.entries(asked)) {
+      if (!["boolean", "number", "undefined"].includes(typeof has) && has !== null) {
+        throw new DecoderError(`${name} of the condition is ${describe(has)}: give true or false, or null for either`);
+      }
+      row[place(name)] = has === null || has === undefined ? 0 : has > 0 ? 1 : -1;
+    }
+  } else {
+    const wanted = exclusive ? "the name of a class" : "a name, an object of attributes,";
+    throw new DecoderError(`the condition is ${describe(asked)}: give ${wanted} or ${names.length} numbers`);
+  }
+  for (let start = 0; start < values.length; start += row.length) values.set(row, start);
+  return values;
+}
+
+/** What the images of a model can be asked for, by the file's metadata, which onnxruntime does not tell here. */
+function conditionOf(name, bytes) {
+  const text = (part) => new TextDecoder().decode(part);
+  for (const [number, part] of fields(bytes)) {
+    if (number !== METADATA) continue;
+    const [key, value] = [...fields(part)].map((field) => text(field[1]));
+    if (key !== "condition") continue;
+    try {
+      const { names, exclusive } = JSON.parse(value);
+      if (Array.isArray(names) && names.every((each) => typeof each === "string")) {
+        return { names, exclusive: exclusive === true };
+      }
+    } catch {
+      // said below
+    }
+    throw new DecoderError(`${name}: its metadata's entry "condition" is damaged: export it again`);
+  }
+  return null;
+}
+
+const METADATA = 14; // the field of ModelProto; its entries' are 1, the key, and 2, the value
+const SHOWN = 20; // of the names in a message
+
+/** The strings and messages in a message of protocol buffers, with the numbers of their fields. */
+function* fields(bytes) {
+  let at = 0;
+  const varint = () => {
+    for (let value = 0, scale = 1; ; scale *= 128) {
+      const byte = bytes[at++] ?? 0;
+      value += (byte & 127) * scale;
+      if (byte < 128) return value;
+    }
+  };
+  while (at < bytes.length) {
+    const tag = varint();
+    const type = tag % 8;
+    const length = type === 2 ? varint() : { 1: 8, 5: 4 }[type];
+    if (type === 0) varint();
+    else if (length === undefined) return; // nothing that onnxruntime would have read
+    else at += length;
+    if (type === 2) yield [Math.floor(tag / 8), bytes.subarray(at - length, at)];
+  }
 }
 
 // The entry "sha256" of the file's metadata, with which the exporter ends it, up to the 64 digits of the sum before it.

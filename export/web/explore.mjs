@@ -3,8 +3,12 @@
  * What is shown is one latent vector: that of the picked sample or picture, or one on the way between two, with the
  * sliders' directions added. Samples are noise, of which the prior makes latents: between two of them the way leads
  * through noise, where each place is as likely a sample as they are. All of it is in the address.
+ *
+ * Of a conditional model the readers choose a class or attributes too. What was picked keeps its latents then, and is
+ * decoded as those; the samples to pick from are drawn anew, of the same noise.
  */
 
+import { chosen, menusOf, offer } from "./conditions.mjs";
 import { Decoder, DecoderError, Prior, toRGBA } from "./decoder.mjs";
 import { Encoder, pixelsOf } from "./encoder.mjs";
 
@@ -14,9 +18,9 @@ const LATENT_RANGE = 3;
 const ATTRIBUTE_RANGE = 2;
 
 /**
- * What is on the page. `first` and `second`, what was picked, are {z, noise}: latents and, of samples, the noise that
- * they were made of, else null; `grid` is the same of all samples, in one list each. `settings` has the sliders' values,
- * by their names.
+ * What is on the page. `first` and `second`, what was picked, are {z, noise, condition}: latents and, of samples, the
+ * noise and the condition that they were made of, else null; `grid` is the same of all samples, the former two in one
+ * list each. `settings` has the sliders' values, by their names.
  */
 export const state = {
   prior: null, decoder: null, encoder: null, about: null, seed: 0, grid: null, first: null, second: null, settings: {},
@@ -42,9 +46,15 @@ function picked() {
   const way = Number(at("way").value);
   if (!second || way === 0) return first.z;
   if (way === 1) return second.z;
-  if (first.noise && second.noise) return prior.latents(between(first.noise, second.noise, way));
+  const alike = String(first.condition) === String(second.condition);
+  if (first.noise && second.noise && alike) {
+    return prior.latents(between(first.noise, second.noise, way), first.condition);
+  }
   return between(first.z, second.z, way);
 }
+
+/** What is chosen for pictures to be of, as the decoder and the prior take it. */
+const asked = () => chosen(at("condition"), state.decoder.condition);
 
 /** Along the arc between two vectors, their lengths in between too. */
 export function between(one, other, way) {
@@ -76,7 +86,7 @@ export function show() {
       while (wanted) {
         wanted = false;
         const begin = performance.now();
-        paint(at("large"), await state.decoder.decode(await latents()));
+        paint(at("large"), await state.decoder.decode(await latents(), asked()));
         say(`${(performance.now() - begin).toFixed(0)} ms`);
       }
       remember();
@@ -90,15 +100,16 @@ export function show() {
 /** Draws samples of a seed to pick from. */
 export async function draw(seed) {
   const noise = state.prior.draw(SAMPLES, seed);
-  const z = await state.prior.latents(noise);
-  const images = await state.decoder.decode(z);
-  Object.assign(state, { seed, grid: { z, noise } });
+  const condition = asked();
+  const z = await state.prior.latents(noise, condition);
+  const images = await state.decoder.decode(z, condition);
+  Object.assign(state, { seed, grid: { z, noise, condition } });
   const canvases = at("grid").children.length ? at("grid").querySelectorAll("canvas") : emptyGrid();
   canvases.forEach((canvas, index) => paint(canvas, images, index));
   press(null);
 }
 
-/** Starts from {z, noise}: a sample, or a picture, whose noise is null. */
+/** Starts from {z, noise, condition}: a sample, or a picture, which has its latents alone. */
 export function start(point, index = null) {
   if (at("morphing").getAttribute("aria-pressed") === "true" && state.first) {
     state.second = point;
@@ -122,31 +133,35 @@ export async function startFrom(file) {
   } catch (error) {
     throw new DecoderError(`${file.name ?? "the file"} is not a picture that this browser can read`, { cause: error });
   }
-  return start({ z: await state.encoder.encode(pixelsOf(picture, state.encoder.imageShape)), noise: null });
+  const z = await state.encoder.encode(pixelsOf(picture, state.encoder.imageShape));
+  return start({ z, noise: null, condition: null });
 }
 
-/** One of the samples, as {z, noise}. */
+/** One of the samples, as {z, noise, condition}. */
 export function sample(index) {
   const { latentDim } = state.prior;
   const row = (values) => values.slice(index * latentDim, (index + 1) * latentDim);
-  return { z: row(state.grid.z), noise: row(state.grid.noise) };
+  return { z: row(state.grid.z), noise: row(state.grid.noise), condition: state.grid.condition };
 }
 
 // ---------------------------------------------------------------- the address
 
 const pack = (values) => btoa(String.fromCharCode(...new Uint8Array(Float32Array.from(values).buffer)));
 
-function unpack(text) {
+function unpack(text, length) {
   try {
     const values = new Float32Array(Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer);
-    return values.length === state.decoder.latentDim && values.every(Number.isFinite) ? values : null;
+    return values.length === length && values.every(Number.isFinite) ? values : null;
   } catch {
     return null; // not what this page wrote
   }
 }
 
-/** Where the address keeps what was picked: its noise, of which latents are made again, or its latents. */
-const KEPT = { first: { noise: "noise", z: "z" }, second: { noise: "to-noise", z: "to" } };
+/** Where the address keeps what was picked: noise and condition, of which latents are made again, or latents. */
+const KEPT = {
+  first: { noise: "noise", condition: "of", z: "z" },
+  second: { noise: "to-noise", condition: "to-of", z: "to" },
+};
 
 function remember() {
   const entries = new URLSearchParams({ seed: state.seed });
@@ -154,21 +169,31 @@ function remember() {
     const point = state[place];
     if (point?.noise) entries.set(names.noise, pack(point.noise));
     else if (point) entries.set(names.z, pack(point.z));
+    if (point?.condition) entries.set(names.condition, pack(point.condition));
   }
   if (state.second) entries.set("way", at("way").value);
   for (const [name, value] of Object.entries(state.settings)) if (value) entries.set(`s.${name}`, value);
+  for (const { name, value } of menusOf(at("condition"))) if (value) entries.set(`c.${name}`, value);
   history.replaceState(null, "", `#${entries}`);
 }
 
 async function recalled(entries, names) {
-  const [noise, z] = [names.noise, names.z].map((name) => entries.has(name) && unpack(entries.get(name)));
-  if (noise) return { z: await state.prior.latents(noise), noise };
-  return z ? { z, noise: null } : null;
+  const { latentDim, condition: known } = state.decoder;
+  const kept = (name, length) => (entries.has(name) ? unpack(entries.get(name), length) : null);
+  const [noise, z, condition] = [
+    kept(names.noise, latentDim), kept(names.z, latentDim), known && kept(names.condition, known.names.length),
+  ];
+  if (noise) return { z: await state.prior.latents(noise, condition), noise, condition };
+  return z ? { z, noise: null, condition: null } : null;
 }
 
 async function recall() {
   const entries = new URLSearchParams(location.hash.slice(1));
   const seed = Number(entries.get("seed") ?? 0);
+  for (const menu of menusOf(at("condition"))) {
+    menu.value = entries.get(`c.${menu.name}`) ?? "";
+    if (menu.selectedIndex < 0) menu.value = "";
+  }
   await draw(Number.isInteger(seed) && seed >= 0 && seed < 2 ** 32 ? seed : 0);
   for (const input of document.querySelectorAll(".sliders input")) {
     const value = Number(entries.get(`s.${input.name}`) ?? 0);
@@ -200,6 +225,7 @@ async function begin() {
   ort.env.wasm.numThreads = crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency) : 1;
   [state.prior, state.decoder] = [await Prior.load(ort, "prior.onnx"), await Decoder.load(ort, "decoder.onnx")];
   state.about = about;
+  offer(at("condition"), state.decoder.condition);
   document.title = about.name;
   at("name").textContent = about.name;
   fill("attributes", about.attributes, ATTRIBUTE_RANGE);
@@ -296,6 +322,7 @@ at("grid").addEventListener(
     return button && start(sample(Number(button.dataset.index)), Number(button.dataset.index));
   }),
 );
+at("condition").addEventListener("change", doing(() => show().then(() => draw(state.seed))));
 at("new").addEventListener("click", doing(() => draw(Math.floor(Math.random() * 1_000_000)).then(remember)));
 at("morphing").addEventListener("click", ({ target }) => {
   const on = target.getAttribute("aria-pressed") !== "true";

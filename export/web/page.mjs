@@ -1,5 +1,6 @@
 /** The page: a generator, a grid of its samples, and one image large. A decoder does too, whose latents are drawn. */
 
+import { chosen, offer } from "./conditions.mjs";
 import { DecoderError, load, toRGBA } from "./decoder.mjs";
 
 // Where onnxruntime-web's two files lie: change this line where you serve them from another folder.
@@ -38,14 +39,15 @@ export function open(source) {
     });
     const former = state.model;
     Object.assign(state, { model, name });
+    offer(at("condition"), model.condition);
     at("copy").textContent = `Copy ${takes()}`;
     at("row").setAttribute("aria-label", takes());
     return Promise.all([draw(), former?.release()]);
   });
 }
 
-/** Draws the samples of the seed and count on the page. */
-export function draw() {
+/** Draws the samples of the seed and count on the page, of the class or attributes chosen, and shows one of them. */
+export function draw(shown = 0) {
   return attempt("grid", async (stale) => {
     const { model } = state;
     if (!model) return;
@@ -57,12 +59,13 @@ export function draw() {
     Object.assign(state, { seed, grid });
     const canvases = emptyGrid(count, model.imageShape);
     at("view").hidden = false;
-    await choose(0);
+    const condition = asked();
+    await choose(Math.min(shown, count - 1));
 
     let done = 0;
     let spent = 0;
     let mark = performance.now();
-    for await (const images of model.batches(grid, BATCH)) {
+    for await (const images of model.batches(grid, BATCH, condition)) {
       if (stale()) return;
       spent += performance.now() - mark;
       for (let index = 0; index < images.dims[0]; index++) paint(canvases[done++], images, index);
@@ -77,7 +80,7 @@ export function draw() {
 /** Shows the image of a row of the model's input large, and the row as text; of several calls the last one counts. */
 export function show(row, title) {
   return attempt("large", async (stale) => {
-    const images = await state.model.run(row);
+    const images = await state.model.run(row, asked());
     if (stale()) return;
     paint(at("large"), images);
     at("title").textContent = title;
@@ -89,6 +92,9 @@ export function show(row, title) {
 
 /** What the model takes, in words. */
 const takes = () => (state.model.input === "z" ? "latents" : "noise");
+
+/** What the images are to be of, as the model takes it. */
+const asked = () => chosen(at("condition"), state.model.condition);
 
 /** Shows one sample of the grid. */
 function choose(index) {
@@ -203,9 +209,9 @@ function complain(error) {
 
 // ---------------------------------------------------------------- what the reader does
 
-function drawAnew() {
+function drawAnew(shown = 0) {
   at("error").hidden = true;
-  draw();
+  draw(shown);
 }
 
 function openAnew(source) {
@@ -217,8 +223,11 @@ at("draws").addEventListener("submit", (event) => {
   event.preventDefault();
   drawAnew();
 });
-at("seed").addEventListener("change", drawAnew);
-at("count").addEventListener("change", drawAnew);
+at("seed").addEventListener("change", () => drawAnew());
+at("count").addEventListener("change", () => drawAnew());
+at("condition").addEventListener("change", () => {
+  drawAnew(Number(at("grid").querySelector("[aria-pressed='true']")?.dataset.index ?? 0));
+});
 at("new").addEventListener("click", () => {
   at("seed").value = Math.floor(Math.random() * 1_000_000);
   drawAnew();

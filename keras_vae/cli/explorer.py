@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_vae import networks
 from keras_vae.export.encoder import export_encoder
 from keras_vae.export.files import aside
 from keras_vae.export.prior import export_prior
@@ -24,7 +25,7 @@ from keras_vae.runs.opening import Model, open_model
 from keras_vae.support.errors import InputError
 from keras_vae.support.files import replace
 
-PAGE = ("explore.html", "explore.mjs", "decoder.mjs", "encoder.mjs")
+PAGE = ("explore.html", "explore.mjs", "conditions.mjs", "decoder.mjs", "encoder.mjs")
 RUNTIME = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 RUNTIME_FOLDER = "ort"
 ABOUT = "explorer.json"
@@ -58,13 +59,15 @@ def write(
     vae = model.whole("exploring")
     about = _known(model, source) or about_of(model, source)
     about["name"] = name or _title(path)
+    known = {} if vae.condition is None else vae.condition.metadata()
     with aside(out) as new:
         new.mkdir()
         vae.export(new / "decoder.onnx", format="onnx", run_id=model.config.get("run_id", ""))
         with vae.averaged_weights():
-            export_encoder(vae.encoder, new / "encoder.onnx", {"model": vae.fingerprint()})
+            encoder = networks.without_condition(vae.encoder)  # the page does not ask what a picture is of
+            export_encoder(encoder, new / "encoder.onnx", {"model": vae.fingerprint()})
         # Not the generator: sliders act on latents, between prior and decoder, and it would hold their weights twice.
-        export_prior(vae.prior, new / "prior.onnx", {"model": vae.fingerprint()})
+        export_prior(vae.prior, new / "prior.onnx", {"model": vae.fingerprint(), **known})
         for file in PAGE:
             shutil.copyfile(_web() / file, new / ("index.html" if file == "explore.html" else file))
         (new / RUNTIME_FOLDER).mkdir()

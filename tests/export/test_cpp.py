@@ -9,13 +9,18 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conditional import ATTRIBUTES, CLASSES, conditional_vae
 from PIL import Image
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
+
+import keras_vae
+from keras_vae.export import seal
 
 if TYPE_CHECKING:
     from tests.conftest import Deployed
@@ -199,6 +204,105 @@ def test_the_same_noise_gives_the_images_of_keras(run: Run, deployed: Deployed, 
     np.testing.assert_allclose(floats(tmp_path / "many.f32", 32, 32, 3), expected, rtol=0, atol=1e-5)
 
 
+class Conditional(NamedTuple):
+    """Conditional models, of classes and of attributes, and their SavedModels."""
+
+    models: dict[str, keras_vae.VAE]
+    saved_models: dict[str, Path]
+
+    def images(self, kind: str, z: np.ndarray, asked: Any, are_noise: bool = False) -> np.ndarray:
+        """What Keras makes of latents, or of noise."""
+        vae = self.models[kind]
+        assert vae.condition is not None
+        rows = vae.condition.rows(asked, len(z))
+        found = vae.decode(vae.prior(z, rows) if are_noise else z, condition=rows)
+        return keras.ops.convert_to_numpy(found)
+
+
+@pytest.fixture(scope="module")
+def conditional(tmp_path_factory: pytest.TempPathFactory) -> Conditional:
+    models = {"classes": conditional_vae(CLASSES), "attributes": conditional_vae(ATTRIBUTES)}
+    places = {kind: tmp_path_factory.mktemp(kind) / "1" for kind in models}
+    for kind, vae in models.items():
+        vae.export(places[kind])
+    return Conditional(models, places)
+
+
+ASKED = [("classes", CLASSES.names[1], CLASSES.names[1])]
+ASKED += [("attributes", "dark_hat=0,glasses=1", {"dark_hat": False, "glasses": True})]
+
+
+@pytest.mark.parametrize(("kind", "words", "asked"), ASKED)
+def test_a_condition_gives_the_images_of_keras(
+    run: Run, conditional: Conditional, tmp_path: Path, kind: str, words: str, asked: Any
+) -> None:
+    saved_model = conditional.saved_models[kind]
+    z = np.random.default_rng(0).standard_normal((70, 4)).astype(np.float32)  # more than a batch
+    for number, option in enumerate((["-"], ["--noise", "-"])):
+        for condition, given in ((None, ()), (asked, ("--condition", words))):
+            done = run(saved_model, *option, "images.f32", *given, z=text(z))
+            assert (done.returncode, done.stderr) == (0, "")
+            expected = conditional.images(kind, z, condition, are_noise=bool(number))
+            np.testing.assert_allclose(floats(tmp_path / "images.f32", 16, 16, 1), expected, rtol=0, atol=1e-4)
+        assert np.abs(expected - conditional.images(kind, z, None, are_noise=bool(number))).max() > 0.05
+    sample = tf.saved_model.load(str(saved_model)).signatures["sample"]
+    for condition, given in ((None, ()), (asked, (f"--condition={words}",))):
+        row = conditional.models[kind].condition.rows(condition, 1)[0]
+        scalars = {"count": tf.constant(3, tf.int64), "seed": tf.constant(7, tf.int64)}
+        expected = sample(**scalars, condition=tf.constant(row))["image"].numpy()
+        assert run(saved_model, "--seed", 7, "--count", 3, "three.f32", *given).returncode == 0
+        np.testing.assert_allclose(floats(tmp_path / "three.f32", 16, 16, 1), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "message"),
+    [
+        ("classes", "shoe", f"no class 'shoe': this model knows {', '.join(CLASSES.names)}"),
+        ("classes", "boot=1", f"no class 'boot=1': this model knows {', '.join(CLASSES.names)}"),
+        ("classes", "", f"no class '': this model knows {', '.join(CLASSES.names)}"),
+        ("attributes", "hat=1", "no attribute 'hat': this model knows glasses, dark_hat"),
+        ("attributes", "glasses=1,=0", "attribute '=0': give a name and 1 or 0, such as glasses=1"),
+        ("attributes", "glasses=1,", "attribute '': give a name and 1 or 0, such as glasses=1"),
+        ("attributes", "glasses", "attribute 'glasses': give a name and 1 or 0, such as glasses=1"),
+        ("attributes", "glasses=2", "attribute 'glasses=2': give a name and 1 or 0, such as glasses=1"),
+    ],
+)
+def test_a_condition_that_a_model_does_not_know(
+    run: Run, conditional: Conditional, tmp_path: Path, kind: str, words: str, message: str
+) -> None:
+    done = run(conditional.saved_models[kind], "--seed", 1, "out.f32", "--condition", words)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"decode: {message}\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_many_names_are_cut_short(run: Run, tmp_path: Path) -> None:
+    vae = conditional_vae(keras_vae.Condition(tuple(f"{'x' * number} {number}" for number in range(200)), True))
+    vae.export(tmp_path / "many" / "1")
+    done = run(tmp_path / "many" / "1", "--seed", 1, "out.f32", "--condition", "one")
+    assert done.returncode == 2
+    assert done.stderr.startswith("decode: no class 'one': this model knows  0, x 1, xx 2, ")
+    assert done.stderr.endswith(f"{'x' * 19} 19 and 180 more\n")
+    assert run(tmp_path / "many" / "1", "--seed", 1, "out.f32", "--condition", f"{'x' * 150} 150").returncode == 0
+
+
+def test_a_condition_of_a_model_without_any(run: Run, deployed: Deployed) -> None:
+    done = run(deployed.saved_model, "--seed", 1, "out.f32", "--condition", "boot")
+    assert done.returncode == 2
+    assert done.stderr == "decode: a condition is given, and this model takes none: leave it out\n"
+
+
+def test_a_conditional_model_that_does_not_say_its_names(run: Run, conditional: Conditional, tmp_path: Path) -> None:
+    shutil.copytree(conditional.saved_models["classes"], tmp_path / "model")
+    manifest = tmp_path / "model" / "assets.extra" / "keras_vae.json"
+    manifest.write_text(manifest.read_text().replace('\\"boot\\"', '\\"boot\\", \\"bag\\"'))
+    for names in (4, 0):
+        done = run("model", "--seed", 1, "out.f32")
+        assert done.returncode == 2
+        wanted = f"model takes conditions of 3 numbers, and its file assets.extra/keras_vae.json names {names}"
+        assert done.stderr == f"decode: {wanted}: export it again\n"
+        manifest.unlink(missing_ok=True)
+
+
 GIVE = "give SAVED_MODEL, Z or --seed N or --noise FILE, and OUT"
 WRONG_USE = [
     ([], GIVE),
@@ -208,6 +312,7 @@ WRONG_USE = [
     (["MODEL", "-", "OUT", "--noise", "-"], GIVE),
     (["MODEL", "OUT", "--noise", "-", "--seed", "1"], GIVE),
     (["MODEL", "OUT", "--noise"], "--noise: give a file after it"),
+    (["MODEL", "-", "OUT", "--condition"], "--condition: give a class, or attributes, after it"),
     (["MODEL", "OUT", "--noise", "-", "--count", "2"], "--count goes with --seed"),
     (["MODEL", "OUT", "--noise", "noise.txt"], "cannot read noise.txt: No such file or directory"),
     (["MODEL", "-", "OUT", "--count", "2"], "--count goes with --seed"),
@@ -423,3 +528,51 @@ def test_damaged_signatures_are_read_within_their_bytes(
         f"{signatures.signature_def[name].outputs['image'].name} 1 4 -1 3" for name in ("sample", "serving_default")
     ]
     assert done.stdout.decode().splitlines() == expected
+
+
+READS_DAMAGED_NAMES = r"""
+static void look(const char *from, size_t length, bool say)
+{
+    char *copy = (char *)malloc(length + 1); /* of this very length: a byte beyond is found out */
+    if (copy == NULL)
+        abort();
+    memcpy(copy, from, length);
+    copy[length] = '\0';
+    Names names;
+    read_names(copy, &names);
+    for (size_t i = 0; say && i < names.count; i++)
+        printf("%d %s\n", names.exclusive, names.names[i]);
+    free_names(&names);
+    free(copy);
+}
+
+int main(void)
+{
+    static char text[100000];
+    const size_t length = fread(text, 1, sizeof text, stdin);
+    look(text, length, true);
+    for (size_t i = 0; i < length; i++) {
+        look(text, i, false);
+        const char kept = text[i];
+        for (int value = 0; value < 256; value++) {
+            text[i] = (char)value;
+            look(text, length, false);
+        }
+        text[i] = kept;
+    }
+    return 0;
+}
+"""
+
+
+def test_damaged_names_are_read_within_their_bytes(sanitizers: list[str], tmp_path: Path) -> None:
+    """Cut short anywhere, and with each byte made any other."""
+    program = make(tmp_path, above("The decoder") + READS_DAMAGED_NAMES, *sanitizers, "TF_LIBS=")
+    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}  # as above
+    odd = keras_vae.Condition(('a "b"\\ \n, ] } \t/', "é", "中", "👜", "\x7f", "boot"))
+    for condition in (odd, CLASSES):
+        manifest = seal.manifest({"a": '"condition": {[', **condition.metadata(), "z": "1"}, {"saved_model.pb": "0f"})
+        done = subprocess.run([program], input=manifest.encode(), env=environment, capture_output=True, timeout=TIMEOUT)
+        assert (done.returncode, done.stderr) == (0, b"")
+        expected = "".join(f"{int(condition.exclusive)} {name}\n" for name in condition.names)
+        assert done.stdout.decode() == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.server
 import io
@@ -18,10 +19,12 @@ import numpy as np
 import onnxruntime
 import pytest
 from browser import Page
+from conditional import ATTRIBUTES, CLASSES, conditional_vae
 from conftest import flow
 from PIL import Image
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select
 
 from keras_vae import cli
 from keras_vae.cli import explorer
@@ -29,6 +32,7 @@ from keras_vae.data import avatar_drawing
 from keras_vae.export import prior as prior_module
 from keras_vae.export.errors import ExportError, VerificationError
 from keras_vae.export.prior import export_prior
+from keras_vae.export.runtime import Decoder, Encoder
 from keras_vae.latents import directions
 from keras_vae.model import priors
 from keras_vae.runs.opening import open_model
@@ -62,11 +66,20 @@ def site(kit: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     vae.save(run / "model.keras")
     runtime = kit / "node_modules" / "onnxruntime-web" / "dist"
     assert cli.run(["explore", str(run), "--out", str(base / "page"), "--runtime", str(runtime)]) == 0
-    handler = functools.partial(explorer.Handler, directory=str(base / "page"))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield Site(f"http://127.0.0.1:{server.server_port}/", run, base / "page", images / "007.png")
-    server.shutdown()
+    with served(base / "page") as address:
+        yield Site(address, run, base / "page", images / "007.png")
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of a folder that is served as `keras-vae explore` does."""
+    handler = functools.partial(explorer.Handler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/"
+        finally:
+            server.shutdown()
 
 
 @pytest.fixture
@@ -222,6 +235,142 @@ def test_a_picture_is_encoded_as_keras_does(site: Site, explored: Page) -> None:
     text.write_text("nothing")
     explored["file"].send_keys(str(text))
     explored.wait_for(lambda: "not a picture that this browser can read" in explored["error"].text)
+
+
+@pytest.fixture(scope="module")
+def conditional(kit: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Site]]:
+    """Pages of conditional models, which are .keras files: of classes, and of attributes with the prior as at first."""
+    base = tmp_path_factory.mktemp("conditional")
+    (base / "images").mkdir()
+    for index, each in enumerate(avatar_drawing.draw_many(5, "train", range(40), 32)):
+        Image.fromarray(each.image).save(base / "images" / f"{index:03d}.png")
+    runtime = kit / "node_modules" / "onnxruntime-web" / "dist"
+    sites = {}
+    with contextlib.ExitStack() as stack:
+        for kind, condition in (("classes", CLASSES), ("attributes", ATTRIBUTES)):
+            file, out = base / kind / "model.keras", base / f"{kind}-page"
+            file.parent.mkdir()
+            vae = conditional_vae(condition, (32, 32, 3))
+            if kind == "attributes":
+                vae.set_prior(priors.StandardNormal(4))
+            vae.save(file)
+            options = ("--data", base / "images", "--out", out, "--runtime", runtime)
+            assert cli.run(["explore", str(file), *map(str, options)]) == 0
+            sites[kind] = Site(stack.enter_context(served(out)), file, out, base / "images" / "007.png")
+        yield sites
+
+
+SHOWN = """
+    await page.show();
+    const plain = (each) => each && { ...each, z: Array.from(each.z), noise: each.noise && Array.from(each.noise) };
+    const { seed, grid, first, second } = page.state;
+    return { grid: plain(grid), first: plain(first), second: plain(second), z: Array.from(await page.latents()) };
+"""
+
+
+def test_another_class_is_shown_of_the_same_latents(conditional: dict[str, Site], page: Page) -> None:
+    site = conditional["classes"]
+    explored = Page(page.driver, page.downloads, "explore.mjs")
+    explored.open(site.address)
+    decoder, vae = Decoder(site.folder / "decoder.onnx"), open_model(site.run).whole("testing")
+    menu = Select(explored.driver.find_element(By.CSS_SELECTOR, "#condition select"))
+    assert [each.text for each in menu.options] == ["any", *CLASSES.names]
+
+    def check(asked: str | None, drawn: str | None) -> dict[str, Any]:
+        """The large picture is one of the class, of latents that were drawn as another; the samples are of it."""
+        explored.wait_for(lambda: explored.run("return page.state.grid.condition?.join() ?? null") == rows(asked))
+        found = explored.run(SHOWN)
+        noise, z = (np.reshape(found["grid"][name], (16, 4)).astype(np.float32) for name in ("noise", "z"))
+        np.testing.assert_allclose(z, vae.prior(noise, CLASSES.rows(asked, 16)), atol=1e-4)
+        np.testing.assert_allclose(found["z"], vae.prior(noise[:1], CLASSES.rows(drawn, 1))[0], atol=1e-4)
+        large = decoder.decode(np.array(found["z"], np.float32)[None], asked)[0]
+        np.testing.assert_allclose(explored.canvas("#large")[..., :3], 255 * large, atol=1)
+        explored.wait_for(  # drawn last
+            lambda: np.allclose(
+                explored.canvas("#grid li:nth-child(16) canvas")[..., :3],
+                255 * decoder.decode(z[15:], asked)[0],
+                atol=1,
+            )
+        )
+        return found
+
+    def rows(asked: str | None) -> str | None:
+        return None if asked is None else ",".join(f"{each:g}" for each in CLASSES.rows(asked, 1)[0])
+
+    plain = check(None, None)
+    menu.select_by_visible_text("boot")
+    boot = check("boot", None)
+    assert boot["z"] == plain["z"]
+    assert np.abs(np.subtract(boot["grid"]["z"], plain["grid"]["z"])).max() > 0.05
+    images = [decoder.decode(np.array(plain["z"], np.float32)[None], asked) for asked in (None, "boot")]
+    assert np.abs(images[0] - images[1]).max() > 0.05
+    explored.run("await page.start(page.sample(0), 0);")
+    check("boot", "boot")
+    menu.select_by_visible_text(CLASSES.names[1])
+    found = check(CLASSES.names[1], "boot")
+    explored.open(explored.run("return location.href"))  # the address brings it back
+    again = check(CLASSES.names[1], "boot")
+    np.testing.assert_allclose(again["z"], found["z"], atol=1e-6)
+    assert not explored.complaints()
+    kept = urlsplit(explored.run("return location.href")).fragment
+    assert "&of=" in kept
+    for wrong in ("#c.class=9", "#c.class=@&of=@@", f"#{kept.replace('&of=', '&of=AAAA')}"):
+        explored.open(site.address + wrong)
+        assert not explored["error"].is_displayed()
+        assert np.isfinite(explored.run("return Array.from(await page.latents())")).all()
+
+
+def test_a_morph_of_samples_of_a_class(conditional: dict[str, Site], page: Page) -> None:
+    """Through noise, as of the class that both were drawn as; between samples of two classes through latents."""
+    site = conditional["classes"]
+    explored = Page(page.driver, page.downloads, "explore.mjs")
+    explored.open(site.address)
+    vae = open_model(site.run).whole("testing")
+    menu = Select(explored.driver.find_element(By.CSS_SELECTOR, "#condition select"))
+    menu.select_by_visible_text("boot")
+    explored.wait_for(lambda: explored.run("return page.state.grid.condition !== null"))
+    explored.run("await page.start(page.sample(2), 2);")
+    explored["morphing"].click()
+    explored.run("await page.start(page.sample(5), 5);")
+    explored.run(HALF_WAY)
+    found = explored.run(SHOWN)
+    halfway = directions.interpolate(*(np.array(found[each]["noise"]) for each in ("first", "second")), 3)[1]
+    expected = vae.prior(halfway[None].astype(np.float32), CLASSES.rows("boot", 1))[0]
+    np.testing.assert_allclose(found["z"], expected, atol=1e-4)
+    menu.select_by_visible_text("any")
+    explored.wait_for(lambda: explored.run("return page.state.grid.condition === null"))
+    np.testing.assert_allclose(explored.run(SHOWN)["z"], expected, atol=1e-4)
+    explored.run("await page.start(page.sample(5), 5);")
+    explored.run(HALF_WAY)
+    found = explored.run(SHOWN)
+    expected = directions.interpolate(*(np.array(found[each]["z"]) for each in ("first", "second")), 3)[1]
+    np.testing.assert_allclose(found["z"], expected, atol=1e-4)
+
+
+def test_attributes_are_asked_for_and_a_picture_is_encoded_without(conditional: dict[str, Site], page: Page) -> None:
+    site = conditional["attributes"]
+    explored = Page(page.driver, page.downloads, "explore.mjs")
+    explored.open(site.address)
+    assert explored["condition"].text.split("\n")[0] == "Pictures of"
+    glasses, hat = map(Select, explored.driver.find_elements(By.CSS_SELECTOR, "#condition select"))
+    explored.wait_for(lambda: explored["upload"].is_displayed())
+    explored["file"].send_keys(str(site.photo))
+    explored.wait_for(lambda: not explored.driver.find_elements(By.CSS_SELECTOR, "#grid [aria-pressed='true']"))
+    glasses.select_by_visible_text("no")
+    hat.select_by_visible_text("yes")
+    explored.wait_for(lambda: explored.run("return page.state.grid.condition?.join()") == "-1,1")
+    found = explored.run(SHOWN)
+    assert found["grid"]["z"] == found["grid"]["noise"]
+    pixels = np.asarray(Image.open(site.photo).convert("RGB"), np.float32)[None] / 255
+    mean, _ = Encoder(site.folder / "encoder.onnx").encode(pixels)
+    vae = open_model(site.run).whole("testing")
+    np.testing.assert_allclose(mean, vae.encode(pixels).mean, atol=1e-3)
+    np.testing.assert_allclose(found["z"], mean[0], atol=1e-3)
+    z = np.array(found["z"], np.float32)[None]
+    asked = {"glasses": False, "dark_hat": True}
+    expected = Decoder(site.folder / "decoder.onnx").decode(z, asked)[0]
+    np.testing.assert_allclose(explored.canvas("#large")[..., :3], 255 * expected, atol=1)
+    assert not explored.complaints()
 
 
 def test_png(site: Site, explored: Page) -> None:

@@ -22,13 +22,16 @@ import numpy as np
 import onnx
 import pytest
 from browser import WEB, Page, tool
+from conditional import ATTRIBUTES, CLASSES, conditional_vae
 from PIL import Image
 from scipy import stats
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
-from keras_vae.export.runtime import Generator
+import keras_vae
+from keras_vae.export.prior import export_prior
+from keras_vae.export.runtime import Decoder, Generator
 
 if TYPE_CHECKING:
     from tests.conftest import Deployed
@@ -288,6 +291,167 @@ def test_node_says_what_to_install(bare_kit: Path, deployed: Deployed, node: Nod
     assert "npm ci" in refusal(node(bare_kit / "decode.mjs", deployed.onnx, "--seed", 1, "out.f32"), status=1)
 
 
+@pytest.fixture(scope="module")
+def conditional(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of conditional models, of classes and of attributes: decoder.onnx, generator.onnx and prior.onnx."""
+    folders = {}
+    for kind, condition in (("classes", CLASSES), ("attributes", ATTRIBUTES)):
+        folders[kind] = folder = tmp_path_factory.mktemp(kind)
+        vae = conditional_vae(condition)
+        vae.export(folder / "decoder.onnx", format="onnx")
+        vae.export(folder / "generator.onnx", format="onnx", part="generator")
+        export_prior(vae.prior, folder / "prior.onnx", condition.metadata())
+    return folders
+
+
+@pytest.mark.parametrize("file", ["decoder.onnx", "generator.onnx"])
+@pytest.mark.parametrize(
+    ("kind", "words", "asked"),
+    [
+        ("classes", CLASSES.names[1], CLASSES.names[1]),
+        ("attributes", "dark_hat=0,glasses=1", {"dark_hat": False, "glasses": True}),
+    ],
+)
+def test_node_asks_by_a_condition_as_python_does(
+    conditional: dict[str, Path], node: Node, tmp_path: Path, file: str, kind: str, words: str, asked: Any
+) -> None:
+    model = conditional[kind] / file
+    rows = np.random.default_rng(0).standard_normal((40, 4)).astype(np.float32)  # more than a batch
+    opened = (Decoder if file == "decoder.onnx" else Generator)(model, providers=["CPUExecutionProvider"])
+    images = []
+    for condition, given in ((None, ()), (asked, ("--condition", words))):
+        done = node("decode.mjs", model, "-", "images.f32", *given, input=json.dumps(rows.tolist()))
+        assert (done.returncode, done.stderr) == (0, "")
+        images.append(np.fromfile(tmp_path / "images.f32", "<f4").reshape(40, 16, 16, 1))
+        np.testing.assert_allclose(images[-1], opened._run(rows, condition), atol=1e-4, rtol=0)
+    assert np.abs(images[1] - images[0]).max() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "message"),
+    [
+        ("classes", "shoe", f'no class "shoe": this decoder knows {", ".join(CLASSES.names)}'),
+        ("attributes", "hat=1", 'no attribute "hat": this decoder knows glasses, dark_hat'),
+        ("attributes", "glasses=1,", "--condition : give a name and 1 or 0, such as glasses=1"),
+        ("attributes", "glasses", "--condition glasses: give a name and 1 or 0, such as glasses=1"),
+        ("attributes", "glasses=2", "--condition glasses=2: give a name and 1 or 0, such as glasses=1"),
+    ],
+)
+def test_node_refuses_a_condition_that_a_model_does_not_know(
+    conditional: dict[str, Path], node: Node, tmp_path: Path, kind: str, words: str, message: str
+) -> None:
+    done = node("decode.mjs", conditional[kind] / "decoder.onnx", "--seed", 1, "out.f32", "--condition", words)
+    assert refusal(done) == f"decode.mjs: {' '.join(message.split())}\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_node_refuses_a_condition_of_a_model_without_any(deployed: Deployed, node: Node) -> None:
+    done = node("decode.mjs", deployed.generator, "--seed", 1, "out.f32", "--condition", "boot")
+    assert "a condition is given, and this generator takes none: leave it out" in refusal(done)
+
+
+def test_conditions_in_every_form(deployed: Deployed, conditional: dict[str, Path], kit: Path, node: Node) -> None:
+    script = kit / "asking.mjs"
+    script.write_text("""
+        import ort from "onnxruntime-node";
+        import { Decoder, Generator, load, Prior } from "./decoder.mjs";
+        const [classes, attributes, plain] = process.argv.slice(2);
+        const decoder = await load(ort, `${classes}/decoder.onnx`);
+        const prior = await Prior.load(ort, `${classes}/prior.onnx`);
+        const faces = await Decoder.load(ort, `${attributes}/decoder.onnx`);
+        const generator = await Generator.load(ort, `${classes}/generator.onnx`);
+        const unconditional = await Decoder.load(ort, plain);
+        const list = ({ data }) => Array.from(data);
+        const z = decoder.draw(3, 5);
+        const parts = [];
+        for await (const images of decoder.batches(z, 2, [0, 0, 0, 1, 0, 0, 0, 0, 1])) parts.push(...list(images));
+        const message = (error) => `${error.name}: ${error.message}`;
+        const say = (model, asked) => model.run(model.draw(3, 5), asked).then(() => "", message);
+        const noised = await generator.sample(3, 5, "boot");
+        console.log(JSON.stringify({
+          known: [decoder, prior, faces, generator, unconditional].map((each) => each.condition),
+          z: Array.from(z),
+          latents: [Array.from(await prior.latents(z)), Array.from(await prior.latents(z, "boot"))],
+          sampled: list(noised),
+          same: [
+            list(await decoder.decode(z, "boot")),
+            list(await decoder.decode(z, [0, 0, 1])),
+            list(await decoder.run(z, Float32Array.of(0, 0, 1, 0, 0, 1, 0, 0, 1))),
+          ],
+          mixed: list(await decoder.decode(z, Float32Array.of(0, 0, 0, 1, 0, 0, 0, 0, 1))),
+          parts,
+          has: [
+            list(await faces.decode(z, { glasses: true, dark_hat: null })),
+            list(await faces.decode(z, "glasses")),
+            list(await faces.decode(z, { glasses: 1 })),
+          ],
+          lacks: list(await faces.decode(z, { glasses: 0, dark_hat: true })),
+          errors: await Promise.all([
+            say(decoder, "shoe"), say(decoder, 2), say(decoder, { boot: true }), say(decoder, [1, 0]),
+            say(decoder, [1, 0, NaN]), say(faces, { hat: true }), say(faces, { glasses: "yes" }), say(faces, false),
+            say(unconditional, "boot"),
+          ]),
+        }));
+    """)
+    try:
+        done = node(script, conditional["classes"], conditional["attributes"], deployed.onnx)
+    finally:
+        script.unlink()
+    assert done.stderr == ""
+    told = json.loads(done.stdout)
+    classes, attributes = CLASSES.config(), ATTRIBUTES.config()
+    assert told["known"] == [classes, classes, attributes, classes, None]
+    z = np.array(told["z"], np.float32).reshape(3, 4)
+    decoder, faces = (Decoder(conditional[kind] / "decoder.onnx") for kind in ("classes", "attributes"))
+    vae = conditional_vae(CLASSES)
+    for found, asked in zip(told["latents"], (None, "boot"), strict=True):
+        np.testing.assert_allclose(np.reshape(found, (3, 4)), vae.prior(z, CLASSES.rows(asked, 3)), atol=1e-4)
+
+    def equal(found: list[float], expected: np.ndarray) -> None:
+        np.testing.assert_allclose(np.reshape(found, (3, 16, 16, 1)), expected, atol=1e-4)
+
+    equal(told["sampled"], Generator(conditional["classes"] / "generator.onnx").generate(z, "boot"))
+    for found in told["same"]:
+        equal(found, decoder.decode(z, "boot"))
+    mixed = decoder.decode(z, [None, CLASSES.names[0], "boot"])
+    equal(told["mixed"], mixed)
+    equal(told["parts"], mixed)
+    for found in told["has"]:
+        equal(found, faces.decode(z, {"glasses": True}))
+    equal(told["lacks"], faces.decode(z, {"glasses": False, "dark_hat": True}))
+    knows = ", ".join(CLASSES.names)
+    for message, words in zip(
+        told["errors"],
+        [
+            f'no class "shoe": this decoder knows {knows}',
+            "the condition is 2: give the name of a class or 3 numbers",
+            "the condition is an object: give the name of a class or 3 numbers",
+            "the condition has 2 numbers: this decoder takes 3, once or for each of 3 rows",
+            "the condition holds NaN: give finite numbers, 0 for what is not known",
+            'no attribute "hat": this decoder knows glasses, dark_hat',
+            'glasses of the condition is the text "yes": give true or false, or null for either',
+            "the condition is false: give a name, an object of attributes, or 2 numbers",
+            "a condition is given, and this decoder takes none: leave it out",
+        ],
+        strict=True,
+    ):
+        assert message == f"DecoderError: {words}"
+
+
+def test_metadata_that_do_not_say_what_a_model_takes(conditional: dict[str, Path], node: Node, tmp_path: Path) -> None:
+    for entry, words in (
+        (keras_vae.Condition(("a", "b")).metadata(), "takes conditions of 3 numbers, and its metadata name 2"),
+        ({}, "takes conditions of 3 numbers, and its metadata name none"),
+        ({"condition": '{"names": 3}'}, 'its metadata\'s entry "condition" is damaged: export it again'),
+        ({"condition": "boot"}, 'its metadata\'s entry "condition" is damaged: export it again'),
+    ):
+        model = onnx.load(conditional["classes"] / "decoder.onnx")
+        del model.metadata_props[:]
+        onnx.helper.set_model_props(model, {"a": "1", **entry})
+        onnx.save(model, tmp_path / "other.onnx")
+        assert words in refusal(node("decode.mjs", "other.onnx", "--seed", 1, "out.f32"))
+
+
 # ---------------------------------------------------------------- the server
 
 
@@ -423,6 +587,55 @@ def test_page_shows_images_from_0_to_255(deployed_uint8: Deployed, page: Page, s
     page.wait_for(lambda: page.run("return page.state.model?.outputType") == "uint8")
     page.run("await page.show(Float32Array.from(given[0]), 'Mine')", deployed_uint8.noise[2].tolist())
     np.testing.assert_allclose(page.canvas("#large")[..., :3], 255 * deployed_uint8.generated[2], atol=0.5 + 255e-3)
+    assert not page.complaints()
+
+
+def test_page_draws_the_class_that_is_chosen(conditional: dict[str, Path], page: Page, site: str) -> None:
+    page.open(site)
+    assert not page["condition"].is_displayed()
+    model = conditional["classes"] / "generator.onnx"
+    page["file"].send_keys(str(model))
+    page.wait_for(lambda: page["condition"].is_displayed() and "16 images in" in page["status"].text)
+    menu = Select(page.driver.find_element(By.CSS_SELECTOR, "#condition select"))
+    assert [each.text for each in menu.options] == ["any", *CLASSES.names]
+    noise = page.floats("const images = { data: page.state.grid, dims: [16, 4] };")
+    generator = Generator(model, providers=["CPUExecutionProvider"])
+    page.driver.find_element(By.CSS_SELECTOR, "[aria-label='Sample 3']").click()
+
+    def shows(asked: Any) -> bool:
+        if page["title"].text != "Sample 3 of seed 0" or "16 images in" not in page["status"].text:
+            return False
+        expected = 255 * np.repeat(generator.generate(noise, asked), 3, axis=-1)
+        places = {"#large": 2, "#grid li:nth-child(3) canvas": 2, "#grid li:nth-child(16) canvas": 15}
+        return all(np.allclose(page.canvas(at)[..., :3], expected[which], atol=1) for at, which in places.items())
+
+    page.wait_for(lambda: shows(None))
+    menu.select_by_visible_text("boot")
+    page.wait_for(lambda: shows("boot"))
+    assert not shows(None)
+    menu.select_by_visible_text("any")
+    page.wait_for(lambda: shows(None))
+    assert not page.complaints()
+
+
+def test_page_draws_the_attributes_that_are_chosen(conditional: dict[str, Path], page: Page, site: str) -> None:
+    page.open(site)
+    model = conditional["attributes"] / "decoder.onnx"
+    page["file"].send_keys(str(model))
+    page.wait_for(lambda: page["condition"].is_displayed() and "16 images in" in page["status"].text)
+    glasses, hat = map(Select, page.driver.find_elements(By.CSS_SELECTOR, "#condition select"))
+    assert [each.text for each in glasses.options] == ["any", "yes", "no"]
+    assert page["condition"].text.split("\n")[0] == "Images of"
+    assert "dark hat" in page["condition"].text
+    decoder = Decoder(model, providers=["CPUExecutionProvider"])
+    z = page.floats("const images = { data: page.state.grid, dims: [16, 4] };")[:1]
+    glasses.select_by_visible_text("yes")
+    hat.select_by_visible_text("no")
+    expected = 255 * decoder.decode(z, {"glasses": True, "dark_hat": False})[0]
+    page.wait_for(lambda: np.allclose(page.canvas("#large")[..., :3], expected, atol=1))
+    page["file"].send_keys(str(model.with_name("generator.onnx")))  # another model, of any kind again
+    page.wait_for(lambda: page["copy"].text == "Copy noise")
+    assert page.run("return document.querySelector('#condition select').value") == ""
     assert not page.complaints()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_vae import networks
 from keras_vae._version import __version__
 from keras_vae.export import triton
 from keras_vae.export.artifact import check_target, float32_copy, keras_runner
@@ -117,7 +118,7 @@ def export(
 
         with model.vae.averaged_weights():
             metadata["model"] = model.vae.fingerprint()
-            export_encoder(model.vae.encoder, folder / ENCODER_FILE, metadata)
+            export_encoder(networks.without_condition(model.vae.encoder), folder / ENCODER_FILE, metadata)
         beside.append(folder / ENCODER_FILE)
     if judgement is not None and "onnx" in formats:
         from keras_vae.export.scorer import export_scorer
@@ -239,7 +240,7 @@ def verify(path: Path, artifacts: list[Path]) -> dict[str, Any]:
         runners = {name: runner_of(other) for name, other in models.items()}
         found = {name: run for name, run in runners.items() if run is not None}
         if len(found) > 1 and next(iter(found)) == next(iter(models)):
-            reports.append(compare(found, model.latent_dim, precisions=precisions))
+            reports.append(compare(found, model.latent_dim, precisions=precisions, condition=model.condition))
     if not reports and opened:
         raise InputError(
             f"{path} has no part in common with them: compare decoders with decoders, generators with generators"
@@ -301,7 +302,7 @@ def _wrong_metadata(model: Model, weights: str, other: Model, own: bool) -> str 
 
 
 def _check_sizes(models: dict[str, Model]) -> None:
-    """Raises InputError if a decoder's latents or images differ in size from the first one's."""
+    """Raises InputError if a decoder's latents, conditions or images differ in size from the first one's."""
     first = next(iter(models.values()))
     for other in models.values():
         if other.latent_dim != first.latent_dim:
@@ -309,8 +310,10 @@ def _check_sizes(models: dict[str, Model]) -> None:
                 f"{other.path} decodes {other.latent_dim} latents and {first.path} {first.latent_dim}: "
                 "give decoders of the same model"
             )
+        if other.condition != first.condition:
+            raise InputError(f"{other.path} and {first.path} have other conditions: give decoders of the same model")
     z = np.zeros((1, first.latent_dim), np.float32)
-    images = {name: (other.decoder or other.generate)(z) for name, other in models.items()}
+    images = {name: (other.decode if other.decoder else other.generate)(z) for name, other in models.items()}
     sizes = {name: "x".join(map(str, made.shape[1:])) for name, made in images.items()}
     if len(set(sizes.values())) > 1:
         shown = ", ".join(f"{name} {size}" for name, size in sizes.items())
@@ -365,12 +368,11 @@ def _usual(model: Model) -> Any:
     return images.test.unbatch().take(USUAL).batch(BATCH)
 
 
-def _calibration(model: Model, source: str | None) -> np.ndarray:
-    """Some of the images that a model was trained on.
+def _calibration(model: Model, source: str | None) -> Any:
+    """Some of the images that a model was trained on, in batches, with what a conditional one is told of them.
 
     Raises:
         InputError: the model does not say what they were, or they cannot be read.
     """
-    images = data_of(model, model.whole("calibrating"), source, batch_size=1)
-    taken = images.train.unbatch().take(CALIBRATION_IMAGES).batch(CALIBRATION_IMAGES)
-    return np.concatenate(list(taken.as_numpy_iterator()))
+    images = data_of(model, model.whole("calibrating"), source, batch_size=1, conditions=source is None)
+    return images.train.unbatch().take(CALIBRATION_IMAGES).batch(BATCH).cache()  # the same for all that is exported

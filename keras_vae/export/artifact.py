@@ -11,12 +11,13 @@ import keras
 import numpy as np
 
 from keras_vae.export import seal
+from keras_vae.export.conditional import beside, condition_of
 from keras_vae.export.errors import ExportError, VerificationError
 from keras_vae.export.files import aside, check_parent
-from keras_vae.export.formats import FORMATS, PRECISIONS, Runner, check_output, format_of, open_artifact
-from keras_vae.export.generator import compose
+from keras_vae.export.formats import CONDITION, FORMATS, PRECISIONS, Runner, check_output, format_of, open_artifact
+from keras_vae.export.generator import as_inputs, compose, inputs_of
 from keras_vae.export.output import with_output
-from keras_vae.export.verify import Report, joined, verify
+from keras_vae.export.verify import Report, Rows, joined, verify
 from keras_vae.export.writers import saved_model
 from keras_vae.support import keras_internals
 from keras_vae.support.files import replace
@@ -33,7 +34,7 @@ def export_decoder(
     *,
     precision: str = "float32",
     output: str = "float32",
-    calibration: np.ndarray | None = None,
+    calibration: Rows | np.ndarray | None = None,
     prior: keras.layers.Layer | None = None,
     encoder: keras.Model | None = None,
     scorer: Any = None,
@@ -42,20 +43,23 @@ def export_decoder(
 
     The artifact takes `z`, float32 (batch, latent_dim), and returns `image` (batch, height, width, channels). Its batch
     size is free, and it computes in float32, whatever the dtype policy of the decoder. With a prior it is a generator:
-    it takes `noise`, standard normal, instead of `z`. A SavedModel is then both.
+    it takes `noise`, standard normal, instead of `z`. A SavedModel is then both. Of a conditional decoder it also takes
+    `condition`, float32 (batch, names), zeros for what is not known.
 
     Args:
-        decoder: Keras model, functional or sequential, with one input and one output. It is not changed.
+        decoder: Keras model, functional or sequential, with one output and one input, or two: latents and conditions.
+            It is not changed.
         path: a folder for "tf_saved_model", or a file ending in .onnx, .tflite ("litert") or .xml ("openvino", which
             writes its weights to a .bin file beside it). An artifact of the same kind that is there already is replaced
             once the new one was found equal to the decoder.
         format: a key of `keras_vae.export.formats.FORMATS`.
-        metadata: further entries for the artifact's metadata.
+        metadata: further entries for the artifact's metadata; of a conditional decoder `Condition.metadata()` too.
         precision: for "onnx" also "float16" or "int8": smaller files, whose images differ as `Pair.psnr` tells.
         output: what the images are: "float32", as the decoder makes them, or "uint8", its values in [0, 1] rounded to
             0..255 as in our PNG files.
-        calibration: for int8, a few hundred latents of real images, (count, latent_dim).
-        prior: Keras layer from noise to latents, float32 (batch, latent_dim) both.
+        calibration: for int8, a few hundred latents of real images, (count, latent_dim); for a conditional decoder a
+            pair of these and conditions, (count, names).
+        prior: Keras layer from noise, and conditions, to latents, float32 (batch, latent_dim) both.
         encoder: for "tf_saved_model", a Keras model from images to mean and log-variance, for a signature `encode`.
         scorer: for "tf_saved_model", a function as `keras_vae.export.scorer` takes it, with its variables as `weights`,
             for a signature `score`.
@@ -64,15 +68,17 @@ def export_decoder(
         The differences that were measured.
 
     Raises:
-        ExportError: unknown format, a decoder that cannot be exported, or a path that cannot be written or holds
-            something else.
+        ExportError: unknown format, a decoder that cannot be exported or whose conditions the metadata do not name, or
+            a path that cannot be written or holds something else.
         VerificationError: the artifact does not equal the decoder; what was at `path` is still there.
     """
     path = Path(path)
     check_target(path, format, precision, output)
-    options = _options(format, precision, calibration, encoder, scorer)
     reference = float32_copy(decoder)
-    latent_dim, image_shape = reference.input_shape[1], reference.output_shape[1:]
+    options = _options(format, precision, calibration, len(reference.inputs), encoder, scorer)
+    latent_dim, image_shape = reference.inputs[0].shape[1], reference.output_shape[1:]
+    condition = condition_of(metadata or {}, inputs_of(reference).get(CONDITION, ()), path)
+    none = (np.zeros((0, latent_dim), np.float32), *beside(condition, None, 0))
     entries = {"format_version": str(seal.FORMAT_VERSION), "precision": precision, "output": output, **(metadata or {})}
     with aside(path) as new:
         FORMATS[format].write(with_output(reference, output), new, entries, prior=prior, **options)
@@ -81,7 +87,9 @@ def export_decoder(
         models = [(reference, opened.decode)] if prior is None or FORMATS[format].holds_all else []
         models += [] if prior is None else [(compose(reference, prior), opened.generate)]
         report = joined(
-            verify({"keras": keras_runner(model), name: run}, latent_dim, precisions={name: precision})
+            verify(
+                {"keras": keras_runner(model), name: run}, latent_dim, precisions={name: precision}, condition=condition
+            )
             for model, run in models
             if run is not None
         )
@@ -90,7 +98,8 @@ def export_decoder(
             or not report.passed
             or opened.latent_dim != latent_dim
             or opened.image_shape != image_shape
-            or any(run(np.zeros((0, latent_dim), np.float32)).dtype != output for _, run in models if run is not None)
+            or opened.condition != condition
+            or any(run(*none).dtype != output for _, run in models if run is not None)
         ):
             raise VerificationError(f"{path} was not written: the new artifact differs from Keras: {report.summary()}")
         if "encoder" in options:
@@ -106,7 +115,12 @@ _A = {"encoder": "an encoder", "scorer": "a scorer"}
 
 
 def _options(
-    format: str, precision: str, calibration: np.ndarray | None, encoder: keras.Model | None, scorer: Any
+    format: str,
+    precision: str,
+    calibration: Rows | np.ndarray | None,
+    inputs: int,
+    encoder: keras.Model | None,
+    scorer: Any,
 ) -> dict[str, Any]:
     """What the writer of a format takes besides decoder, path and metadata.
 
@@ -124,9 +138,18 @@ def _options(
     if precision == "float32":
         return {}
     if precision == "int8":
-        found = np.asarray([] if calibration is None else calibration)
-        if found.ndim != 2 or not len(found) or found.dtype.kind != "f" or not np.isfinite(found).all():
-            raise ExportError("int8 is calibrated on latents of real images: give finite numbers, (count, latent_dim)")
+        found = tuple(map(np.asarray, calibration if isinstance(calibration, tuple) else (calibration,)))
+        counts = {len(rows) if rows.ndim == 2 and rows.dtype.kind == "f" else 0 for rows in found}
+        if (
+            len(found) != inputs
+            or len(counts) != 1
+            or 0 in counts
+            or not all(np.isfinite(rows).all() for rows in found)
+        ):
+            raise ExportError(
+                "int8 is calibrated on latents of real images, and conditions if the decoder takes them: give finite "
+                "numbers, (count, latent_dim)"
+            )
         return {"precision": precision, "calibration": found}
     return {"precision": precision}
 
@@ -198,10 +221,10 @@ def keras_runner(decoder: keras.Model) -> Runner:
     """Runs a Keras decoder on arrays in true float32, even on empty ones, which Keras's convolutions do not take."""
 
     @true_float32()
-    def run(z: np.ndarray) -> np.ndarray:
-        if not len(z):
+    def run(*rows: np.ndarray) -> np.ndarray:
+        if not len(rows[0]):
             return np.zeros((0, *decoder.output_shape[1:]), np.float32)
-        return np.asarray(keras.ops.convert_to_numpy(decoder(z, training=False)))
+        return np.asarray(keras.ops.convert_to_numpy(decoder(as_inputs(rows), training=False)))
 
     return run
 

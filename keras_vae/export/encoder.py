@@ -58,7 +58,7 @@ def _write(encoder: keras.Model, path: Path, metadata: Mapping[str, str]) -> Non
 
     image_shape, latent_dim = encoder.input_shape[1:], _latent_dim(encoder)
     rows = dict.fromkeys(OUTPUTS, (latent_dim,))
-    model = converted_function(encode, "image", image_shape, rows, {"Log1p": (log1p, [])})
+    model = converted_function(encode, {"image": image_shape}, rows, {"Log1p": (log1p, [])})
     onnx_graph.tidy(model.graph, "encoder")
     save(model, path, {"latent_dim": str(latent_dim), "image_shape": json.dumps(list(image_shape)), **metadata})
 

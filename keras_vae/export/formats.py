@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -13,7 +13,9 @@ from keras_vae.export.errors import ExportError
 if TYPE_CHECKING:  # numpy is slow to import, and the command line's --help wants the names alone
     import numpy as np
 
-Runner: TypeAlias = Callable[["np.ndarray"], "np.ndarray"]
+    from keras_vae.support.conditions import Condition
+
+Runner: TypeAlias = Callable[..., "np.ndarray"]  # of rows: latents or noise, and of conditional models conditions
 # A function, or where it is, "module:function": what a format takes is imported when it is used, not before.
 Function: TypeAlias = Callable[..., Any] | str
 
@@ -27,15 +29,15 @@ class Format:
         place: where an export folder keeps it; a file where that has an ending, which no other format has, else a
             folder named by a version, as TF Serving looks for.
         writer: `write(decoder, path, metadata, prior=None)`. `decoder` is a Keras model that computes in float32, from
-            z to images, float32 or uint8; `path` is free; `metadata` is text by name, to be kept in the artifact and
-            given back. With a `prior`, a Keras layer from noise to z, the artifact is the generator, of both
-            (`keras_vae.export.generator.compose`).
+            z, and of a conditional model conditions, to images, float32 or uint8; `path` is free; `metadata` is text by
+            name, to be kept in the artifact and given back. With a `prior`, a Keras layer from noise, and conditions,
+            to z, the artifact is the generator, of both (`keras_vae.export.generator.compose`).
         opener: `open_decoder(path)`, which gives an `Opened`, or raises `ExportError` for what is damaged or neither
             decoder nor generator.
         library: raises `MissingRuntimeError` where what the format needs is not installed; None where it needs nothing
             but what this package does.
         precisions: what it can compute in; for others than float32 `writer` takes `precision`, and for "int8" also
-            `calibration`, latents (count, latent_dim).
+            `calibration`, a tuple of what decoders take: latents (count, latent_dim), and conditions.
         holds_all: whether one artifact is decoder and generator, and `writer` takes `encoder` too, a Keras model from
             images to mean and log-variance, or None, and `scorer`, a function of images, or None.
         companion: the ending of a second file that is written beside the first one; empty for none.
@@ -80,6 +82,8 @@ def _resolved(function: Function) -> Callable[..., Any]:
 
 PARTS = ("decoder", "generator")
 LATENTS, NOISE = "z", "noise"  # what the one takes, and what the other
+CONDITION = "condition"  # and what both take besides, of conditional models
+TAKEN = tuple((first, *others) for first in (LATENTS, NOISE) for others in ((), (CONDITION,)))
 PRECISIONS = ("float32", "float16", "int8")
 OUTPUTS = ("float32", "uint8")  # what images are: values in [0, 1], or levels 0..255
 FORMATS = {
@@ -128,11 +132,13 @@ class Opened:
         latent_dim: number of latents.
         image_shape: (height, width, channels).
         decode: from latents, float32 (batch, latent_dim), to images (batch, height, width, channels) of the type
-            `output`, for any batch; None of a generator alone.
+            `output`, for any batch; None of a generator alone. With a condition it takes rows of it too, float32
+            (batch, names).
         generate: the same from standard normal noise; None of a decoder alone.
         encode: from float32 images to float32 (batch, 2, latent_dim), means and log-variances, where it has an encoder.
         score: from float32 images to `score`, `rank`, `error_map` and `reconstruction`, where it has a scorer.
         metadata: what the exporter wrote into it; empty where something else wrote it.
+        condition: what images can be asked for by; None of a model without conditions.
     """
 
     format: str
@@ -143,6 +149,7 @@ class Opened:
     encode: Runner | None = None
     score: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None
     metadata: dict[str, str] = field(default_factory=dict)
+    condition: Condition | None = None
 
     @classmethod
     def of(
@@ -153,15 +160,24 @@ class Opened:
         latent_dim: int,
         image_shape: tuple[int, ...],
         metadata: dict[str, str],
+        condition: Condition | None = None,
     ) -> Opened:
-        """What takes one input: a generator where that is the noise, else a decoder.
+        """What is one of both: a generator where it takes noise, else a decoder.
 
         Args:
-            given: the input's name.
+            given: the first input's name.
             run: the decoder or generator; the rest as the attributes.
         """
         parts = {"generate" if given == NOISE else "decode": run}
-        return cls(format, latent_dim, image_shape, parts.get("decode"), parts.get("generate"), metadata=metadata)
+        return cls(
+            format,
+            latent_dim,
+            image_shape,
+            parts.get("decode"),
+            parts.get("generate"),
+            metadata=metadata,
+            condition=condition,
+        )
 
     @property
     def precision(self) -> str:
@@ -171,6 +187,11 @@ class Opened:
     def output(self) -> str:
         """What its images are, one of `OUTPUTS`."""
         return self.metadata.get("output", "float32")
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of inputs, which some formats sort by the alphabet, as in `TAKEN`: the condition last."""
+    return tuple(sorted(names, key=lambda name: name == CONDITION))
 
 
 def check_output(output: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_vae.export.generator import as_inputs, inputs_of
 from keras_vae.support.keras_defaults import keras_defaults
 
 
@@ -29,12 +30,12 @@ def with_output(decoder: keras.Model, output: str) -> keras.Model:
     """The decoder with images of this type, one of `keras_vae.export.formats.OUTPUTS`; itself for "float32".
 
     Args:
-        decoder: Keras model from latents to float32 images, which computes in float32.
+        decoder: Keras model from latents, and conditions, to float32 images, which computes in float32.
     """
     if output == "float32":
         return decoder
-    z = keras.Input(decoder.input_shape[1:], dtype="float32")
-    return keras.Model(z, ToUint8(dtype="float32", name="image")(decoder(z)))
+    given = as_inputs([keras.Input(row, dtype="float32") for row in inputs_of(decoder).values()])
+    return keras.Model(given, ToUint8(dtype="float32", name="image")(decoder(given)))
 
 
 def before_rounding(decoder: keras.Model) -> keras.Model:

@@ -13,8 +13,9 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias
 import numpy as np
 
 from keras_vae.export import latents, seal
+from keras_vae.export.conditional import beside, condition_of
 from keras_vae.export.errors import ExportError
-from keras_vae.export.formats import LATENTS, NOISE, Opened
+from keras_vae.export.formats import CONDITION, LATENTS, NOISE, Opened
 from keras_vae.export.png import to_png
 from keras_vae.export.scored import Scored, checked, rows
 from keras_vae.support.quiet import quiet_stderr
@@ -29,15 +30,21 @@ Providers: TypeAlias = Sequence[str | tuple[str, dict[str, str]]]  # by name, or
 
 
 class Kind(NamedTuple):
-    """What a file of ours takes and returns."""
+    """What a file of ours takes and returns; where it may be conditional, perhaps `condition` too."""
 
     name: str
     inputs: list[str]
     outputs: list[str]
+    may_be_conditional: bool = False
+
+    def fits(self, inputs: list[str], outputs: list[str]) -> bool:
+        """Whether a file with these is of this kind."""
+        takes = inputs[:-1] if self.may_be_conditional and inputs[-1:] == [CONDITION] else inputs
+        return (takes, sorted(outputs)) == (self.inputs, sorted(self.outputs))
 
 
-DECODER = Kind("decoder", [LATENTS], ["image"])
-GENERATOR = Kind("generator", [NOISE], ["image"])
+DECODER = Kind("decoder", [LATENTS], ["image"], may_be_conditional=True)
+GENERATOR = Kind("generator", [NOISE], ["image"], may_be_conditional=True)
 ENCODER = Kind("encoder", ["image"], ["mean", "log_var"])
 SCORER = Kind("scorer", ["image"], list(Scored._fields))
 OUTPUT_TYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
@@ -50,7 +57,8 @@ class _Images:
 
     def __init__(self, path: str | os.PathLike[str], providers: Providers | None = None) -> None:
         self._session, self.metadata, self.kind = open_session(Path(path), providers, *self._kinds)
-        shapes = [value.shape[1:] for value in (*self._session.get_inputs(), *self._session.get_outputs())]
+        given, *others = self._session.get_inputs()
+        shapes = [value.shape[1:] for value in (given, *self._session.get_outputs())]
         known = all(isinstance(side, int) for shape in shapes for side in shape)
         if not known or [len(shape) for shape in shapes] != [1, 3]:
             wrong = f"{self.kind.inputs[0]} is [batch, {shapes[0]}], image [batch, {shapes[1]}]"
@@ -59,14 +67,16 @@ class _Images:
         self.output = OUTPUT_TYPES.get(self._session.get_outputs()[0].type, "")
         if not self.output:
             raise ExportError(f"{path} is not a {self.kind.name}: its image is {self._session.get_outputs()[0].type}")
+        self.condition = condition_of(self.metadata, others[0].shape[1:] if others else (), Path(path))
         self.latent_dim: int = shapes[0][0]
         self.image_shape: tuple[int, int, int] = tuple(shapes[1])
         self.provider: str = self._session.get_providers()[0]
 
-    def _run(self, rows: Any) -> np.ndarray:
+    def _run(self, rows: Any, condition: Any = None) -> np.ndarray:
         words = "latents" if self.kind == DECODER else "noise values"
         rows = latents.check_batch(rows, (self.latent_dim,), words, self.kind.name)
-        return self._session.run(["image"], {self.kind.inputs[0]: rows})[0]
+        given = (rows, *beside(self.condition, condition, len(rows)))
+        return self._session.run(["image"], dict(zip((*self.kind.inputs, CONDITION), given, strict=False)))[0]
 
 
 class Decoder(_Images):
@@ -84,6 +94,7 @@ class Decoder(_Images):
         precision: what the file computes in: "float32", "float16" or "int8".
         output: what images are: "float32", values in [0, 1], or "uint8", levels 0..255.
         provider: the execution provider in use.
+        condition: what images can be asked for by, a `keras_vae.Condition`; None of a model without conditions.
 
     Raises:
         ExportError: the file is missing, damaged, changed since it was exported, or no decoder.
@@ -91,18 +102,21 @@ class Decoder(_Images):
 
     _kinds = (DECODER,)
 
-    def decode(self, z: Any) -> np.ndarray:
+    def decode(self, z: Any, condition: Any = None) -> np.ndarray:
         """Images of latents, (batch, height, width, channels): float32 in [0, 1], or uint8, as `output` says.
 
         Args:
             z: numbers, (batch, latent_dim).
+            condition: what the images are to be of, as `keras_vae.Condition.rows` takes it, such as a class's name, or
+                {"glasses": True}; None for images of any kind.
 
         Any number of threads may call it at once.
 
         Raises:
             ExportError: (a ValueError) latents of another size, that are not numbers, or not finite.
+            InputError: (a ValueError) a condition that the model does not know.
         """
-        return self._run(z)
+        return self._run(z, condition)
 
 
 class Generator(_Images):
@@ -113,7 +127,7 @@ class Generator(_Images):
         providers: as `Decoder`.
 
     Attributes:
-        latent_dim, image_shape, metadata, precision, output, provider: as `Decoder`.
+        latent_dim, image_shape, metadata, precision, output, provider, condition: as `Decoder`.
 
     Raises:
         ExportError: the file is missing, damaged, changed since it was exported, or no generator.
@@ -124,31 +138,37 @@ class Generator(_Images):
 
     _kinds = (GENERATOR,)
 
-    def generate(self, noise: Any) -> np.ndarray:
+    def generate(self, noise: Any, condition: Any = None) -> np.ndarray:
         """Images of noise, (batch, height, width, channels): float32 in [0, 1], or uint8, as `output` says.
 
         Args:
             noise: numbers, (batch, latent_dim), drawn from the standard normal.
+            condition: as `Decoder.decode`.
 
         Any number of threads may call it at once.
 
         Raises:
             ExportError: (a ValueError) noise of another size, that is not numeric, or not finite.
+            InputError: (a ValueError) a condition that the model does not know.
         """
-        return self._run(noise)
+        return self._run(noise, condition)
 
-    def sample(self, count: int, seed: int | None = None, temperature: float = 1.0) -> np.ndarray:
+    def sample(
+        self, count: int, seed: int | None = None, temperature: float = 1.0, condition: Any = None
+    ) -> np.ndarray:
         """Images of `count` draws from the prior; the same seed gives the same images.
 
         Args:
             count: how many.
             seed: of the draw.
             temperature: the noise's standard deviation; below 1 images are more alike, and more like the mean.
+            condition: as `Decoder.decode`.
 
         Raises:
             ExportError: a count below 1, or a seed below 0.
+            InputError: (a ValueError) a condition that the model does not know.
         """
-        return self.generate(temperature * latents.draw(count, self.latent_dim, seed))
+        return self.generate(temperature * latents.draw(count, self.latent_dim, seed), condition)
 
 
 class Encoder:
@@ -254,7 +274,7 @@ def open_session(path: Path, providers: Providers | None, *kinds: Kind) -> tuple
             ) from error
         raise ExportError(f"{path} is not an ONNX model that onnxruntime can read: export it again") from error
     found = [value.name for value in session.get_inputs()], [value.name for value in session.get_outputs()]
-    kind = next((each for each in kinds if (found[0], sorted(found[1])) == (each.inputs, sorted(each.outputs))), None)
+    kind = next((each for each in kinds if each.fits(*found)), None)
     if kind is None:
         wanted, names = kinds[0], ", ".join((*found[0], *found[1]))
         article = "an" if wanted == ENCODER else "a"
@@ -275,7 +295,8 @@ def open_decoder(path: Path) -> Opened:
         ExportError: as `Decoder`.
     """
     found = _Images(path, providers=[CPU])
-    return Opened.of("onnx", found.kind.inputs[0], found._run, found.latent_dim, found.image_shape, found.metadata)
+    about = (found.latent_dim, found.image_shape, found.metadata, found.condition)
+    return Opened.of("onnx", found.kind.inputs[0], found._run, *about)
 
 
 def _providers() -> list[str]:

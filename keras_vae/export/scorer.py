@@ -49,7 +49,7 @@ def export_scorer(
     check_file(path)
 
     def write(new: Path, entries: dict[str, str]) -> None:
-        model = converted_function(score, "image", image_shape, rows(image_shape), {"Log1p": (log1p, [])})
+        model = converted_function(score, {"image": image_shape}, rows(image_shape), {"Log1p": (log1p, [])})
         onnx_graph.tidy(model.graph, "scorer")
         save(model, new, {"image_shape": json.dumps(list(image_shape)), **entries})
 

@@ -13,9 +13,10 @@ import onnx
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
 from keras_vae.export import seal
+from keras_vae.export.conditional import condition_of
 from keras_vae.export.errors import ExportError
 from keras_vae.export.files import aside
-from keras_vae.export.formats import LATENTS, NOISE
+from keras_vae.export.formats import CONDITION, LATENTS, NOISE, TAKEN
 from keras_vae.support.files import replace
 
 CONFIG = "config.pbtxt"
@@ -74,8 +75,7 @@ class _Model(NamedTuple):
     """What an ONNX file says about itself."""
 
     kind: str  # decoder or generator
-    input: str
-    latent_dim: int
+    inputs: dict[str, tuple[int, ...]]  # shapes of rows by name
     image_shape: tuple[int, ...]
     image_type: str  # as Triton calls it
     metadata: dict[str, str]
@@ -84,9 +84,10 @@ class _Model(NamedTuple):
 def write(onnx_path: str | os.PathLike[str], repository: str | os.PathLike[str], name: str | None = None) -> Path:
     """Writes `config.pbtxt` and the folder `1` with the ONNX file, for `tritonserver --model-repository`.
 
-    The model takes `z`, or `noise` if it is a generator, FP32 [batch, latent_dim], and returns `image`, FP32 or UINT8
-    [batch, height, width, channels], as the file does. Triton combines requests into batches, and decides itself
-    whether it runs on GPUs. What an earlier call wrote under the same name is replaced; anything else is not.
+    The model takes `z`, or `noise` if it is a generator, FP32 [batch, latent_dim], if conditional `condition` too, FP32
+    [batch, names]. It returns `image`, FP32 or UINT8 [batch, height, width, channels], as the file does. Triton
+    combines requests into batches, and decides itself whether it runs on GPUs. What an earlier call wrote under the
+    same name is replaced; anything else is not.
 
     Args:
         onnx_path: an exported decoder or generator.
@@ -153,15 +154,16 @@ def check(folder: str | os.PathLike[str]) -> None:
     compare("name", found.name, wanted.name)
     compare("backend", found.backend, wanted.backend)
     for field in ("input", "output"):
-        entries, (expected,) = getattr(found, field), getattr(wanted, field)
-        compare(f"the number of {field}s", len(entries), 1)
-        compare(f"{field}.name", entries[0].name, expected.name)
-        compare(f"{field}.data_type", _data_type(entries[0]), _data_type(expected))
-        compare(f"{field}.dims", list(entries[0].dims), list(expected.dims))
+        entries, expected = getattr(found, field), getattr(wanted, field)
+        compare(f"the number of {field}s", len(entries), len(expected))
+        for one, other in zip(entries, expected, strict=True):
+            compare(f"{field}.name", one.name, other.name)
+            compare(f"{field}.data_type", _data_type(one), _data_type(other))
+            compare(f"{field}.dims", list(one.dims), list(other.dims))
     if found.max_batch_size < 1:
         raise ExportError(
-            f"{config_path}: max_batch_size is {found.max_batch_size}, which takes the batch from {model.input} and "
-            "image: give 1 or more"
+            f"{config_path}: max_batch_size is {found.max_batch_size}, which takes the batch from "
+            f"{', '.join(model.inputs)} and image: give 1 or more"
         )
     too_large = [size for size in found.dynamic_batching.preferred_batch_size if size > found.max_batch_size]
     compare("dynamic_batching.preferred_batch_size beyond max_batch_size", too_large, [])
@@ -173,7 +175,8 @@ def check(folder: str | os.PathLike[str]) -> None:
 def _config(name: str, model: _Model) -> Any:
     config = _ModelConfig(name=name, backend="onnxruntime", max_batch_size=MAX_BATCH_SIZE)
     config.version_policy.latest.num_versions = 1
-    config.input.add(name=model.input, data_type="TYPE_FP32", dims=[model.latent_dim])
+    for given, row in model.inputs.items():
+        config.input.add(name=given, data_type="TYPE_FP32", dims=row)
     config.output.add(name="image", data_type=model.image_type, dims=model.image_shape)
     config.dynamic_batching.preferred_batch_size.extend(PREFERRED_BATCH_SIZES)
     config.dynamic_batching.max_queue_delay_microseconds = MAX_QUEUE_DELAY
@@ -196,17 +199,19 @@ def _read(path: Path) -> _Model:
     weights = {each.name for each in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
     outputs = list(model.graph.output)
-    names = [value.name for value in (*inputs, *outputs)]
-    if names not in ([LATENTS, "image"], [NOISE, "image"]):
+    given, made = ([value.name for value in values] for values in (inputs, outputs))
+    if tuple(given) not in TAKEN or made != ["image"]:
+        names = (*given, *made)
         raise ExportError(
             f"{path} is neither decoder nor generator: it has {', '.join(names) or 'nothing'} where a decoder has "
             f"{LATENTS} and image, and a generator {NOISE} and image"
         )
     seal.check_onnx(content, metadata, path)
     seal.check_version(metadata, path)
-    ((latent_dim,), _), (image_shape, image_type) = _row(inputs[0], 2, path), _row(outputs[0], 4, path, tuple(TYPES))
-    kind = "generator" if names[0] == NOISE else "decoder"
-    return _Model(kind, names[0], latent_dim, image_shape, image_type, metadata)
+    rows = {value.name: _row(value, 2, path)[0] for value in inputs}
+    condition_of(metadata, rows.get(CONDITION, ()), path)
+    image_shape, image_type = _row(outputs[0], 4, path, tuple(TYPES))
+    return _Model("generator" if NOISE in rows else "decoder", rows, image_shape, image_type, metadata)
 
 
 def _row(value: Any, rank: int, path: Path, types: Sequence[str] = ("FLOAT",)) -> tuple[tuple[int, ...], str]:

@@ -12,11 +12,13 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from keras_vae.export.conditional import every_kind
 from keras_vae.export.formats import Runner
+from keras_vae.support.conditions import Condition
 from keras_vae.support.pixels import to_float, to_uint8
 
 TOLERANCE = 1e-4
@@ -28,6 +30,8 @@ BATCH_SIZES = (1, 7, 64)
 EXTREME, FAR = 5.0, 50.0
 # Rounding errors grow with the values they are of, and latents of 50 make values some fifty times as large.
 FAR_FACTOR = 10
+
+Rows: TypeAlias = tuple[np.ndarray, ...]  # latents, and conditions of a conditional model
 
 
 @dataclass(frozen=True)
@@ -118,21 +122,37 @@ def extremes(latent_dim: int, seed: int = 0) -> Iterator[np.ndarray]:
         yield np.float32(extreme) * np.concatenate([np.ones_like(signs[:1]), -np.ones_like(signs[:1]), signs])
 
 
+def _groups(latent_dim: int, condition: Condition | None) -> Iterator[tuple[list[Rows], bool]]:
+    """What decoders are compared on: rows in batches of several sizes, and whether they are draws."""
+    drawn, others = list(draws(latent_dim)), list(extremes(latent_dim))
+    batches: list[Rows] = [(z,) for z in (*drawn, *others)]
+    if condition is not None:
+        ends = np.cumsum([len(z) for (z,) in batches])
+        asked = np.split(every_kind(condition, ends[-1]), ends[:-1])
+        batches = [(z, rows) for (z,), rows in zip(batches, asked, strict=True)]
+    for start in range(0, len(drawn), len(BATCH_SIZES)):
+        yield batches[start : min(start + len(BATCH_SIZES), len(drawn))], True
+    for batch in batches[len(drawn) :]:
+        yield [batch], False
+
+
 def verify(
     decoders: Mapping[str, Runner],
     latent_dim: int,
     tolerance: float = TOLERANCE,
     precisions: Mapping[str, str] | None = None,
+    condition: Condition | None = None,
 ) -> Report:
-    """Runs all decoders on the same latents and compares each with the first.
+    """Runs all decoders on the same latents, and conditions, and compares each with the first.
 
     Args:
-        decoders: by name, functions from float32 (batch, latent_dim) to images, floats or uint8. The first is given the
-            batches of a round, of 1, 7 and 64 latents, at once, the others one by one.
+        decoders: by name, functions from float32 (batch, latent_dim), and conditions (batch, names), to images, floats
+            or uint8. The first is given the batches of a round, of 1, 7 and 64 latents, at once, the others one by one.
         latent_dim: number of latents.
         tolerance: the largest absolute difference of a pixel value that passes; at +-50, ten times as much.
         precisions: of decoders by name, where one does not compute in float32: "float16" or "int8". Pairs with it pass
             by their PSNR (`LEAST_PSNR`, and where there are uint8 images `LEAST_PSNR_UINT8`).
+        condition: what the decoders take besides latents, if they are conditional.
 
     Returns:
         The report. Images that are not finite, or of different shapes, do not pass.
@@ -143,23 +163,20 @@ def verify(
     differences = {other: _Difference() for other in others}
     errors: dict[str, str] = {}
     count = 0
-    drawn_batches = draws(latent_dim)
-    groups = iter(lambda: tuple(itertools.islice(drawn_batches, len(BATCH_SIZES))), ())
-    for batches, drawn in itertools.chain(
-        ((group, True) for group in groups), (((z,), False) for z in extremes(latent_dim))
-    ):
+    for batches, drawn in _groups(latent_dim, condition):
         # The reference takes a group of batches at once: Keras, operation by operation, is what takes long.
-        images = _images(decoders[reference](np.concatenate(batches)))
-        for z, expected in zip(batches, np.split(images, np.cumsum([len(z) for z in batches])[:-1]), strict=True):
-            is_far = bool((np.abs(z) == FAR).any())
-            count += len(z)
+        images = _images(decoders[reference](*map(np.concatenate, zip(*batches, strict=True))))
+        ends = np.cumsum([len(rows[0]) for rows in batches])
+        for rows, expected in zip(batches, np.split(images, ends[:-1]), strict=True):
+            is_far = bool((np.abs(rows[0]) == FAR).any())
+            count += len(rows[0])
             for name, difference in differences.items():
                 if name in errors:
                     continue
                 try:
-                    difference.add(expected, _images(decoders[name](z)), drawn, is_far)
+                    difference.add(expected, _images(decoders[name](*rows)), drawn, is_far)
                 except Exception as error:  # runtimes share no base class, and whatever they raise is a finding
-                    errors[name] = f"a batch of {len(z)} failed: {' '.join(str(error).split())[:200]}"
+                    errors[name] = f"a batch of {len(rows[0])} failed: {' '.join(str(error).split())[:200]}"
     pairs = []
     for name, difference in differences.items():
         floors = LEAST_PSNR_UINT8 if difference.any_rounded else LEAST_PSNR

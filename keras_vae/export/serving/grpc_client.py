@@ -20,6 +20,7 @@ import numpy as np
 
 from keras_vae.export.errors import ExportError
 from keras_vae.export.serving.served import BATCH_SIZE, MESSAGE_BYTES, MODEL, ServedDecoder, ServerError, one_line, run
+from keras_vae.support.conditions import Condition
 from keras_vae.support.quiet import quiet_stderr
 
 try:
@@ -49,6 +50,7 @@ class GrpcDecoder(ServedDecoder):
         timeout: seconds that a request may take.
         batch_size: the most rows of a request.
         credentials: for a server with TLS, as `grpc.ssl_channel_credentials` makes them.
+        condition: names of a conditional model's conditions, which the server does not tell, to ask by these.
 
     Attributes: those of `ServedDecoder`.
 
@@ -72,6 +74,7 @@ class GrpcDecoder(ServedDecoder):
         timeout: float = 10.0,
         batch_size: int = BATCH_SIZE,
         credentials: Any = None,
+        condition: Condition | None = None,
     ) -> None:
         if grpc is None:
             raise ExportError(
@@ -88,7 +91,7 @@ class GrpcDecoder(ServedDecoder):
         self._service = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
         self._spec = model_pb2.ModelSpec(name=model)
         try:
-            super().__init__(address, model, version, timeout, batch_size)
+            super().__init__(address, model, version, timeout, batch_size, condition)
         except ExportError:
             self.close()
             raise

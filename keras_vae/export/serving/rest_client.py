@@ -29,6 +29,7 @@ import numpy as np
 
 from keras_vae.export.errors import ExportError
 from keras_vae.export.serving.served import BATCH_SIZE, MODEL, TYPES, ServedDecoder, ServerError, one_line, run
+from keras_vae.support.conditions import Condition
 
 
 class RestDecoder(ServedDecoder):
@@ -40,6 +41,7 @@ class RestDecoder(ServedDecoder):
         version: one of those the server has loaded; by default the latest.
         timeout: seconds that a request may take.
         batch_size: the most rows of a request.
+        condition: names of a conditional model's conditions, which the server does not tell, to ask by these.
 
     Attributes: those of `ServedDecoder`.
 
@@ -60,10 +62,11 @@ class RestDecoder(ServedDecoder):
         version: int | None = None,
         timeout: float = 10.0,
         batch_size: int = BATCH_SIZE,
+        condition: Condition | None = None,
     ) -> None:
         if not re.match("https?://[^/]", url):
             raise ExportError(f"url={url!r}: give http://HOST:PORT, the port for REST (8501 by default)")
-        super().__init__(url.rstrip("/"), model, version, timeout, batch_size)
+        super().__init__(url.rstrip("/"), model, version, timeout, batch_size, condition)
 
     def _metadata(self) -> tuple[Mapping[str, Any], int]:
         answer = self._ask("/metadata")

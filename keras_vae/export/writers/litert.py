@@ -12,8 +12,9 @@ import keras
 import numpy as np
 
 from keras_vae.export import seal
+from keras_vae.export.conditional import condition_of
 from keras_vae.export.errors import ExportError, MissingRuntimeError
-from keras_vae.export.formats import LATENTS, NOISE, Opened
+from keras_vae.export.formats import CONDITION, TAKEN, Opened, in_order
 from keras_vae.export.generator import compose
 from keras_vae.support.quiet import quiet_stderr
 
@@ -28,9 +29,9 @@ def write(
 ) -> None:
     """Writes a float32 decoder, or a generator, by Keras's own export, its metadata and checksum behind it."""
     model = compose(decoder, prior)
-    (given,) = model.inputs
+    given = {each.name: each for each in model.inputs}
     with quiet_stderr():  # dicts are how Keras's exporters take names
-        keras.Model({given.name: given}, {"image": model.outputs[0]}).export(path, format="litert", verbose=False)
+        keras.Model(given, {"image": model.outputs[0]}).export(path, format="litert", verbose=False)
     found = {MODEL: seal.digest(path)}
     with zipfile.ZipFile(path, "a") as archive:
         # Without the time of writing: the same weights give the same bytes.
@@ -54,19 +55,20 @@ def open_decoder(path: Path) -> Opened:
             details = (run.get_input_details(), run.get_output_details()) if run is not None else ({}, {})
     except (ValueError, RuntimeError) as error:
         raise ExportError(f"{path} is not a model that LiteRT can read: copy it or export it again") from error
-    given = next(iter(details[0]), "")
-    if run is None or given not in (LATENTS, NOISE) or [len(details[0]), *details[1]] != [1, "image"]:
+    given = in_order(details[0])
+    if run is None or given not in TAKEN or [*details[1]] != ["image"]:
         raise ExportError(f"{path} is not a decoder: it does not take z, or noise, and return image")
-    image_shape = tuple(int(side) for side in details[1]["image"]["shape_signature"][1:])
+    about = {**details[0], **details[1]}
+    row_of = {name: tuple(int(side) for side in each["shape_signature"][1:]) for name, each in about.items()}
+    condition = condition_of(metadata, row_of.get(CONDITION, ()), path)
 
-    def decode(z: np.ndarray) -> np.ndarray:
-        if not len(z):  # LiteRT cannot take an empty batch
-            return np.zeros((0, *image_shape), details[1]["image"]["dtype"])
+    def decode(*rows: np.ndarray) -> np.ndarray:
+        if not len(rows[0]):  # LiteRT cannot take an empty batch
+            return np.zeros((0, *row_of["image"]), details[1]["image"]["dtype"])
         with quiet_stderr():  # it announces its delegate
-            return run(**{given: z})["image"]
+            return run(**dict(zip(given, rows, strict=True)))["image"]
 
-    latent_dim = int(details[0][given]["shape_signature"][1])
-    return Opened.of("litert", given, decode, latent_dim, image_shape, metadata)
+    return Opened.of("litert", given[0], decode, row_of[given[0]][0], row_of["image"], metadata, condition)
 
 
 def _metadata(content: bytes, path: Path) -> dict[str, str]:

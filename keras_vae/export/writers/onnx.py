@@ -18,7 +18,8 @@ import tf2onnx
 from keras_vae.export import seal
 from keras_vae.export.errors import ExportError, VerificationError
 from keras_vae.export.files import aside, check_parent
-from keras_vae.export.formats import LATENTS, NOISE
+from keras_vae.export.formats import CONDITION, LATENTS, NOISE
+from keras_vae.export.generator import as_inputs, inputs_of
 from keras_vae.export.output import before_rounding
 from keras_vae.export.writers import onnx_graph, onnx_nodes, onnx_quantization
 from keras_vae.support.files import replace
@@ -32,29 +33,30 @@ def write(
     metadata: Mapping[str, str],
     prior: keras.layers.Layer | None = None,
     precision: str = "float32",
-    calibration: np.ndarray | None = None,
+    calibration: tuple[np.ndarray, ...] | None = None,
 ) -> None:
-    """Writes a float32 decoder as ONNX, z to image, with its shapes, `metadata` and checksum in the file.
+    """Writes a float32 decoder as ONNX, z and conditions to image, with its shapes, `metadata` and checksum in it.
 
     Args:
         decoder: Keras model.
         path: the .onnx file.
         metadata: further entries.
-        prior: Keras layer; with it the file is a generator, noise to image.
+        prior: Keras layer; with it the file is a generator, noise and conditions to image.
         precision: what the decoder computes in. What is around it always computes in float32: the prior, and the
             rounding to uint8.
-        calibration: for int8, latents (count, latent_dim) from which the ranges of values are found.
+        calibration: for int8, latents (count, latent_dim), and conditions (count, names), from which the ranges of
+            values are found.
     """
     model = converted(decoder)
     if precision == "float16":
         model = onnx_quantization.to_float16(model)
     elif precision == "int8":
         assert calibration is not None
-        model = onnx_quantization.to_int8(model, calibration)
+        model = onnx_quantization.to_int8(model, dict(zip(inputs_of(decoder), calibration, strict=True)))
     onnx_graph.tidy(model.graph)  # also puts nodes in order
     model = completed(model, decoder, prior)
     onnx_graph.tidy(model.graph, "decoder" if prior is None else "generator")
-    shapes = {"latent_dim": str(decoder.input_shape[1]), "image_shape": json.dumps(list(decoder.output_shape[1:]))}
+    shapes = {"latent_dim": str(decoder.inputs[0].shape[1]), "image_shape": json.dumps(list(decoder.output_shape[1:]))}
     save(model, path, {**shapes, **metadata})
 
 
@@ -110,14 +112,18 @@ def put(
 
 
 def converted(decoder: keras.Model, pixels_in_blocks: bool = True) -> onnx.ModelProto:
-    """A float32 decoder as an ONNX model, z to float32 image, with a free batch: still to be `completed`.
+    """A float32 decoder as an ONNX model, z and conditions to float32 image, batch free: still to be `completed`.
 
     Args:
         decoder: Keras model; that it may round its images is left out.
         pixels_in_blocks: as `onnx_graph.clean`.
     """
     floats = before_rounding(decoder)
-    model = converted_layer(floats, LATENTS, "image", floats.input_shape[1:], floats.output_shape[1:])
+
+    def decode(*rows: Any) -> dict[str, Any]:
+        return {"image": floats(as_inputs(rows), training=False)}
+
+    model = converted_function(decode, inputs_of(floats), {"image": floats.output_shape[1:]})
     onnx_graph.clean(model, pixels_in_blocks)
     return model
 
@@ -128,17 +134,20 @@ def completed(model: onnx.ModelProto, decoder: keras.Model, prior: keras.layers.
     Args:
         model: what `converted` made of the decoder.
         decoder: Keras model.
-        prior: Keras layer; with it this is a generator, noise to image.
+        prior: Keras layer; with it this is a generator, noise and conditions to image.
     """
     if before_rounding(decoder) is not decoder:
         _round_to_uint8(model.graph)
     if prior is None:
         return model
-    row = decoder.input_shape[1:]
-    first = converted_layer(prior, NOISE, LATENTS, row, row)
+    apart = f"prior_{CONDITION}"  # until they are one graph, which has no two inputs of one name
+    rows = {apart if name == CONDITION else name: row for name, row in inputs_of(decoder, NOISE).items()}
+    first = converted_prior(prior, rows)
     first = onnx.compose.add_prefix(first, "prior_", rename_inputs=False, rename_outputs=False)
     first.ir_version = model.ir_version
-    return onnx.compose.merge_models(first, model, io_map=[(LATENTS, LATENTS)])
+    merged = onnx.compose.merge_models(first, model, io_map=[(LATENTS, LATENTS)])
+    onnx_nodes.replace_input(merged.graph, apart, CONDITION)
+    return merged
 
 
 def _round_to_uint8(graph: onnx.GraphProto) -> None:
@@ -161,42 +170,41 @@ def _round_to_uint8(graph: onnx.GraphProto) -> None:
     graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.UINT8
 
 
-def converted_layer(
-    layer: keras.layers.Layer, given: str, made: str, given_row: tuple[int, ...], made_row: tuple[int, ...]
-) -> onnx.ModelProto:
-    """A Keras layer as an ONNX model with a free batch: names and row shapes of its input and output."""
-    return converted_function(lambda x: {made: layer(x, training=False)}, given, given_row, {made: made_row})
+def converted_prior(prior: keras.layers.Layer, given: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
+    """A prior as an ONNX model with a free batch, to z: names and row shapes of what it takes."""
+    return converted_function(lambda *rows: {LATENTS: prior(*rows)}, given, {LATENTS: next(iter(given.values()))})
 
 
 def converted_function(
-    function: Callable[[Any], Mapping[str, Any]],
-    given: str,
-    given_row: tuple[int, ...],
+    function: Callable[..., Mapping[str, Any]],
+    given: Mapping[str, tuple[int, ...]],
     made: Mapping[str, tuple[int, ...]],
     operators: Mapping[str, Any] | None = None,
 ) -> onnx.ModelProto:
-    """A function of one tensor as an ONNX model with a free batch.
+    """A function of tensors as an ONNX model with a free batch.
 
     Args:
-        function: from a float32 tensor (batch, *given_row) to float32 tensors by name.
-        given: name of the input.
-        given_row: shape of one row of it.
+        function: from float32 tensors, one after the other, to float32 tensors by name.
+        given: names of the inputs, and the shapes of their rows.
         made: names of the outputs, and the shapes of their rows.
         operators: handlers of operators that tf2onnx does not know, as it takes them.
     """
-    spec = tf.TensorSpec((None, *given_row), tf.float32, name=given)
-    traced = tf.function(function, input_signature=[spec], autograph=False)
+    specs = [tf.TensorSpec((None, *row), tf.float32, name=name) for name, row in given.items()]
+    traced = tf.function(function, input_signature=specs, autograph=False)
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
     model, _ = tf2onnx.convert.from_function(
-        traced, input_signature=[spec], opset=OPSET, custom_op_handlers=dict(operators or {})
+        traced, input_signature=specs, opset=OPSET, custom_op_handlers=dict(operators or {})
     )
-    rows = {given: given_row, **made}
-    values = [*model.graph.input, *model.graph.output]
-    if {value.name for value in values} != set(rows):
-        raise AssertionError(f"tf2onnx names {[value.name for value in values]} what we call {[*rows]}")
-    for value in values:
-        dims = [onnx_graph.BATCH, *rows[value.name]]
-        value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, dims))
+    graph = model.graph
+    inputs, outputs = ([value.name for value in values] for values in (graph.input, graph.output))
+    if not set(inputs) <= set(given) or set(outputs) != set(made):
+        raise AssertionError(f"tf2onnx names {[*inputs, *outputs]} what we call {[*given, *made]}")
+    del graph.input[:], graph.output[:]  # it leaves out inputs that make no difference
+    for values, names, rows in ((graph.input, given, given), (graph.output, outputs, made)):
+        values.extend(
+            onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [onnx_graph.BATCH, *rows[name]])
+            for name in names
+        )
     return model
 
 

@@ -194,9 +194,11 @@ def _take_empty_batches(graph: onnx.GraphProto) -> None:
     shapes = [constants.get(node.input[1]) for node in graph.node if node.op_type == "Reshape"]
     if all(shape is not None and shape[0] == 0 for shape in shapes):
         return
+    given = [value.name for value in graph.input]
+    names = {name: f"{name}_rows" for name in (*given, "image")}
     for node in graph.node:
         for field in (node.input, node.output):
-            renamed = [{"z": "z_rows", "image": "image_rows"}.get(name, name) for name in field]
+            renamed = [names.get(name, name) for name in field]
             del field[:]
             field.extend(renamed)
     zero = onnx_nodes.constant(graph, "zero", np.array([0], np.int64))
@@ -207,7 +209,7 @@ def _take_empty_batches(graph: onnx.GraphProto) -> None:
             make("Equal", ["z_count", zero], ["is_empty"]),
             make("Cast", ["is_empty"], ["added"], to=onnx.TensorProto.INT64),
             make("Concat", [zero, zero, "added", zero], ["z_pads"], axis=0),
-            make("Pad", ["z", "z_pads"], ["z_rows"]),
+            *(make("Pad", [name, "z_pads"], [names[name]]) for name in given),
             make("Slice", ["image_rows", zero, "z_count", zero], ["image"]),
         ]
     )

@@ -35,5 +35,14 @@ def constant(graph: onnx.GraphProto, name: str, value: np.ndarray) -> str:
     return name
 
 
+def replace_input(graph: onnx.GraphProto, old: str, new: str) -> None:
+    """Nodes take an input in the place of another, which is dropped."""
+    for node in graph.node:
+        node.input[:] = [new if name == old else name for name in node.input]
+    kept = [value for value in graph.input if value.name != old]
+    del graph.input[:]
+    graph.input.extend(kept)
+
+
 def permutation(node: onnx.NodeProto) -> list[int]:
     return list(next(each.ints for each in node.attribute if each.name == "perm"))

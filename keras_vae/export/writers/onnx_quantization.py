@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,15 @@ def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     return convert_float_to_float16(model, keep_io_types=True)
 
 
-def to_int8(model: onnx.ModelProto, latents: np.ndarray) -> onnx.ModelProto:
-    """The model with int8 weights, by channel, and uint8 values, whose ranges are those that `latents` lead to."""
+def to_int8(model: onnx.ModelProto, rows: Mapping[str, np.ndarray]) -> onnx.ModelProto:
+    """The model with int8 weights, by channel, and uint8 values, whose ranges are those that rows of inputs lead to."""
     with tempfile.TemporaryDirectory() as folder, _without_advice():
         source, target = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
         onnx.save(model, source)
         quantize_static(
             source,
             target,
-            _Latents(latents.astype(np.float32)),
+            _Batches({name: values.astype(np.float32) for name, values in rows.items()}),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=QuantType.QUInt8,
@@ -39,13 +39,13 @@ def to_int8(model: onnx.ModelProto, latents: np.ndarray) -> onnx.ModelProto:
         return onnx.load(target)
 
 
-class _Latents(CalibrationDataReader):
-    def __init__(self, latents: np.ndarray) -> None:
-        self._batches = iter([latents[start : start + BATCH] for start in range(0, len(latents), BATCH)])
+class _Batches(CalibrationDataReader):
+    def __init__(self, rows: Mapping[str, np.ndarray]) -> None:
+        starts = range(0, len(next(iter(rows.values()))), BATCH)
+        self._batches = iter([{name: each[start : start + BATCH] for name, each in rows.items()} for start in starts])
 
     def get_next(self) -> dict[str, Any] | None:
-        batch = next(self._batches, None)
-        return None if batch is None else {"z": batch}
+        return next(self._batches, None)
 
 
 @contextlib.contextmanager

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_vae.export import seal
+from keras_vae.export.conditional import condition_of
 from keras_vae.export.errors import ExportError, MissingRuntimeError
-from keras_vae.export.formats import LATENTS, NOISE, Opened
+from keras_vae.export.formats import CONDITION, TAKEN, Opened, in_order
 from keras_vae.support.quiet import quiet_stderr
 
 if TYPE_CHECKING:
@@ -67,17 +68,17 @@ def open_decoder(path: Path, precision: str = "f32") -> Opened:
         raise ExportError(
             f"{path} and its .bin are not a model that OpenVINO can read: copy both or export again"
         ) from error
-    names = [each.names for each in (*compiled.inputs, *compiled.outputs)]
-    if names not in ([{LATENTS}, {"image"}], [{NOISE}, {"image"}]):
+    values = (*compiled.inputs, *compiled.outputs)
+    given = in_order(name for each in compiled.inputs for name in each.names)
+    if given not in TAKEN or [each.names for each in compiled.outputs] != [{"image"}]:
         raise ExportError(f"{path} is not a decoder: it does not take z, or noise, and return image")
-    ((given,), _) = names
-    image_shape = tuple(side.get_length() for side in list(compiled.output("image").partial_shape)[1:])
-    latent_dim = list(compiled.input(given).partial_shape)[1].get_length()
+    row_of = {each.any_name: tuple(side.get_length() for side in list(each.partial_shape)[1:]) for each in values}
+    condition = condition_of(metadata, row_of.get(CONDITION, ()), path)
 
-    def decode(z: np.ndarray) -> np.ndarray:
-        return compiled({given: z})["image"].copy()
+    def decode(*rows: np.ndarray) -> np.ndarray:
+        return compiled(dict(zip(given, rows, strict=True)))["image"].copy()
 
-    return Opened.of("openvino", given, decode, latent_dim, image_shape, metadata)
+    return Opened.of("openvino", given[0], decode, row_of[given[0]][0], row_of["image"], metadata, condition)
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 import keras_vae
-from keras_vae import InputError
+from keras_vae import Condition, InputError
 from keras_vae.support import pictures
 
 
@@ -37,3 +38,22 @@ def test_other_shapes_are_refused_by_name(shape: tuple[int, ...]) -> None:
         pictures.grid(np.zeros(shape))
     with pytest.raises(InputError, match="give sets of one shape"):
         pictures.side_by_side(np.zeros((2, 8, 8, 3)), np.zeros((3, 8, 8, 3)))
+
+
+def test_a_row_for_each_name() -> None:
+    condition = Condition(("dark", "light"), exclusive=True)
+
+    def draw(rows: np.ndarray) -> np.ndarray:
+        assert rows.shape == (3, 2)
+        return np.broadcast_to((rows @ np.array([0.2, 0.8]))[:, None, None, None], (3, 4, 4, 1))
+
+    def greys(picture: Image.Image) -> list[int]:
+        """The brightness of each row's last image, in its middle."""
+        pixels = np.asarray(picture.convert("L"))
+        rows = 3 if picture is whole else 1
+        height = pixels.shape[0] // rows
+        return [int(pixels[int((row + 0.5) * height), -pixels.shape[1] // 8]) for row in range(rows)]
+
+    whole = pictures.by_condition(draw, condition, 3)
+    assert greys(whole) == [0, 51, 204]  # of any kind first
+    assert greys(pictures.by_condition(draw, condition, 3, ["light"])) == [204]

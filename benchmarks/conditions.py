@@ -46,14 +46,11 @@ SHOWN = 12
 CASES = {
     "conditional": "--condition label",
     "unconditional": "",
-    "conditional, ppca and Muon": "--condition label --network ppca --optimizer muon --latent-dim 64",
-    "unconditional, ppca and Muon": "--network ppca --optimizer muon --latent-dim 64",
 }
 COLUMNS = {
     "asked_for": ("samples of the class asked for", "{:.1%}"),
     "learned_from": ("real images right, learned from samples", "{:.1%}"),
-    "frechet": ("Fréchet distance, all", "{:.1f}"),
-    "frechet_of_classes": ("of each class, mean", "{:.1f}"),
+    "frechet_of_classes": ("Fréchet distance of each class, mean", "{:.1f}"),
     "steps": ("steps", "{:,}"),
 }
 
@@ -73,6 +70,8 @@ def main() -> None:
     teacher = classifier(train_images, train_labels)
     real = float((classes(teacher, test[0]) == test[1]).mean())
     print(f"a classifier trained on real images: {real:.1%} of test images right", flush=True)
+    judge = judges.load()
+    truth = {each: features(judge, test[0][test[1] == each][:COMPARED]) for each in range(10)}
     settings = {"minutes": arguments.minutes, "compared": COMPARED, "learned_from": LEARNED_FROM, "classifier": real}
     file = arguments.out / "conditions.json"
     found = json.loads(file.read_text()) if file.is_file() else {}
@@ -83,7 +82,7 @@ def main() -> None:
         for name in arguments.only:
             run = Path(folder) / name.replace(" ", "_")
             trained = train(CASES[name], run, arguments.minutes)
-            figures[name], picture = judged(run / "model.keras", teacher, test)
+            figures[name], picture = judged(run / "model.keras", teacher, test, judge, truth)
             figures[name]["steps"] = trained["steps"]
             print(name, json.dumps(figures[name]), flush=True)
             pictures.save(picture, rows / _file(name))
@@ -134,9 +133,21 @@ def classes(model: keras.Model, images: np.ndarray) -> np.ndarray:
 
 @true_float32(device=None)
 def judged(
-    model: Path, teacher: keras.Model, test: tuple[np.ndarray, np.ndarray]
+    model: Path,
+    teacher: keras.Model,
+    test: tuple[np.ndarray, np.ndarray],
+    judge: judges.Judge,
+    truth: dict[int, np.ndarray],
 ) -> tuple[dict[str, Any], pictures.Image.Image]:
-    """Figures of a model's samples, and a picture of some: twelve of each class."""
+    """Figures of a model's samples, and a picture of some: twelve of each class.
+
+    Args:
+        model: the .keras file.
+        teacher: the classifier trained on real images.
+        test: images and labels.
+        judge: the feature network.
+        truth: its features of test images, by class.
+    """
     vae, (images, labels) = load_vae(model), test
     count = LEARNED_FROM
     found: dict[str, Any] = {}
@@ -148,23 +159,24 @@ def judged(
     else:
         samples = drawn(vae, 10 * count, None)
         wanted = classes(teacher, samples)
-    judge = judges.load()
-
-    def moments(of: np.ndarray) -> Moments:
-        floats = _floats(of)
-        return Moments.of(np.concatenate([judge.pooled(floats[at : at + BATCH]) for at in range(0, len(of), BATCH)]))
-
-    mixed = np.random.default_rng(0).permutation(len(samples))[: 10 * COMPARED]
-    found["frechet"] = frechet_distance(moments(samples[mixed]), moments(images))
-    each = {}
-    for number in range(10):
-        of_class = samples[wanted == number][:COMPARED]
-        if len(of_class) == COMPARED:
-            each[str(number)] = frechet_distance(moments(of_class), moments(images[labels == number][:COMPARED]))
+    made = {each: features(judge, samples[wanted == each][:COMPARED]) for each in np.unique(wanted)}
+    # Of as many images on both sides: an unconditional model may draw few of a class.
+    each = {
+        str(number): frechet_distance(Moments.of(made[number]), Moments.of(truth[number]))
+        for number in made
+        if len(made[number]) == COMPARED
+    }
     found["frechet_of_each_class"] = each
     found["frechet_of_classes"] = float(np.mean(list(each.values())))
     shown = np.concatenate([samples[wanted == number][:SHOWN] for number in range(10)])
     return found, pictures.grid(shown, SHOWN)
+
+
+@true_float32(device=None)
+def features(judge: judges.Judge, images: np.ndarray) -> np.ndarray:
+    """The judge's features of images, float32 (count, channels)."""
+    floats = _floats(images)
+    return np.concatenate([judge.pooled(floats[start : start + BATCH]) for start in range(0, len(floats), BATCH)])
 
 
 def drawn(vae: keras.Model, count: int, wanted: np.ndarray | None) -> np.ndarray:

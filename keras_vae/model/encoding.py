@@ -61,8 +61,8 @@ class Encoded:
         attributes: uint8 (images, attributes), 0 or 1; of no columns if they were not asked for.
         attribute_names: of the attributes.
         seen: how many images there were; those kept are a random sample of them.
-        conditions: what they are of, float32 (images, names), zeros where the batches do not say it; None for a model
-            without conditions.
+        conditions: what they are of, float32 (images, names); None if the batches do not say it, or the model has none.
+        unknown: mean and log_var as above, of the same images when nothing is known of them; None as `conditions`.
     """
 
     mean: np.ndarray
@@ -71,15 +71,15 @@ class Encoded:
     attribute_names: tuple[str, ...]
     seen: int
     conditions: np.ndarray | None = None
+    unknown: tuple[np.ndarray, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.mean)
 
     def first(self, count: int) -> Encoded:
-        """The first images, all if there are fewer."""
-        names = ("mean", "log_var", "attributes", "conditions")
-        found = {name: getattr(self, name) for name in names}
-        return replace(self, **{name: column[:count] for name, column in found.items() if column is not None})
+        """The first images, all if there are fewer, without their conditions."""
+        columns = {name: getattr(self, name)[:count] for name in ("mean", "log_var", "attributes")}
+        return replace(self, **columns, conditions=None, unknown=None)
 
     @property
     def latent_dim(self) -> int:
@@ -139,14 +139,16 @@ def encode(
             images = image_batches.unpack(batch)
             image_batches.check(images, vae.image_shape)
             labels = batch["attributes"] if attribute_names else np.empty((len(images), 0), np.uint8)
-            condition = conditioning.rows(
-                vae.condition, conditioning.labels_of(batch) if vae.condition else None, len(images)
-            )
-            found = posterior(vae.images_of(images), condition)
-            known = [] if condition is None else [condition]
-            kept.update(*(np.asarray(each) for each in (*found, labels, *known)))
+            shown, known = vae.images_of(images), conditioning.labels_of(batch)
+            columns = [*posterior(shown, None), labels]
+            if vae.condition is not None and known is not None:
+                condition = conditioning.rows(vae.condition, known, len(images))
+                columns = [*posterior(shown, condition), labels, condition, *columns[:2]]
+            kept.update(*map(np.asarray, columns))
             bar.update(len(images))
     if not len(kept):
         raise InputError("no images to encode")
-    mean, log_var, attributes, *conditions = kept.columns()
-    return Encoded(mean, log_var, attributes, attribute_names, kept.seen, *conditions)
+    mean, log_var, attributes, *known = kept.columns()
+    if not known:
+        return Encoded(mean, log_var, attributes, attribute_names, kept.seen)
+    return Encoded(mean, log_var, attributes, attribute_names, kept.seen, known[0], (known[1], known[2]))

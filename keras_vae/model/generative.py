@@ -82,8 +82,8 @@ class GenerativeModel(AdaptiveModel):
         elif hasattr(images, "shape"):
             images = pipelines.of_array(images if labels is None else (images, np.asarray(labels)), KERAS_BATCH)
         encoded = encode(self, images, limit=limit, seed=seed, description="encoding for the prior")
-        exclusive = self.condition is not None and self.condition.exclusive
-        self.set_prior(priors.fit(encoded.mean, encoded.log_var, seed, steps, encoded.conditions, exclusive))
+        known = (encoded.conditions, encoded.unknown, self.condition is not None and self.condition.exclusive)
+        self.set_prior(priors.fit(encoded.mean, encoded.log_var, seed, steps, *known))
 
     # Unusual images --------------------------------------------------------------------------
 

@@ -38,7 +38,7 @@ def sample(
         prior: "learned", the model's own, or "standard", the standard normal.
         temperature: the noise's standard deviation.
         labels: classes to draw, a row for each if they are several; none for all.
-        attributes: "NAME=1" or "NAME=0", also several with commas between them.
+        attributes: each "NAME=1" or "NAME=0", or several with commas between them; the same.
 
     Returns:
         What was written, in words.
@@ -64,5 +64,5 @@ def sample(
         return f"{count} sample{'s' if count > 1 else ''} written to {out}"
     count = count or A_ROW
     pictures.save(pictures.by_condition(lambda rows: draw(rows, count), condition, count, asked or None), out)
-    kind = "class" if condition.exclusive else "attribute"
-    return f"{count} sample{'s' if count > 1 else ''} a row, one row for each {kind}, written to {out}"
+    many = f"{len(asked)} rows" if asked else f"a row for each {'class' if condition.exclusive else 'attribute'}"
+    return f"{many} of {count} sample{'s' if count > 1 else ''} written to {out}"

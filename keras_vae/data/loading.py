@@ -173,11 +173,14 @@ def _condition(opened: Opened, asked: str | Sequence[str]) -> Condition:
     """
     names = opened.attribute_names
     if asked == LABEL and LABEL not in names and not opened.exclusive:
-        raise InputError(f"{opened.name} has attributes, not classes: give some of {', '.join(names)}, or {ALL}")
+        raise InputError(
+            f"{opened.name} has attributes, not classes: give names of these, {', '.join(names)}, or {ALL}"
+        )
     if asked == ALL or (asked == LABEL and opened.exclusive):
         return Condition(names, opened.exclusive)
     if opened.exclusive:
-        raise InputError(f"{opened.name} has classes, {', '.join(names)}: give {LABEL}, not {asked!r}")
+        given = asked if isinstance(asked, str) else ",".join(asked)
+        raise InputError(f"{opened.name} has classes, {', '.join(names)}: give {LABEL}, not {given}")
     asked = (asked,) if isinstance(asked, str) else asked
     return Condition(tuple(names[position(each, names)] for each in asked))
 

@@ -15,7 +15,7 @@ from keras_vae.model.conditioning import labels_of
 from keras_vae.runs.opening import BATCH, in_batches, open_model
 from keras_vae.runs.run_images import data_of, read_images
 from keras_vae.support import pictures
-from keras_vae.support.conditions import asked_for
+from keras_vae.support.conditions import asked_for, in_words
 from keras_vae.support.errors import InputError
 from keras_vae.support.files import check_output_file
 from keras_vae.support.true_float32 import true_float32
@@ -43,7 +43,8 @@ def reconstruct(
         attributes: the same of attributes, as `keras_vae.cli.sampling.sample` takes them.
 
     Returns:
-        `picture`, `images`, and over these images `psnr` (dB) and `sharpness` (1 is the originals').
+        `picture`, its `rows` where something was asked for, `images`, and over these images `psnr` (dB) and
+        `sharpness` (1 is the originals').
 
     Raises:
         InputError: no model, a decoder alone, unusable images, or a picture that cannot be written.
@@ -78,6 +79,7 @@ def reconstruct(
     pictures.save(pictures.side_by_side(originals, reconstructions, *map(transferred, asked)), out)
     return {
         "picture": str(out),
+        **({"rows": ["originals", "reconstructions", *map(in_words, asked)]} if asked else {}),
         "images": len(originals),
         "psnr": psnr(originals, reconstructions),
         "sharpness": sharpness_ratio(originals, reconstructions),

@@ -136,7 +136,7 @@ def score(path: Path, options: Options) -> dict[str, Any]:
             if fewest < FEWEST:
                 figures["notes"] = [f"the intervals are too narrow: one of the kinds has {fewest} images alone"]
     out.mkdir(parents=True, exist_ok=True)
-    _write_table(out / TABLE, found.names, scores, ranks, order, flag, labels)
+    _write_table(out / TABLE, found.names, scores, scores.combined(usual), ranks, order, flag, labels)
     settings = {"model": str(path), "data": images.name, "usual": held_out.name, "draws": options.draws}
     settings |= {"features": options.features, "seed": options.seed, "weights": vae.fingerprint()}
     write_json(out / FIGURES, {**figures, "settings": settings})
@@ -233,19 +233,20 @@ def _write_table(
     path: Path,
     names: list[str],
     scores: Scores,
+    combined: np.ndarray,
     ranks: dict[str, np.ndarray],
     order: np.ndarray,
     flag: float,
     labels: np.ndarray | None,
 ) -> None:
     known = [each.name for each in fields(scores) if each.name in ranks]
-    head = ["image", "rank", "flagged", *known, *(f"{name}_rank" for name in known)]
+    head = ["image", "rank", "flagged", "combined", *known, *(f"{name}_rank" for name in known)]
     with write_aside(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([*head, *([] if labels is None else ["unusual"])])
         for place in order:
             rank = ranks["combined"][place]
-            row = [names[place], f"{rank:.6f}", int(rank >= flag)]
+            row = [names[place], f"{rank:.6f}", int(rank >= flag), f"{combined[place]:.8g}"]
             row += [f"{getattr(scores, name)[place]:.8g}" for name in known]
             row += [f"{ranks[name][place]:.6f}" for name in known]
             writer.writerow([*row, *([] if labels is None else [int(labels[place])])])

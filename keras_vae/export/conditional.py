@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_vae.export.errors import ExportError
 from keras_vae.support.conditions import Condition, check_none
+from keras_vae.support.errors import InputError
 
 
 def condition_of(metadata: Mapping[str, str], row: Sequence[Any], path: Path) -> Condition | None:
@@ -46,12 +47,15 @@ def beside(condition: Condition | None, asked: Any, count: int) -> tuple[np.ndar
         count: of images.
 
     Raises:
-        InputError: a condition that the model does not know, or any of a model without.
+        ExportError: a condition that the model does not know, or any of a model without.
     """
-    if condition is None:
-        check_none(asked)
-        return ()
-    return (condition.rows(asked, count),)
+    try:
+        if condition is None:
+            check_none(asked)
+            return ()
+        return (condition.rows(asked, count),)
+    except InputError as error:
+        raise ExportError(str(error)) from None
 
 
 def every_kind(condition: Condition, count: int, seed: int = 0) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import tensorflow as tf
@@ -92,6 +93,10 @@ def checked_labels(condition: Condition | None, images: Any, labels: Any, needed
         InputError: they are refused.
     """
     if condition is None:
+        if KEYS[0] in _keys(images):
+            warnings.warn(
+                "the images come with conditions, and the model takes none: give VAE(condition=...)", stacklevel=3
+            )
         return labels
     if isinstance(images, tf.data.Dataset):
         spec = labels_of(images.element_spec)
@@ -107,6 +112,11 @@ def checked_labels(condition: Condition | None, images: Any, labels: Any, needed
     if needed and found is None and (hasattr(images, "shape") or isinstance(images, dict)):
         raise missing(condition)
     return labels
+
+
+def _keys(images: Any) -> Any:
+    images = images.element_spec if isinstance(images, tf.data.Dataset) else images
+    return images if isinstance(images, dict) else ()
 
 
 def rows(condition: Condition | None, asked: Any, count: Any) -> Any:

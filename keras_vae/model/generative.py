@@ -35,11 +35,11 @@ class GenerativeModel(AdaptiveModel):
 
     _in_xla: dict[str, Any]
 
-    def encode(self, images: Any, training: bool = False, condition: Any = None) -> DiagonalGaussian:
+    def encode(self, images: Any, condition: Any = None, *, training: bool = False) -> DiagonalGaussian:
         """The posterior q(z | x) of a batch of images."""
         raise NotImplementedError
 
-    def decode(self, z: Any, training: bool = False, condition: Any = None) -> Any:
+    def decode(self, z: Any, condition: Any = None, *, training: bool = False) -> Any:
         """Images of a batch of latents."""
         raise NotImplementedError
 

@@ -149,13 +149,13 @@ class VAE(GenerativeModel):
 
     # The model: q(z | x), p(x | z) and the objective -------------------------------------------
 
-    def encode(self, images: Any, training: bool = False, condition: Any = None) -> distributions.DiagonalGaussian:
+    def encode(self, images: Any, condition: Any = None, *, training: bool = False) -> distributions.DiagonalGaussian:
         """The posterior q(z | x) of a batch of images, of a conditional model q(z | x, c).
 
         Args:
             images: (batch, height, width, channels), float in [0, 1] or uint8.
-            training: whether batch statistics follow this batch.
             condition: what the images are of, as `keras_vae.Condition.rows` takes it; None if that is not known.
+            training: whether batch statistics follow this batch.
 
         Raises:
             InputError: images of another shape than the model's, outside of [0, 1] or not finite, or a condition that
@@ -169,13 +169,13 @@ class VAE(GenerativeModel):
         parameters = self._run(self.encoder, networks.inputs(images, rows), training)
         return distributions.DiagonalGaussian(parameters["mean"], parameters["log_var"])
 
-    def decode(self, z: Any, training: bool = False, condition: Any = None) -> Any:
+    def decode(self, z: Any, condition: Any = None, *, training: bool = False) -> Any:
         """Images of a batch of latents: float32, (batch, height, width, channels) in [0, 1].
 
         Args:
             z: float, (batch, latent_dim).
-            training: whether batch statistics follow this batch.
             condition: what the images are to be of, as for `encode`.
+            training: whether batch statistics follow this batch.
 
         Raises:
             InputError: latents of another size than the model's, or a condition that it does not know.
@@ -189,7 +189,7 @@ class VAE(GenerativeModel):
 
     def call(self, inputs: Any, training: bool = False, condition: Any = None) -> Any:
         """Reconstructions, from the posterior's mode: what `predict` returns, without randomness."""
-        return self.decode(self.encode(inputs, training, condition).mode(), training, condition)
+        return self.decode(self.encode(inputs, condition, training=training).mode(), condition, training=training)
 
     @keras_defaults()
     def objective(
@@ -209,8 +209,8 @@ class VAE(GenerativeModel):
             `bits_per_dim` and `perceptual`.
         """
         images = image_batches.as_float32(images, self.image_shape)
-        posterior = self.encode(images, training, condition)
-        decoded = self.decode(posterior.sample(noise), training, condition)
+        posterior = self.encode(images, condition, training=training)
+        decoded = self.decode(posterior.sample(noise), condition, training=training)
         # Left out of the loss, the pixels still teach a likelihood's own parameters, but not the decoder.
         seen = decoded if self.pixel_weight else ops.stop_gradient(decoded)
         reconstruction = -self.likelihood.log_prob(images, seen, training=training)

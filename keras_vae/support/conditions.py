@@ -95,10 +95,10 @@ class Condition:
         """Conditions of some images, float32 (count, names).
 
         Args:
-            asked: None for images of any kind; a name, or a class's number, -1 for any; a mapping from attributes to
-                whether the images have them, None for either; a sequence of `count` of these; or an array: of whole
-                numbers the images' labels, (count,) class numbers or (count, names) of 1 and 0 (or -1); of floats the
-                conditions themselves, (count, names).
+            asked: None or "any" for images of any kind; a name, or a class's number, -1 for any; a mapping from
+                attributes to whether the images have them, None for either; a sequence of `count` of these; or an
+                array: of whole numbers the images' labels, (count,) class numbers or (count, names) of 1 and 0 (or -1);
+                of floats the conditions themselves, (count, names), or (1, names) for all.
             count: of images.
 
         Raises:
@@ -110,11 +110,15 @@ class Condition:
             return np.repeat(self._row(asked)[np.newaxis], count, axis=0)
         if isinstance(asked, Sequence) and any(each is None or isinstance(each, str | Mapping) for each in asked):
             if len(asked) != count:
-                raise InputError(f"{len(asked)} conditions of {count} images: give one for each, or one for all")
+                raise InputError(
+                    f"a list of {len(asked)} conditions, and {count} images: give one for each, or no list"
+                )
             return np.stack([self._row(each) for each in asked])
         values = np.asarray(asked)
         if values.dtype.kind in "biu" and self.exclusive and values.shape in ((count,), (count, 1)):
             return np.stack([self._row(number) for number in values.ravel().tolist()]) if count else self._none(0)
+        if values.dtype.kind in "biuf" and values.shape == (1, len(self)):
+            values = np.repeat(values, count, axis=0)
         if values.dtype.kind not in "biuf" or values.shape != (count, len(self)):
             raise InputError(
                 f"conditions of {count} images are of shape {values.shape} and type {values.dtype}: give numbers, "
@@ -135,14 +139,15 @@ class Condition:
 
     def _row(self, asked: Any) -> np.ndarray:
         row = self._none(1)[0]
-        if asked is None:
+        if asked is None or (isinstance(asked, str) and asked == ANY and ANY not in self.names):
             return row
         if isinstance(asked, Mapping):
             if self.exclusive:
                 raise InputError(f"condition={dict(asked)!r}: this model knows classes; name one: {self._listed()}")
             for name, has_it in asked.items():
-                if has_it is not None:
-                    row[self.position(name)] = 1.0 if has_it and float(has_it) > 0 else -1.0
+                if has_it not in (None, True, False, -1):
+                    raise InputError(f"condition {name}={has_it!r}: give True or False, or None if it is not asked for")
+                row[self.position(name)] = {None: 0.0, True: 1.0}.get(has_it, -1.0)
             return row
         if not isinstance(asked, str) and self.exclusive and not isinstance(asked, bool):
             if not -1 <= int(asked) < len(self):
@@ -175,12 +180,12 @@ class Condition:
 
 
 def asked_for(condition: Condition | None, labels: Sequence[str], attributes: Sequence[str]) -> list[Any]:
-    """What the command line asks for, as `Condition.rows` takes it: each label, or one mapping of attributes.
+    """What the command line asks for, each as `Condition.rows` takes it: labels, or mappings of attributes.
 
     Args:
         condition: the model's, or None.
         labels: names of classes; "any" for images of any kind.
-        attributes: "NAME=1" or "NAME=0", also several with commas between them.
+        attributes: each "NAME=1" or "NAME=0", or several with commas between them.
 
     Raises:
         InputError: the model has no such classes or attributes.
@@ -191,18 +196,34 @@ def asked_for(condition: Condition | None, labels: Sequence[str], attributes: Se
     if condition is None:
         raise InputError(f"{given}: this model was trained without conditions; leave it out, or train with --condition")
     if (labels and attributes) or condition.exclusive != bool(labels):
-        right = "--label, a class" if condition.exclusive else "--attribute, such as " + condition.names[0] + "=1"
-        raise InputError(f"{given} is not what this model knows: give {right}")
+        knows = "classes, not attributes: give --label NAME"
+        if not condition.exclusive:
+            knows = f"attributes, not classes: give --attribute, such as {condition.names[0]}=1"
+        raise InputError(f"{given}: this model knows {knows}")
     if labels:
         any_kind = [ANY] if ANY not in condition.names else []
         return [None if label in any_kind else condition.names[condition.position(label)] for label in labels]
+    return [_attributes(condition, text) for text in attributes]
+
+
+def _attributes(condition: Condition, text: str) -> dict[str, bool]:
     asked: dict[str, bool] = {}
-    for pair in (part for text in attributes for part in text.split(",")):
+    for pair in text.split(","):
         name, equals, value = pair.strip().rpartition("=")
         if not equals or value not in ("0", "1"):
             raise InputError(f"--attribute {pair!r}: give a name and 1 or 0, such as {condition.names[0]}=1")
-        asked[condition.names[condition.position(name)]] = value == "1"
-    return [asked]
+        name = condition.names[condition.position(name)]
+        if name in asked:
+            raise InputError(f"--attribute {text}: {name} is there twice; give it once")
+        asked[name] = value == "1"
+    return asked
+
+
+def in_words(asked: Any) -> str:
+    """What is asked for, as a row of a picture is called."""
+    if isinstance(asked, Mapping):
+        return ", ".join(f"{name}={int(has_it)}" for name, has_it in asked.items())
+    return ANY if asked is None else str(asked)
 
 
 def check_none(asked: Any) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from keras_vae.support.conditions import ANY, Condition
+from keras_vae.support.conditions import Condition, in_words
 from keras_vae.support.errors import InputError
 from keras_vae.support.files import write_aside
 from keras_vae.support.pixels import to_float, to_uint8
@@ -118,7 +118,7 @@ def labelled_rows(rows: np.ndarray, labels: list[str], heads: list[str] | None =
 
 
 def by_condition(
-    draw: Callable[[np.ndarray], Any], condition: Condition, columns: int, names: Sequence[str] | None = None
+    draw: Callable[[np.ndarray], Any], condition: Condition, columns: int, asked: Sequence[Any] | None = None
 ) -> Image.Image:
     """A row of samples for each class or attribute, and before them one of any kind.
 
@@ -127,11 +127,16 @@ def by_condition(
             same noise each time, a column shows one code as of each class.
         condition: the model's.
         columns: images in a row.
-        names: the rows' own; by default all, at most 20.
+        asked: the rows' own, as `Condition.rows` takes them; by default each class, or each attribute with and
+            without, 20 at most.
     """
-    shown = [None, *condition.names[:NAMED]] if names is None else list(names)
-    rows = np.stack([_floats(draw(condition.rows(name, columns))) for name in shown])
-    return labelled_rows(rows, [ANY if name is None else name for name in shown])
+    if asked is None:
+        each: Any = condition.names
+        if not condition.exclusive:
+            each = [{name: has_it} for name in condition.names for has_it in (True, False)]
+        asked = [None, *each[:NAMED]]
+    rows = np.stack([_floats(draw(condition.rows(one, columns))) for one in asked])
+    return labelled_rows(rows, [in_words(one) for one in asked])
 
 
 def scattered(images: np.ndarray, places: np.ndarray, side: int = MAP_PIXELS) -> Image.Image:

@@ -26,7 +26,8 @@ LEAST_CODES = 2000
 def fit(vae: VAE, images: data.ImageData, config: TrainingConfig, steps: int) -> None:
     """Fits the prior to codes of training images, in at most about a tenth of the time that training took.
 
-    Of a conditional model a fifth, or half a minute of two cores. How many codes and steps depends on what was trained, not on a clock: the same run gives the same prior.
+    Of a conditional model a fifth, or half a minute of two cores. How many codes and steps depends on what was
+    trained, not on a clock: the same run gives the same prior.
 
     Args:
         vae: the trained model, whose prior is replaced.

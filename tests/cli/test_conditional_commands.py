@@ -71,7 +71,7 @@ def test_samples_by_class(run: Path, tmp_path: Path, command: Command) -> None:
     out = tmp_path / "samples.png"
     shown = command("sample", run, "--out", out, "--count", 5)
     assert shown.status == 0
-    assert shown.out.strip() == f"5 samples a row, one row for each class, written to {out}"
+    assert shown.out.strip() == f"a row for each class of 5 samples written to {out}"
     rows = size(out)
     assert command("sample", run, "--out", out, "--count", 5, "--label", "any", "--label", "DOGS").status == 0
     assert size(out)[1] == pytest.approx(rows[1] * 2 / 3, rel=0.05)  # two rows of three
@@ -95,8 +95,9 @@ def test_samples_by_attributes(attribute_run: Path, tmp_path: Path, command: Com
     assert len(set(pictures.values())) == 3
     out = tmp_path / "both.png"
     options = ("--attribute", "glasses=1", "--attribute", "Hat=1")
-    assert command("sample", attribute_run, "--out", out, "--count", 4, *options).status == 0
-    assert out.read_bytes() == pictures["glasses=1,hat=1"]
+    shown = command("sample", attribute_run, "--out", out, "--count", 4, *options)
+    assert shown.out == f"2 rows of 4 samples written to {out}\n"
+    assert command("sample", attribute_run, "--out", out, "--count", 3).out.startswith("a row for each attribute of 3")
 
 
 def test_held_out_images_as_of_another_class(run: Path, image_folder: Path, tmp_path: Path, command: Command) -> None:
@@ -106,6 +107,7 @@ def test_held_out_images_as_of_another_class(run: Path, image_folder: Path, tmp_
     asked = command("reconstruct", run, "--out", out, "--count", 4, "--label", "dogs", "--label", "cats", "--json")
     assert asked.status == 0
     assert json.loads(asked.out)["psnr"] == json.loads(plain.out)["psnr"]
+    assert json.loads(asked.out)["rows"] == ["originals", "reconstructions", "dogs", "cats"]
     assert size(out)[1] == pytest.approx(2 * two[1], rel=0.05)
     file = next(image_folder.glob("*.png"))
     assert command("reconstruct", run, "--out", out, "--image", file, "--label", "dogs").status == 0
@@ -128,7 +130,7 @@ def test_a_conditional_run_is_resumed(classes: Path, run: Path, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--condition", "cats"), "pets has classes, cats, dogs: give label, not ('cats',)"),
+        (("--condition", "cats"), "pets has classes, cats, dogs: give label, not cats"),
         (("--condition", "cats,,dogs"), "--condition 'cats,,dogs': give label, all, or names of attributes"),
         (("--condition", ""), "--condition '': give label, all, or names of attributes"),
     ],
@@ -147,7 +149,7 @@ def test_wrong_conditions_of_training(
     [
         (("--label", "cat"), "no class 'cat': did you mean 'cats'? this model knows cats, dogs"),
         (("--label", "bird"), "no class 'bird': this model knows cats, dogs"),
-        (("--attribute", "cats=1"), "--attribute is not what this model knows: give --label, a class"),
+        (("--attribute", "cats=1"), "--attribute: this model knows classes, not attributes: give --label NAME"),
     ],
 )
 @pytest.mark.parametrize("subcommand", ["sample", "reconstruct"])

@@ -221,7 +221,7 @@ def test_attributes_as_conditions(folder: Path) -> None:
     assert loaded.condition == Condition(("Large",))
     assert given == {index: [2.0 * row[1] - 1.0] for index, row in RIGHT.items()}
     for condition, message in (
-        ("label", r"photos has attributes, not classes: give some of Even, Large, or all"),
+        ("label", r"photos has attributes, not classes: give names of these, Even, Large, or all"),
         (("Odd",), "no attribute 'Odd'"),
     ):
         with pytest.raises(InputError, match=message):

@@ -229,6 +229,14 @@ def test_networks_of_the_users_own(labelled: tuple[np.ndarray, np.ndarray]) -> N
         VAE(encoder=encoder, decoder=decoder, perceptual=None)
 
 
+def test_conditions_that_a_model_does_not_take_are_pointed_out(labelled: tuple[np.ndarray, np.ndarray]) -> None:
+    images = labelled[0][:32]
+    vae = VAE(**SMALL)
+    vae.compile()
+    with pytest.warns(UserWarning, match="the images come with conditions, and the model takes none"):
+        vae.fit({"image": images, "condition": np.zeros((32, 3), np.float32)}, verbose=0)
+
+
 def test_wrong_labels_are_one_line(
     labelled: tuple[np.ndarray, np.ndarray], make_vae: Callable[..., VAE], monkeypatch: pytest.MonkeyPatch
 ) -> None:

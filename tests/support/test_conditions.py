@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_vae import Condition, InputError
-from keras_vae.support.conditions import asked_for, check_none
+from keras_vae.support.conditions import asked_for, check_none, in_words
 
 CLASSES = Condition(("boot", "bag", "T-shirt/top"), exclusive=True)
 ATTRIBUTES = Condition(("glasses", "hat"))
@@ -21,6 +21,7 @@ ATTRIBUTES = Condition(("glasses", "hat"))
     ("condition", "asked", "row"),
     [
         (CLASSES, None, [0, 0, 0]),
+        (CLASSES, "any", [0, 0, 0]),
         (CLASSES, "bag", [0, 1, 0]),
         (CLASSES, "Bag", [0, 1, 0]),
         (CLASSES, 2, [0, 0, 1]),
@@ -53,6 +54,7 @@ def test_one_row_for_all(condition: Condition, asked: Any, row: list[float]) -> 
         (ATTRIBUTES, np.array([[1, -1], [-1, 1]]), [[1, -1], [-1, 1]]),
         (ATTRIBUTES, np.array([[0.0, -1], [0.5, 1]]), [[0, -1], [0.5, 1]]),
         (ATTRIBUTES, [{"hat": 1}, "glasses"], [[0, 1], [1, 0]]),
+        (ATTRIBUTES, np.array([[0.5, -1.0]]), [[0.5, -1], [0.5, -1]]),
     ],
 )
 def test_a_row_for_each(condition: Condition, asked: Any, rows: list[list[float]]) -> None:
@@ -69,7 +71,8 @@ def test_a_row_for_each(condition: Condition, asked: Any, rows: list[list[float]
         (CLASSES, -2, "class -2: this model knows 3"),
         (CLASSES, [0, 7], "class 7: this model knows 3"),
         (CLASSES, {"bag": 1}, "this model knows classes; name one: boot, bag"),
-        (CLASSES, ["bag"], "1 conditions of 2 images: give one for each, or one for all"),
+        (CLASSES, ["bag"], "a list of 1 conditions, and 2 images: give one for each, or no list"),
+        (ATTRIBUTES, {"hat": 2}, "condition hat=2: give True or False, or None if it is not asked for"),
         (CLASSES, np.zeros((2, 4)), r"conditions of 2 images are of shape (2, 4) and type float64"),
         (CLASSES, np.zeros((3,), int), r"conditions of 2 images are of shape (3,)"),
         (ATTRIBUTES, np.full((2, 2), np.nan), "conditions hold NaN or infinity: give 0 for what is not known"),
@@ -126,7 +129,9 @@ def test_what_the_command_line_asks_for() -> None:
     assert asked_for(CLASSES, (), ()) == []
     assert asked_for(CLASSES, ("BAG", "any"), ()) == ["bag", None]
     assert asked_for(ATTRIBUTES, (), ("glasses=1,hat=0",)) == [{"glasses": True, "hat": False}]
-    assert asked_for(ATTRIBUTES, (), ("glasses=1", "Hat=0")) == [{"glasses": True, "hat": False}]
+    assert asked_for(ATTRIBUTES, (), ("glasses=1", "Hat=0")) == [{"glasses": True}, {"hat": False}]
+    assert in_words({"glasses": True, "hat": False}) == "glasses=1, hat=0"
+    assert (in_words(None), in_words("boot")) == ("any", "boot")
     # A class that is itself called "any" is what is asked for.
     assert asked_for(Condition(("any", "one"), exclusive=True), ("any",), ()) == ["any"]
 
@@ -136,9 +141,15 @@ def test_what_the_command_line_asks_for() -> None:
     [
         (None, ("boot",), (), "--label: this model was trained without conditions"),
         (None, (), ("hat=1",), "--attribute: this model was trained without conditions"),
-        (CLASSES, (), ("boot=1",), "--attribute is not what this model knows: give --label, a class"),
-        (ATTRIBUTES, ("hat",), (), "--label is not what this model knows: give --attribute, such as glasses=1"),
-        (CLASSES, ("boot",), ("boot=1",), "--label is not what this model knows"),
+        (CLASSES, (), ("boot=1",), "--attribute: this model knows classes, not attributes: give --label NAME"),
+        (
+            ATTRIBUTES,
+            ("hat",),
+            (),
+            "--label: this model knows attributes, not classes: give --attribute, such",
+        ),
+        (CLASSES, ("boot",), ("boot=1",), "--label: this model knows classes"),
+        (ATTRIBUTES, (), ("hat=1,Hat=0",), "--attribute hat=1,Hat=0: hat is there twice; give it once"),
         (ATTRIBUTES, (), ("hat",), "--attribute 'hat': give a name and 1 or 0, such as glasses=1"),
         (ATTRIBUTES, (), ("hat=2",), "--attribute 'hat=2': give a name and 1 or 0"),
         (ATTRIBUTES, (), ("cap=1",), "no attribute 'cap': this model knows glasses, hat"),

@@ -14,9 +14,9 @@ from keras_vae.data import arrays, avatars, datasets, folders, pipelines, tables
 from keras_vae.data.images import Skips
 from keras_vae.data.sources import DEFAULT_SIZE, Kind, Opened, Request, Source, is_named
 from keras_vae.data.tfds import sets
-from keras_vae.support.conditions import ALL, LABEL, Condition
+from keras_vae.support.conditions import Condition
 from keras_vae.support.errors import InputError, check_count
-from keras_vae.support.names import position
+from keras_vae.support.names import ALL, LABEL, position
 
 # The first that takes a source opens it; whatever none of the others takes is a folder.
 KINDS: tuple[Kind, ...] = (arrays, datasets, avatars, sets, folders)

@@ -17,7 +17,6 @@ import numpy as np
 
 from keras_vae.support.errors import InputError
 
-LABEL, ALL = "label", "all"  # how data are asked for conditions: the images' class, and whatever there is
 ANY = "any"  # what an image of which nothing is known is called
 AT_MOST = 1000  # names: each is a column of every condition
 SHOWN = 20  # of the names in a message

@@ -8,6 +8,10 @@ from collections.abc import Sequence
 from keras_vae.support.errors import InputError
 
 PRIORS = ("learned", "standard")
+LABEL, ALL = (
+    "label",
+    "all",
+)  # what data are asked for: the images' class, and whatever of classes or attributes there is
 
 
 def position(name: str, names: Sequence[str]) -> int:

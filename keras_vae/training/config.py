@@ -15,9 +15,8 @@ from typing import Any
 
 from keras_vae.model.presets import DEFAULT_LAYERS, DEFAULT_LEARNING_RATE, DEFAULT_PERCEPTUAL_WEIGHT
 from keras_vae.runs.folder import read_config
-from keras_vae.support.conditions import ALL, LABEL
 from keras_vae.support.errors import InputError, check_count, check_weight
-from keras_vae.support.names import check_prior
+from keras_vae.support.names import ALL, LABEL, check_prior
 from keras_vae.support.precision import PRECISIONS
 from keras_vae.support.precision import check as check_precision
 

@@ -217,7 +217,7 @@ def test_attributes_as_conditions(folder: Path) -> None:
     loaded, given = conditions(folder, "all")
     assert loaded.condition == Condition(("Even", "Large"))
     assert given == {index: [2.0 * each - 1.0 for each in row] for index, row in RIGHT.items()}
-    loaded, given = conditions(folder, ("large",))  # as `--condition large` has it
+    loaded, given = conditions(folder, ("Large",))  # as `--condition Large` has it
     assert loaded.condition == Condition(("Large",))
     assert given == {index: [2.0 * row[1] - 1.0] for index, row in RIGHT.items()}
     for condition, message in (

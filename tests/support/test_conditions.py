@@ -76,7 +76,8 @@ def test_a_row_for_each(condition: Condition, asked: Any, rows: list[list[float]
         (CLASSES, np.zeros((2, 4)), r"conditions of 2 images are of shape (2, 4) and type float64"),
         (CLASSES, np.zeros((3,), int), r"conditions of 2 images are of shape (3,)"),
         (ATTRIBUTES, np.full((2, 2), np.nan), "conditions hold NaN or infinity: give 0 for what is not known"),
-        (ATTRIBUTES, np.array(["a", "b"]), "conditions of 2 images are of shape (2,) and type <U1"),
+        (ATTRIBUTES, np.array(["hat", "b"]), "no attribute 'b': this model knows glasses, hat"),
+        (ATTRIBUTES, np.array([1j, 2j]), "conditions of 2 images are of shape (2,) and type complex128"),
     ],
 )
 def test_what_there_is_not(condition: Condition, asked: Any, message: str) -> None:

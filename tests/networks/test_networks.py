@@ -34,6 +34,22 @@ def test_shapes(network: str, shape: tuple[int, int, int]) -> None:
     assert image.max() <= 1
 
 
+@pytest.mark.parametrize("network", sorted(networks.FAMILIES))
+def test_the_smallest_images_have_places(network: str) -> None:
+    """Pixels differ from their neighbours in both directions: of one place, all would be alike."""
+    for shape in ((16, 16, 1), (16, 40, 1), (40, 16, 1)):
+        keras.utils.set_random_seed(0)
+        _, decoder = networks.build(network, shape, 4, "float32", {"width": 8})
+        rng = np.random.default_rng(0)
+        for weight in decoder.weights:  # those that end in zeros draw nothing yet
+            weight.assign(
+                rng.uniform(0.5, 1.0, weight.shape)
+                * rng.choice([-1.0, 1.0], weight.shape) ** ("var" not in weight.path)
+            )
+        image = np.asarray(decoder(rng.standard_normal((1, 4), np.float32)))[0]
+        assert min(np.ptp(image, axis=axis).max() for axis in (0, 1)) > 1e-3
+
+
 def test_layers_are_the_papers() -> None:
     encoder, decoder = networks.build("dfc", (64, 64, 3), 100, "float32")
     down = [layer for layer in encoder.layers if isinstance(layer, keras.layers.Conv2D)]

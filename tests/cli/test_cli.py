@@ -81,6 +81,7 @@ def test_the_papers_preset_sets_what_the_paper_states(image_folder: Path, tmp_pa
     assert loss == pytest.approx(0.5 * perceptual + kl, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_schedules_averages_and_networks_from_the_command_line(
     image_folder: Path, tmp_path: Path, command: Command
 ) -> None:
@@ -100,6 +101,7 @@ def test_schedules_averages_and_networks_from_the_command_line(
     assert vae.optimizer.use_ema
 
 
+@pytest.mark.slow
 def test_photo_preset_trains_exports_and_verifies(image_folder: Path, tmp_path: Path, command: Command) -> None:
     """Its network begins as PCA; Muon; a learning rate that falls to a hundredth by the last step."""
     out = tmp_path / "run"
@@ -420,6 +422,7 @@ def test_progress_is_redrawn_in_a_terminal(image_folder: Path, tmp_path: Path) -
     assert said.count(b"\n") < 60  # the table and a line now and then
 
 
+@pytest.mark.slow
 def test_overfitting_is_said(
     images: np.ndarray, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -451,6 +454,7 @@ def test_the_feature_network_at_hand_is_taken_and_said(
     assert weight_files.best_at_hand() == ("vgg19", "it has been downloaded")
 
 
+@pytest.mark.slow
 def test_limits_and_seeds(image_folder: Path, command: Command, tmp_path: Path) -> None:
     losses = []
     for index, seed in enumerate((1, 1, 2)):

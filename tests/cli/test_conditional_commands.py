@@ -113,6 +113,7 @@ def test_held_out_images_as_of_another_class(run: Path, image_folder: Path, tmp_
     assert command("reconstruct", run, "--out", out, "--image", file, "--label", "dogs").status == 0
 
 
+@pytest.mark.slow
 def test_a_conditional_run_is_resumed(classes: Path, run: Path, tmp_path: Path, command: Command) -> None:
     folder, out = tmp_path / "pets", tmp_path / "run"
     shutil.copytree(classes, folder)

@@ -132,6 +132,7 @@ def test_the_report_holds_its_pictures_and_asks_nothing_of_others(run: Path, eva
     assert written["reconstructions"]["psnr"] == pytest.approx(evaluated["reconstructions"]["psnr"])
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_report(run: Path, tmp_path: Path) -> None:
     pages = []
     for number, seed in enumerate((1, 1, 2)):

@@ -136,6 +136,7 @@ def test_a_directory_by_keras(vae: VAE, image_folder: Path) -> None:
     assert np.isfinite(vae.fit(scaled, verbose=0).history["loss"]).all()
 
 
+@pytest.mark.slow
 def test_models_that_are_no_longer_used_are_freed(images: np.ndarray) -> None:
     """With the graphs of their steps: someone trains a hundred models in one process."""
     counts = []

@@ -28,7 +28,7 @@ def labelled() -> tuple[np.ndarray, np.ndarray]:
     return images, labels
 
 
-@pytest.fixture(scope="module", params=sorted(networks.FAMILIES))
+@pytest.fixture(scope="module", params=["dfc", "ppca", pytest.param("resnet", marks=pytest.mark.slow)])
 def trained(request: pytest.FixtureRequest, labelled: tuple[np.ndarray, np.ndarray]) -> VAE:
     keras.utils.set_random_seed(0)
     vae = VAE(**SMALL, network=request.param, condition=Condition(("dark", "grey", "light"), exclusive=True), seed=0)

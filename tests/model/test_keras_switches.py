@@ -134,11 +134,8 @@ def test_networks_of_ones_own_come_back_from_their_file(
     np.testing.assert_allclose(again.predict(small[:2], verbose=0), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "switch",
-    ["mixed_bfloat16", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mixed_float16", "float64"))],
-    indirect=True,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("switch", ["mixed_bfloat16", "mixed_float16", "float64"], indirect=True)
 def test_every_artifact_is_that_of_the_weights(switch: str, small: np.ndarray, tmp_path: Path) -> None:
     vae = make()
     vae.export(tmp_path / "1", encoder=True)

@@ -223,6 +223,7 @@ def test_training_ends_with_a_prior_whose_samples_are_nearer(run: Path, images: 
     assert open_model(checkpoint).whole("testing").prior.kind == "learned"  # the Gaussian of the last epoch's codes
 
 
+@pytest.mark.slow
 def test_every_kind_of_model_gives_the_same_images(run: Path, tmp_path: Path, command: Command) -> None:
     assert command("export", run, "--out", tmp_path).status == 0
     assert {path.name for path in tmp_path.iterdir()} == {"1", "decoder.onnx", "generator.onnx"}

@@ -73,6 +73,7 @@ def test_the_weight_is_saved(make_vae: MakeVAE, tmp_path: Any) -> None:
     assert (loaded.beta, loaded.initial_beta) == (0.5, 3.0)
 
 
+@pytest.mark.slow
 def test_target_kl_is_reached_from_both_sides(make_vae: MakeVAE, images: np.ndarray) -> None:
     for beta in (0.05, 20.0):
         vae = make_vae(image_shape=(16, 16, 3), beta=beta, network_options={"width": 8})
@@ -94,6 +95,7 @@ def test_a_target_that_cannot_be_reached(make_vae: MakeVAE, images: np.ndarray) 
         assert vae.beta == pytest.approx(bound)
 
 
+@pytest.mark.slow
 def test_a_step_that_is_left_out_changes_no_weight(
     make_vae: MakeVAE, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +183,7 @@ def test_free_bits_charge_no_latent_less_than_its_share(make_vae: MakeVAE, image
     assert logs["elbo"] == pytest.approx(-logs["reconstruction"] - logs["kl"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_free_bits_keep_latents_alive(make_vae: MakeVAE, images: np.ndarray) -> None:
     """With a KL weighed so high that the posterior would collapse, each latent keeps what it may have for nothing."""
     kl = {}

@@ -25,6 +25,7 @@ def added(registries: None) -> dict[str, Any]:
     return names
 
 
+@pytest.mark.slow
 def test_one_of_each_through_the_command(
     added: dict[str, Any], command: Callable[..., Any], image_folder: Path, tmp_path: Path
 ) -> None:

@@ -148,6 +148,7 @@ def test_jax_computes_the_same(objective: str, size: int, tmp_path: Path) -> Non
     assert len(jax({"seconds": 0.0, "together": 2})["steps"]) == steps.LEAST_STEPS
 
 
+@pytest.mark.slow
 def test_ours_counts_its_operations_and_takes_steps(tmp_path: Path) -> None:
     """Of `plain` at 32x32 by hand: forward, and back to weights and inputs, but not to the images."""
     case = {"objective": "plain", "precision": "float32", "size": 32, "batch": 2, "width": 8, "device": "cpu"}

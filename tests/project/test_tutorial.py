@@ -15,6 +15,7 @@ from PIL import Image
 TUTORIAL = ROOT / "docs" / "tutorial.py"
 
 
+@pytest.mark.slow
 def test_tutorial_runs(tfds_data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KERAS_VAE_TUTORIAL_QUICK", "1")

@@ -59,6 +59,7 @@ def test_every_precision_trains_without_nan(make_vae: MakeVAE, images: np.ndarra
     assert np.isfinite(vae.sample(4, seed=0)).all()
 
 
+@pytest.mark.slow
 def test_float16_scales_its_loss_and_recovers_from_an_overflow(make_vae: MakeVAE, images: np.ndarray) -> None:
     vae = make_vae(dtype="mixed_float16")
     assert isinstance(vae.optimizer, keras.optimizers.LossScaleOptimizer)

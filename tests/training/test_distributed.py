@@ -191,6 +191,7 @@ print("RESULT", history["loss"] + history["val_loss"], tf.config.optimizer.get_j
 """
 
 
+@pytest.mark.slow
 def test_xla_compiles_what_lies_between_exchanges(array: Path, tmp_path: Path) -> None:
     """As on several GPUs, where TensorFlow does so by itself; a CPU needs its permission."""
     curves = []

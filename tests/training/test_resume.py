@@ -279,6 +279,7 @@ def test_a_run_goes_on_at_its_step_and_can_be_made_longer(stopped: Path, command
     assert (stopped / "model.keras").is_file()
 
 
+@pytest.mark.slow
 def test_an_epoch_that_a_limit_ended_has_the_figures_of_one_that_it_did_not(
     image_folder: Path, tmp_path: Path, command: Command
 ) -> None:
@@ -435,6 +436,7 @@ def after_an_epoch(patch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
     patch.setattr(training.callbacks.EpochPictures, "on_epoch_end", on_epoch_end)
 
 
+@pytest.mark.slow
 def test_a_folder_that_can_no_longer_be_written_to(
     image_folder: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -597,6 +599,7 @@ def test_a_run_that_diverges_keeps_its_last_finite_weights(
     assert all(np.isfinite(np.array(weight)).all() for weight in kept.weights)
 
 
+@pytest.mark.slow
 def test_float16_leaves_steps_out_but_not_for_ever(images: np.ndarray) -> None:
     """Its loss scaling halves the scale at each overflow; where that does not help, training stops."""
     model = plain(dtype="mixed_float16")

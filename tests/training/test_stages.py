@@ -86,6 +86,7 @@ def test_a_run_of_short_epochs(image_folder: Path, tmp_path: Path, command: Call
     assert json.loads(result.out)["val_elbo"] == pytest.approx(lines[-1]["val_elbo"])
 
 
+@pytest.mark.slow
 def test_what_xla_compiles_is_asked_for_and_said(
     image_folder: Path, tmp_path: Path, command: Callable[..., Any]
 ) -> None:

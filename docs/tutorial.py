@@ -250,6 +250,21 @@ maps = ops.convert_to_numpy(vae.error_maps(faulty))[..., np.newaxis]
 show("spots, and where they are", faulty, np.repeat(maps / maps.max(), 3, axis=-1))
 
 # %% [markdown]
+# ## Attributes by name
+#
+# A conditional model is told in training what each image has, and draws what you name: classes, or attributes as here.
+# What is not named may be there or not. Both rows come from the same noise.
+
+# %%
+asked = keras_vae.data.load(builder.data_dir, batch_size=24, condition=("glasses", "hat"))
+conditional = keras_vae.VAE(asked.image_shape, latent_dim=32, perceptual=None, condition=asked.condition, seed=0)
+conditional.compile(keras.optimizers.Adam(1e-3))
+conditional.fit(asked.train, epochs=EPOCHS, verbose=2)
+conditional.fit_prior(asked.train)
+with_hats, without = (conditional.sample(12, seed=0, condition={"hat": each}) for each in (True, False))
+show("with hats, and without", with_hats, without)
+
+# %% [markdown]
 # ## Save and load
 #
 # One file holds the weights, the optimizer and the noise state. `keras.saving.load_model` needs `import keras_vae`, and

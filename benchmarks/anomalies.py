@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import tempfile
 import time
@@ -72,7 +71,7 @@ def main() -> None:
         print(names[each], json.dumps(aurocs), flush=True)
         record = {
             "settings": settings,
-            "device": f"{os.cpu_count()} cores, {runners.device_name('cpu')}",
+            "device": runners.machine(),
             "versions": runners.versions(PACKAGES),
             "figures": {name: figures[name] for name in names if name in figures},
         }

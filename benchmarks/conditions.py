@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -85,18 +84,18 @@ def main() -> None:
             figures[name], picture = judged(run / "model.keras", teacher, test, judge, truth)
             figures[name]["steps"] = trained["steps"]
             print(name, json.dumps(figures[name]), flush=True)
-            pictures.save(picture, rows / _file(name))
+            pictures.save(picture, rows / runners.picture(name))
             record = {
                 "settings": settings,
                 "judge": judges.DEFAULT,
                 "classes": names,
-                "device": f"{os.cpu_count()} cores, {runners.device_name('cpu')}",
+                "device": runners.machine(),
                 "versions": runners.versions(PACKAGES),
                 "figures": {each: figures[each] for each in CASES if each in figures},
             }
             write_json(file, record)
             (arguments.out / "conditions.md").write_text(table(record))
-            known: list[Any] = [pictures.Image.open(rows / _file(each)) for each in record["figures"]]
+            known: list[Any] = [pictures.Image.open(rows / runners.picture(each)) for each in record["figures"]]
             pictures.save(stacked(known), arguments.out / "conditions.png")
     print(table(record))
 
@@ -196,12 +195,8 @@ def table(record: dict[str, Any]) -> str:
         f"{record['judge']}, {COMPARED:,} samples of each class to as many test images. The classifier that judges is "
         f"right on {settings['classifier']:.1%} of the test images.",
         "",
-        "| | " + " | ".join(head for head, _ in COLUMNS.values()) + " |",
-        "|---" * (len(COLUMNS) + 1) + "|",
+        *runners.rows(record["figures"], COLUMNS),
     ]
-    for name, figures in record["figures"].items():
-        cells = [form.format(figures[key]) if key in figures else "" for key, (_, form) in COLUMNS.items()]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += ["", f"| class | {' | '.join(record['figures'])} |", "|---" * (1 + len(record["figures"])) + "|"]
     for number, name in enumerate(record["classes"]):
         of_each = [figures["frechet_of_each_class"].get(str(number)) for figures in record["figures"].values()]
@@ -211,11 +206,6 @@ def table(record: dict[str, Any]) -> str:
 
 def _floats(images: np.ndarray) -> np.ndarray:
     return images.astype(np.float32) / (255.0 if images.dtype == np.uint8 else 1.0)
-
-
-def _file(name: str) -> str:
-    """The file with a case's pictures."""
-    return f"{name.replace(', ', '-').replace(' ', '-')}.png"
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -91,18 +90,18 @@ def main() -> None:
             figures[name], made, samples = case(CASES[name], training, run, originals, arguments)
             print(name, json.dumps(figures[name]), flush=True)
             row = np.concatenate([made[:SHOWN], samples[:SHOWN]])
-            pictures.save(pictures.grid(row, columns=SHOWN), rows / _row(name))
+            pictures.save(pictures.grid(row, columns=SHOWN), rows / runners.picture(name))
             record: dict[str, Any] = {
                 "settings": settings,
                 "held_out": HELD_OUT,
                 "judge": judges.DEFAULT,
-                "device": f"{os.cpu_count()} cores, {runners.device_name('cpu')}",
+                "device": runners.machine(),
                 "versions": runners.versions(PACKAGES),
                 "figures": {each: figures[each] for each in CASES if each in figures},
             }
             write_json(file, record)
             (arguments.out / "photos.md").write_text(table(record))
-            known = [rows / _row(each) for each in record["figures"]]
+            known = [rows / runners.picture(each) for each in record["figures"]]
             picture = stacked([pictures.grid(originals[:SHOWN], columns=SHOWN), *map(Image.open, known)])
             pictures.save(picture, arguments.out / "photos.png")
     print(table(record))
@@ -167,18 +166,9 @@ def table(record: dict[str, Any]) -> str:
         f"{settings['image_size']}, {settings['photos']:,} photos; figures on {record['held_out']:,} others, by "
         f"{record['judge']}.",
         "",
-        "| | " + " | ".join(head for head, _ in COLUMNS.values()) + " |",
-        "|---" * (len(COLUMNS) + 1) + "|",
+        *runners.rows(record["figures"], COLUMNS),
     ]
-    for name, figures in record["figures"].items():
-        cells = [form.format(figures[column]) for column, (_, form) in COLUMNS.items()]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def _row(name: str) -> str:
-    """The file with a case's pictures."""
-    return f"{name.replace(', ', '-').replace(' ', '-')}.png"
 
 
 if __name__ == "__main__":

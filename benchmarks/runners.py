@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
@@ -146,6 +146,25 @@ def peak_mib() -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
+
+
+def machine() -> str:
+    """What a benchmark on the CPU ran on."""
+    return f"{os.cpu_count()} cores, {device_name('cpu')}"
+
+
+def rows(figures: Mapping[str, Mapping[str, Any]], columns: Mapping[str, tuple[str, str]]) -> list[str]:
+    """Figures as the lines of a Markdown table, a row for each case; of columns by key, heads and formats."""
+    lines = ["| | " + " | ".join(head for head, _ in columns.values()) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, found in figures.items():
+        cells = [form.format(found[key]) if key in found else "" for key, (_, form) in columns.items()]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def picture(name: str) -> str:
+    """The file with a case's pictures."""
+    return f"{name.replace(', ', '-').replace(' ', '-')}.png"
 
 
 def versions(names: Iterable[str]) -> dict[str, str]:

@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for sizes.json and .md")
     arguments = parser.parse_args()
     record: dict[str, Any] = {
-        "device": f"{os.cpu_count()} cores, {runners.device_name('cpu')}",
+        "device": runners.machine(),
         "versions": runners.versions(PACKAGES),
         "minutes": arguments.minutes,
         "cases": [],

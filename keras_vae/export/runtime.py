@@ -113,8 +113,8 @@ class Decoder(_Images):
         Any number of threads may call it at once.
 
         Raises:
-            ExportError: (a ValueError) latents of another size, that are not numbers, or not finite.
-            InputError: (a ValueError) a condition that the model does not know.
+            ExportError: (a ValueError) latents of another size, that are not numbers, or not finite, or a condition
+                that the model does not know.
         """
         return self._run(z, condition)
 
@@ -148,8 +148,8 @@ class Generator(_Images):
         Any number of threads may call it at once.
 
         Raises:
-            ExportError: (a ValueError) noise of another size, that is not numeric, or not finite.
-            InputError: (a ValueError) a condition that the model does not know.
+            ExportError: (a ValueError) noise of another size, that is not numeric, or not finite, or a condition that
+                the model does not know.
         """
         return self._run(noise, condition)
 
@@ -165,8 +165,7 @@ class Generator(_Images):
             condition: as `Decoder.decode`.
 
         Raises:
-            ExportError: a count below 1, or a seed below 0.
-            InputError: (a ValueError) a condition that the model does not know.
+            ExportError: a count below 1, a seed below 0, or a condition that the model does not know.
         """
         return self.generate(temperature * latents.draw(count, self.latent_dim, seed), condition)
 

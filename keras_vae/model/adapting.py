@@ -82,7 +82,8 @@ class AdaptiveModel(CheckedModel):
                 if self.condition is None:
                     yield found
                 else:
-                    yield found, conditioning.rows(self.condition, conditioning.labels_of(batch)[:left], len(found))
+                    known = conditioning.needed(batch, self.condition)[:left]
+                    yield found, conditioning.rows(self.condition, known, len(found))
                 left -= len(found)
                 if not left:
                     return

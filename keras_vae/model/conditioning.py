@@ -28,6 +28,18 @@ def labels_of(data: Any) -> Any:
     return None
 
 
+def needed(data: Any, condition: Condition) -> Any:
+    """As `labels_of`.
+
+    Raises:
+        InputError: the batch says nothing of its images.
+    """
+    labels = labels_of(data)
+    if labels is None:
+        raise missing(condition)
+    return labels
+
+
 def missing(condition: Condition) -> InputError:
     """What is said of images that come without what a model is conditional on."""
     what = "class" if condition.exclusive else "attributes"

@@ -82,7 +82,7 @@ class GenerativeModel(AdaptiveModel):
         elif hasattr(images, "shape"):
             images = pipelines.of_array(images if labels is None else (images, np.asarray(labels)), KERAS_BATCH)
         encoded = encode(self, images, limit=limit, seed=seed, description="encoding for the prior")
-        known = (encoded.conditions, encoded.unknown, self.condition is not None and self.condition.exclusive)
+        known = (encoded.conditions, encoded.unknown, self.condition)
         self.set_prior(priors.fit(encoded.mean, encoded.log_var, seed, steps, *known))
 
     # Unusual images --------------------------------------------------------------------------

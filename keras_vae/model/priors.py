@@ -16,9 +16,10 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from keras_vae.model.conditioning import partly_unknown
+from keras_vae.model import conditioning
 from keras_vae.model.distributions import DiagonalGaussian
 from keras_vae.support import progress
+from keras_vae.support.conditions import Condition
 from keras_vae.support.errors import InputError, check_count
 from keras_vae.support.keras_defaults import keras_defaults
 
@@ -281,7 +282,7 @@ def fit(
     steps: int = STEPS,
     conditions: np.ndarray | None = None,
     unknown: tuple[np.ndarray, np.ndarray] | None = None,
-    exclusive: bool = False,
+    condition: Condition | None = None,
 ) -> FlowMatchingPrior:
     """A prior fitted to codes: draws from the posteriors of training images.
 
@@ -292,7 +293,7 @@ def fit(
         conditions: of the images of a conditional model, float32 (images, condition_dim); some are left out in each
             step, as in the model's training.
         unknown: means and log-variances of the same images when nothing is known of them.
-        exclusive: whether they are classes.
+        condition: of the model; these three go together.
 
     Raises:
         InputError: codes that are not finite.
@@ -300,7 +301,7 @@ def fit(
     count, latent_dim = mean.shape
     if unknown is not None:  # behind those of known images, in the same order
         mean, log_var = (np.concatenate(each) for each in zip((mean, log_var), unknown, strict=True))
-    prior = gaussian(mean, log_var, 0 if conditions is None else conditions.shape[1])
+    prior = gaussian(mean, log_var, 0 if condition is None else len(condition))
     steps = min(steps, EPOCHS * count // BATCH)
     first = np.random.default_rng(seed)
     for kernel in (prior.first, prior.time, *(each for block in prior.between for each in block[::2])):
@@ -324,11 +325,11 @@ def fit(
 
     @tf.function(autograph=False, jit_compile=True)
     def step() -> tf.Tensor:
-        rows, condition = draws.uniform((BATCH,), maxval=count, dtype=tf.int64), None
-        if conditions is not None and unknown is not None:
-            chances = draws.normal((BATCH, 1 if exclusive else 1 + conditions.shape[1]))
-            condition = partly_unknown(tf.gather(conditions, rows), chances)
-            rows += tf.where(tf.reduce_all(condition == 0.0, axis=1), tf.constant(count, tf.int64), 0)
+        rows, known = draws.uniform((BATCH,), maxval=count, dtype=tf.int64), None
+        if condition is not None:
+            chances = draws.normal((BATCH, conditioning.draws(condition)))
+            known = conditioning.partly_unknown(tf.gather(conditions, rows), chances)
+            rows += tf.where(tf.reduce_all(known == 0.0, axis=1), tf.constant(count, tf.int64), 0)
         spread = tf.gather(deviations, rows) * draws.normal((BATCH, latent_dim))
         codes = tf.gather(means, rows) + tf.matmul(spread, to_axes)
         noise = draws.normal((BATCH, latent_dim))
@@ -336,7 +337,7 @@ def fit(
         t = tf.sqrt((places + draws.uniform((BATCH, 1))) / BATCH)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([weight.value for weight in weights])
-            error = prior.velocity(t * codes + (1.0 - t) * noise, t, condition) - (codes - noise)
+            error = prior.velocity(t * codes + (1.0 - t) * noise, t, known) - (codes - noise)
             loss = tf.reduce_mean(axis_weights * tf.square(error))
         optimizer.apply(tape.gradient(loss, [weight.value for weight in weights]), weights)
         return loss

@@ -213,8 +213,9 @@ class Scorer:
             raise InputError(f"features={judge.name!r} compares no images: choose another network, or leave it out")
         self.vae, self.judge = vae, judge
         self._bound = Estimator(vae, draws, seed) if draws else None
-        encoder, decoder = (networks.without_condition(each) for each in (vae.encoder, vae.decoder))
-        look = look or Look(encoder, decoder, vae.prior)
+        if look is None:
+            encoder, decoder = (networks.without_condition(each) for each in (vae.encoder, vae.decoder))
+            look = Look(encoder, decoder, vae.prior)
         self._look = tf.function(look, jit_compile=vae.needs_xla, reduce_retracing=True, autograph=False)
 
     @keras_defaults()

@@ -69,6 +69,11 @@ class StatefulModel(keras.Model):
         return [variable for variable in found if id(variable) not in given]
 
     @property
+    def condition_dim(self) -> int:
+        """Numbers in a condition; 0 of a model without conditions."""
+        return 0 if self.condition is None else len(self.condition)
+
+    @property
     def prior(self) -> priors.Prior:
         """Where latents come from: a map from standard normal noise to them, and its density.
 
@@ -89,9 +94,10 @@ class StatefulModel(keras.Model):
             raise InputError(f"prior={prior!r}: give a prior of keras_vae.priors")
         if prior.latent_dim != self.latent_dim:
             raise InputError(f"the prior has {prior.latent_dim} latents, and the model {self.latent_dim}")
-        own = len(self.condition or ())
-        if isinstance(prior, priors.FlowMatchingPrior) and prior.condition_dim != own:
-            raise InputError(f"the prior takes conditions of {prior.condition_dim} numbers, and the model of {own}")
+        if isinstance(prior, priors.FlowMatchingPrior) and prior.condition_dim != self.condition_dim:
+            raise InputError(
+                f"the prior takes conditions of {prior.condition_dim} numbers, and the model of {self.condition_dim}"
+            )
         self._prior.item = prior
 
     def save_own_variables(self, store: Any) -> None:
@@ -111,7 +117,7 @@ class StatefulModel(keras.Model):
         self.set_prior(priors.StandardNormal(self.latent_dim))
         if "prior" in store.keys():  # noqa: SIM118 - Keras loads its weights next
             width, blocks = (int(size) for size in np.array(store["prior"]))
-            self.set_prior(priors.FlowMatchingPrior(self.latent_dim, width, blocks, len(self.condition or ())))
+            self.set_prior(priors.FlowMatchingPrior(self.latent_dim, width, blocks, self.condition_dim))
 
     @contextmanager
     def _unchanged_on_failure(self) -> Iterator[None]:

@@ -116,7 +116,7 @@ class VAE(GenerativeModel):
             self.network_options,
             encoder,
             decoder,
-            len(self.condition or ()),
+            self.condition_dim,
         )
         self.seed = seed
         self.initial_beta = check_weight("beta", beta)
@@ -237,6 +237,8 @@ class VAE(GenerativeModel):
 
     @keras_internals.freed_with_its_model
     def train_step(self, data: Any) -> dict[str, Any]:
+        if self.condition is not None:
+            conditioning.needed(data, self.condition)
         images, condition, images_fine = self._noted(data)
         images = replicas.at_least_one(replicas.one_for_each(images))
         before = [tf.identity(each) for each in self._moved_without_gradient()]

@@ -126,7 +126,7 @@ class EpochPictures(keras.callbacks.Callback):
             np.concatenate([keras.ops.convert_to_numpy(getattr(each, name)) for each in found])
             for name in ("mean", "log_var")
         )
-        return priors.gaussian(mean, log_var, len(self.model.condition or ()))
+        return priors.gaussian(mean, log_var, self.model.condition_dim)
 
 
 class Checkpoints(keras.callbacks.Callback):

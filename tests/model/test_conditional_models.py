@@ -266,6 +266,11 @@ def test_wrong_labels_are_one_line(
             vae.fit(*data, verbose=0)
         assert message in str(refused.value)
         assert "\n" not in str(refused.value)
+    # What a generator lacks shows when it is asked for a batch.
+    with pytest.raises(InputError, match="this model is trained on images with their class"):
+        vae.fit(((images,) for _ in range(2)), steps_per_epoch=2, verbose=0)
+    with pytest.raises(InputError, match="this model is trained on images with their class"):
+        VAE(**SMALL, network="ppca", condition=CLASSES).adapt(iter([images]))
     for weight, value in zip(vae.weights, before, strict=True):
         np.testing.assert_array_equal(weight.numpy(), value)
     with pytest.raises(InputError, match="no class 'boot': this model knows 0, 1, 2"):
@@ -288,7 +293,7 @@ def test_a_prior_of_known_codes() -> None:
     mean = (rng.standard_normal((2000, 2)) * 0.7 + 4.0 * labels[:, None] - 2.0).astype(np.float32)
     conditions = np.eye(2, dtype=np.float32)[labels]
     log_var = np.full_like(mean, -6.0)
-    prior = priors.fit(mean, log_var, 0, 700, conditions, (mean, log_var), exclusive=True)
+    prior = priors.fit(mean, log_var, 0, 700, conditions, (mean, log_var), Condition.of(2))
     noise = rng.standard_normal((500, 2), np.float32)
     for number, place in ((0, -2.0), (1, 2.0)):
         codes = np.asarray(prior(noise, np.eye(2, dtype=np.float32)[[number] * 500]))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import json
 import os
+import selectors
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,13 @@ from selenium.webdriver.support.ui import WebDriverWait
 WEB = Path(__file__).resolve().parents[1] / "export" / "web"
 FILES = (
     "decoder.mjs",
-    "conditions.mjs",
+    "encoder.mjs",
     "scorer.mjs",
+    "conditions.mjs",
+    "browser.mjs",
+    "pages.css",
+    "score.html",
+    "score.mjs",
     "decode.mjs",
     "page.mjs",
     "serve.mjs",
@@ -70,6 +77,21 @@ def kit(bare_kit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(f"npm ci failed: {done.stderr}")
     assert done.returncode == 0, done.stderr
     return kit
+
+
+@contextmanager
+def serving(*arguments: object) -> Iterator[str]:
+    """The address of the kit's server, run with these arguments."""
+    command = [tool("node"), *map(str, arguments), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            with selectors.DefaultSelector() as selector:
+                selector.register(server.stdout, selectors.EVENT_READ)
+                assert selector.select(timeout=30), "the server did not start"
+            yield server.stdout.readline().split()[0]
+        finally:
+            server.terminate()
 
 
 class Page:

@@ -2,33 +2,56 @@
 
 import { construct, DecoderError, inTurn } from "./decoder.mjs";
 
-export class Encoder {
+/** What encoders and scorers have in common: a picture in, several tensors out. Of a class there are: */
+export class OfPictures {
+  static kind = ""; // what messages call it
+  static outputs = [];
   #ort;
   #session;
 
   /**
-   * Reads an encoder.
+   * Reads one.
    *
    * @param ort as for `Decoder.load`.
    * @param source as for `Decoder.load`.
-   * @returns {Promise<Encoder>}
-   * @throws {DecoderError} the file is missing, damaged, or no encoder.
+   * @throws {DecoderError} the file is missing, damaged, or something else.
    */
   static load(ort, source, options = {}) {
-    return construct(ort, source, options, () => Encoder);
+    return construct(ort, source, options, () => this);
   }
 
-  /** Use `Encoder.load`. */
+  /** Use `load`. */
   constructor(ort, session, name) {
-    const names = [...session.inputNames, ...[...session.outputNames].sort()];
-    if (names.join() !== "image,log_var,mean") {
-      throw new DecoderError(`${name} is not an encoder: it has ${names.join(", ")} where one has image, mean and log_var`);
+    const { kind, outputs } = this.constructor;
+    const names = [...session.inputNames, ...session.outputNames];
+    if (String(session.inputNames) !== "image" || String([...session.outputNames].sort()) !== String([...outputs].sort())) {
+      const wanted = ["image", ...outputs.slice(0, -1)].join(", ");
+      throw new DecoderError(`${name} is not ${kind}: it has ${names.join(", ")} where one has ${wanted} and ${outputs.at(-1)}`);
     }
     this.#ort = ort;
     this.#session = session;
     /** [height, width, channels] */
     this.imageShape = session.inputMetadata[0].shape.slice(1);
   }
+
+  /** All tensors of a picture, by name. */
+  async run(pixels) {
+    const size = this.imageShape.reduce((one, other) => one * other);
+    if (pixels.length !== size) throw new DecoderError(`the picture has ${pixels.length} values: give ${size}`);
+    if (!pixels.every(Number.isFinite)) throw new DecoderError("the picture has values that are not finite numbers");
+    const image = new this.#ort.Tensor("float32", pixels, [1, ...this.imageShape]);
+    return inTurn(() => this.#session.run({ image }));
+  }
+
+  /** Frees its memory: it can compute nothing more. */
+  async release() {
+    await inTurn(() => this.#session.release());
+  }
+}
+
+export class Encoder extends OfPictures {
+  static kind = "an encoder";
+  static outputs = ["mean", "log_var"];
 
   /**
    * The mean of a picture's latents.
@@ -37,10 +60,7 @@ export class Encoder {
    * @returns {Promise<Float32Array>}
    */
   async encode(pixels) {
-    const size = this.imageShape.reduce((one, other) => one * other);
-    if (pixels.length !== size) throw new DecoderError(`the picture has ${pixels.length} values: give ${size}`);
-    const image = new this.#ort.Tensor("float32", pixels, [1, ...this.imageShape]);
-    return (await inTurn(() => this.#session.run({ image }))).mean.data;
+    return (await this.run(pixels)).mean.data;
   }
 }
 

@@ -8,8 +8,9 @@
  * decoded as those; the samples to pick from are drawn anew, of the same noise.
  */
 
+import { paint, startRuntime } from "./browser.mjs";
 import { chosen, menusOf, offer } from "./conditions.mjs";
-import { Decoder, DecoderError, Prior, toRGBA } from "./decoder.mjs";
+import { Decoder, DecoderError, Prior } from "./decoder.mjs";
 import { Encoder, pixelsOf } from "./encoder.mjs";
 
 const RUNTIME = new URL("./ort/", import.meta.url);
@@ -220,9 +221,7 @@ async function load(name) {
 
 async function begin() {
   const about = await load("explorer.json");
-  const ort = await import(new URL("ort.wasm.bundle.min.mjs", RUNTIME));
-  ort.env.wasm.wasmPaths = { wasm: new URL("ort-wasm-simd-threaded.wasm", RUNTIME).href };
-  ort.env.wasm.numThreads = crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency) : 1;
+  const ort = await startRuntime(RUNTIME);
   [state.prior, state.decoder] = [await Prior.load(ort, "prior.onnx"), await Decoder.load(ort, "decoder.onnx")];
   state.about = about;
   offer(at("condition"), state.decoder.condition);
@@ -276,12 +275,6 @@ function press(index) {
   for (const button of at("grid").querySelectorAll("button")) {
     button.setAttribute("aria-pressed", String(index !== null && Number(button.dataset.index) === index));
   }
-}
-
-function paint(canvas, images, index = 0) {
-  const { data, width, height } = toRGBA(images, index);
-  Object.assign(canvas, { width, height });
-  canvas.getContext("2d").putImageData(new ImageData(data, width, height), 0, 0);
 }
 
 function say(text) {

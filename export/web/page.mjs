@@ -1,11 +1,9 @@
 /** The page: a generator, a grid of its samples, and one image large. A decoder does too, whose latents are drawn. */
 
+import { paint, startRuntime } from "./browser.mjs";
 import { chosen, offer } from "./conditions.mjs";
-import { DecoderError, load, toRGBA } from "./decoder.mjs";
+import { DecoderError, load } from "./decoder.mjs";
 
-// Where onnxruntime-web's two files lie: change this line where you serve them from another folder.
-const RUNTIME = new URL("./node_modules/onnxruntime-web/dist/", import.meta.url);
-const START_MS = 60_000; // the runtime is a download of 14 MB
 const BATCH = 8; // images computed between two repaints of the page
 
 /** What is on the page: the model and what to call it, the grid's seed and drawn rows, the large image's row. */
@@ -129,24 +127,6 @@ function savePNG() {
 
 // ---------------------------------------------------------------- how
 
-let runtime;
-
-function startRuntime() {
-  runtime ??= import(new URL("ort.wasm.bundle.min.mjs", RUNTIME)).then(
-    (ort) => {
-      ort.env.wasm.wasmPaths = { wasm: new URL("ort-wasm-simd-threaded.wasm", RUNTIME).href };
-      // Threads share memory, which browsers allow to isolated pages alone.
-      ort.env.wasm.numThreads = crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency) : 1;
-      ort.env.wasm.initTimeout = START_MS;
-      return ort;
-    },
-    (error) => {
-      throw new Error(`onnxruntime-web is not at ${RUNTIME}: npm ci --ignore-scripts installs it`, { cause: error });
-    },
-  );
-  return runtime;
-}
-
 const latest = {};
 
 /** Does a piece of work and shows its error; a newer one of its kind makes it stale, and its error nobody's concern. */
@@ -162,12 +142,6 @@ async function attempt(kind, work) {
 }
 
 const repaint = () => new Promise((resolve) => setTimeout(resolve));
-
-function paint(canvas, images, index = 0) {
-  const { data, width, height } = toRGBA(images, index);
-  Object.assign(canvas, { width, height });
-  canvas.getContext("2d").putImageData(new ImageData(data, width, height), 0, 0);
-}
 
 function emptyGrid(count, [height, width]) {
   const canvas = () => Object.assign(document.createElement("canvas"), { width, height });

@@ -10,12 +10,14 @@ import { parseArgs } from "node:util";
 
 const USAGE = `usage: node serve.mjs [MODEL.onnx] [--port N] [--host ADDRESS]
 
-MODEL.onnx  served as generator.onnx, the one the page loads; without it, generator.onnx of this folder
+MODEL.onnx  served as generator.onnx, which the page loads, and as scorer.onnx, which score.html does; without it,
+            those of this folder
 --port      default 8000; 0 takes a free one
 --host      default 127.0.0.1, which no other machine reaches`;
 
 const ROOT = import.meta.dirname;
 const TYPES = {
+  ".css": "text/css; charset=utf-8",
   ".html": "text/html; charset=utf-8",
   ".js": "text/javascript; charset=utf-8",
   ".mjs": "text/javascript; charset=utf-8",
@@ -56,7 +58,7 @@ function fileOf(address, model) {
   } catch {
     return undefined; // no address, or no UTF-8
   }
-  if (name === "/generator.onnx" && model) return model;
+  if (model && (name === "/generator.onnx" || name === "/scorer.onnx")) return model;
   const file = path.join(ROOT, name === "/" ? "index.html" : name);
   return file.startsWith(ROOT + path.sep) && !file.includes("\0") ? file : undefined;
 }

@@ -7,21 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from keras_vae import networks
 from keras_vae._version import __version__
 from keras_vae.export import triton
-from keras_vae.export.artifact import check_target, float32_copy, keras_runner
-from keras_vae.export.errors import ExportError, MissingRuntimeError
-from keras_vae.export.formats import FORMATS, OUTPUTS, PARTS
-from keras_vae.export.generator import compose
-from keras_vae.export.verify import TOLERANCE, Report, joined
-from keras_vae.export.verify import verify as compare
+from keras_vae.export.artifact import check_target
+from keras_vae.export.formats import FORMATS, PARTS
 from keras_vae.latents.directions import AttributeVectors
 from keras_vae.model.scoring import USUAL
 from keras_vae.runs.folder import VECTORS_FILE
-from keras_vae.runs.opening import BATCH, Model, check_exists, open_model
+from keras_vae.runs.opening import BATCH, Model, open_model
 from keras_vae.runs.run_images import data_of
 from keras_vae.support.errors import InputError
 from keras_vae.support.files import write_aside
@@ -73,7 +67,7 @@ def export(
     model = open_model(path)
     if model.vae is None:
         raise InputError(f"{path} is exported already: copy it, or give a run or .keras file")
-    folder = out or _export_folder(model)
+    folder = out or export_folder(model)
     if folder is None:
         raise InputError(f"{path} is not a run, which has a folder for exports: give --out")
     written = dict.fromkeys(name if name != TRITON else "onnx" for name in formats)
@@ -158,10 +152,10 @@ def place(
     if not FORMATS[format].ending:
         return str(version)
     found = Path(FORMATS[format].place_of(part))
-    return ".".join((found.stem, *_unusual(precision, output))) + found.suffix
+    return ".".join((found.stem, *unusual(precision, output))) + found.suffix
 
 
-def _unusual(*types: str) -> list[str]:
+def unusual(*types: str) -> list[str]:
     return [each for each in types if each != "float32"]
 
 
@@ -174,183 +168,8 @@ def size(path: Path) -> int:
     return path.stat().st_size + (second.stat().st_size if second != path and second.is_file() else 0)
 
 
-def verify(path: Path, artifacts: list[Path]) -> dict[str, Any]:
-    """Compares exported decoders with a model, and with what was exported.
-
-    Args:
-        path: any MODEL.
-        artifacts: other MODELs; by default those that `export` wrote to the run.
-
-    Returns:
-        What `keras_vae.export.verify.Report.to_json` returns, and `artifacts`: for each its `path`, `format`,
-        `precision`, `output`, `bytes`, whether its `checksum` is right (None without one), and the `problem` with it,
-        or None. If the runtime of one of the run's own is not installed, `skipped` says so. `passed` is for all
-        together.
-
-    Raises:
-        InputError: there is no model, nothing to compare it with, or the decoders differ in size.
-    """
-    model = open_model(path)
-    folder = _export_folder(model)
-    own = not artifacts
-    if own and folder is not None:
-        artifacts = _present(folder)
-    if not artifacts:
-        raise InputError(f"nothing to compare {path} with: name exported decoders, or export it first")
-    weights = "" if model.vae is None else model.vae.fingerprint()
-    opened: list[Model] = []
-    checks: list[dict[str, Any]] = []
-    for artifact in artifacts:
-        check: dict[str, Any] = {
-            "path": str(artifact),
-            "format": None,
-            "precision": None,
-            "output": None,
-            "bytes": None,
-            "checksum": None,
-            "problem": None,
-            "skipped": None,
-        }
-        checks.append(check)
-        check_exists(artifact, whole=False)
-        check["bytes"] = size(artifact)
-        try:
-            other = open_model(_decoder_of(artifact))
-        except MissingRuntimeError as error:
-            if not own:
-                raise
-            check["skipped"] = str(error)
-            continue
-        except ExportError as error:
-            check |= {"checksum": False, "problem": str(error)}
-            continue
-        opened.append(other)
-        check |= {
-            "format": other.kind,
-            "precision": _precision(other),
-            "output": _output(other),
-            "checksum": True if other.metadata else None,
-            "problem": _wrong_metadata(model, weights, other, own),
-        }
-    models = _labelled([model, *opened])
-    _check_sizes(models)
-    precisions = {name: _precision(other) for name, other in models.items()}
-    reports = []
-    for runner_of in (_decoder_of_model, _generator_of_model):
-        runners = {name: runner_of(other) for name, other in models.items()}
-        found = {name: run for name, run in runners.items() if run is not None}
-        if len(found) > 1 and next(iter(found)) == next(iter(models)):
-            reports.append(compare(found, model.latent_dim, precisions=precisions, condition=model.condition))
-    if not reports and opened:
-        raise InputError(
-            f"{path} has no part in common with them: compare decoders with decoders, generators with generators"
-        )
-    report = joined(reports) if reports else Report((), TOLERANCE, 0)
-    passed = report.passed and all(check["problem"] is None for check in checks)
-    return {**report.to_json(), "artifacts": checks, "passed": passed}
-
-
-def _present(folder: Path) -> list[Path]:
-    """The artifacts in an export folder."""
-    versions = sorted((path for path in folder.glob("*") if path.name.isdecimal()), key=lambda path: int(path.name))
-    names = [
-        place(name, precision, output, part=part)
-        for name, each in FORMATS.items()
-        if each.ending
-        for part in PARTS
-        for precision in each.precisions
-        for output in OUTPUTS
-    ]
-    repository = sorted(path for path in (folder / TRITON).glob("*") if not path.name.startswith("."))
-    return [*versions, *(folder / name for name in names if (folder / name).exists()), *repository]
-
-
-def _is_tritons(path: Path) -> bool:
-    return (path / "1" / triton.MODEL).is_file()
-
-
-def _decoder_of(path: Path) -> Path:
-    """The ONNX file of a Triton model folder; any other path as it is.
-
-    Raises:
-        ExportError: Triton's configuration does not fit the file.
-    """
-    if not _is_tritons(path):
-        return path
-    triton.check(path)
-    return path / "1" / triton.MODEL
-
-
-def _precision(model: Model) -> str:
-    return model.metadata.get("precision", "float32")
-
-
-def _output(model: Model) -> str:
-    return model.metadata.get("output", "float32")
-
-
-def _wrong_metadata(model: Model, weights: str, other: Model, own: bool) -> str | None:
-    """What is wrong with an artifact's metadata, given the model's fingerprint, if it has one; None if nothing is."""
-    if own and not other.metadata:
-        return "it has lost its metadata and checksums: export it again"
-    wanted, found = (each.get("run_id", "") for each in (model.config, other.metadata))
-    if wanted and found and wanted != found:
-        return f"it was exported from the run {found}, and this one is {wanted}: export it again"
-    if own and weights and other.metadata.get("model", weights) != weights:
-        return "it was exported from other weights, before the model was trained further: export it again"
-    return None
-
-
-def _check_sizes(models: dict[str, Model]) -> None:
-    """Raises InputError if a decoder's latents, conditions or images differ in size from the first one's."""
-    first = next(iter(models.values()))
-    for other in models.values():
-        if other.latent_dim != first.latent_dim:
-            raise InputError(
-                f"{other.path} decodes {other.latent_dim} latents and {first.path} {first.latent_dim}: "
-                "give decoders of the same model"
-            )
-        if other.condition != first.condition:
-            raise InputError(f"{other.path} and {first.path} have other conditions: give decoders of the same model")
-    z = np.zeros((1, first.latent_dim), np.float32)
-    images = {name: (other.decode if other.decoder else other.generate)(z) for name, other in models.items()}
-    sizes = {name: "x".join(map(str, made.shape[1:])) for name, made in images.items()}
-    if len(set(sizes.values())) > 1:
-        shown = ", ".join(f"{name} {size}" for name, size in sizes.items())
-        raise InputError(f"the images differ in size ({shown}): give decoders of the same model")
-
-
-def _labelled(models: list[Model]) -> dict[str, Model]:
-    """Models by label: their kind and precision, with the path if that is not unique."""
-    kinds = ["keras" if model.vae is not None else model.kind for model in models]
-    kinds = [f"{kind} generator" if model.decoder is None else kind for kind, model in zip(kinds, models, strict=True)]
-    names = [
-        " ".join((kind, *_unusual(_precision(model), _output(model))))
-        for kind, model in zip(kinds, models, strict=True)
-    ]
-    labels = [
-        name if names.count(name) == 1 else f"{name} {model.path}" for name, model in zip(names, models, strict=True)
-    ]
-    labelled = dict(zip(labels, models, strict=True))
-    if len(labelled) < len(models):
-        raise InputError("the same model was given twice: name another to compare it with")
-    return labelled
-
-
-def _export_folder(model: Model) -> Path | None:
+def export_folder(model: Model) -> Path | None:
     return model.path / EXPORT_FOLDER if model.kind == "run" else None
-
-
-def _decoder_of_model(model: Model) -> Any:
-    """What exported decoders must equal: the Keras decoder in float32, in whatever precision it was trained."""
-    return model.decoder if model.vae is None else keras_runner(float32_copy(model.vae.decoder))
-
-
-def _generator_of_model(model: Model) -> Any:
-    """The same for generators."""
-    if model.vae is None:
-        return model.generator
-    return keras_runner(compose(float32_copy(model.vae.decoder), model.vae.prior))
 
 
 def _usual(model: Model) -> Any:

@@ -25,7 +25,7 @@ from keras_vae.runs.opening import Model, open_model
 from keras_vae.support.errors import InputError
 from keras_vae.support.files import replace
 
-PAGE = ("explore.html", "explore.mjs", "conditions.mjs", "decoder.mjs", "encoder.mjs")
+PAGE = ("explore.html", "pages.css", "explore.mjs", "browser.mjs", "conditions.mjs", "decoder.mjs", "encoder.mjs")
 RUNTIME = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 RUNTIME_FOLDER = "ort"
 ABOUT = "explorer.json"

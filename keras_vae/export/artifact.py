@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from keras_vae.export.errors import ExportError, VerificationError
 from keras_vae.export.files import aside, check_parent
 from keras_vae.export.formats import CONDITION, FORMATS, PRECISIONS, Runner, check_output, format_of, open_artifact
 from keras_vae.export.generator import as_inputs, compose, inputs_of
+from keras_vae.export.on_images import TOLERANCE, difference, of_encoder, of_scorer
 from keras_vae.export.output import with_output
 from keras_vae.export.verify import Report, Rows, joined, verify
-from keras_vae.export.writers import saved_model
 from keras_vae.support import keras_internals
 from keras_vae.support.files import replace
 from keras_vae.support.keras_defaults import keras_defaults
@@ -102,10 +102,11 @@ def export_decoder(
             or any(run(*none).dtype != output for _, run in models if run is not None)
         ):
             raise VerificationError(f"{path} was not written: the new artifact differs from Keras: {report.summary()}")
-        if "encoder" in options:
-            _verify_encoder(options["encoder"], opened.encode, path)
-        if scorer is not None:
-            _verify_scorer(scorer, opened.score, path)
+        for part, run, reference in (("encoder", opened.encode, of_encoder), ("scorer", opened.score, of_scorer)):
+            if part in options:
+                assert run is not None
+                if not (found := difference(run, reference(options[part]), image_shape)) <= TOLERANCE:
+                    raise VerificationError(f"{path} was not written: its {part} differs from Keras by {found:.2g}")
         del opened, models  # some systems cannot rename open files
         replace(new, path)
     return report
@@ -227,40 +228,3 @@ def keras_runner(decoder: keras.Model) -> Runner:
         return np.asarray(keras.ops.convert_to_numpy(decoder(as_inputs(rows), training=False)))
 
     return run
-
-
-@true_float32()
-def _verify_encoder(encoder: keras.Model, encode: Runner | None, path: Path) -> None:
-    """Compares the exported encoder with Keras's on noise images, in batches of 1 and 7.
-
-    Raises:
-        VerificationError: they differ.
-    """
-    assert encode is not None
-    rng = np.random.default_rng(0)
-    for batch in (1, 7):
-        images = rng.uniform(size=(batch, *encoder.input_shape[1:])).astype(np.float32)
-        expected = np.stack(
-            [keras.ops.convert_to_numpy(each) for each in saved_model.mean_and_log_var(encoder, images)], axis=1
-        )
-        if not np.allclose(encode(images), expected, rtol=1e-4, atol=1e-4):
-            difference = np.abs(encode(images) - expected).max()
-            raise VerificationError(f"{path} was not written: its encoder differs from Keras by {difference:.2g}")
-
-
-@true_float32()
-def _verify_scorer(scorer: Any, score: Callable[[np.ndarray], dict[str, np.ndarray]] | None, path: Path) -> None:
-    """Compares the exported scorer with Keras's on noise images.
-
-    Raises:
-        VerificationError: they differ.
-    """
-    assert score is not None
-    rng = np.random.default_rng(0)
-    for batch in (1, 7):
-        images = rng.uniform(size=(batch, *scorer.image_shape)).astype(np.float32)
-        found = score(images)
-        wanted = {**scorer(images), "rank": scorer.rank(found["score"])}  # equal scores may have changed places
-        for name, values in wanted.items():
-            if not np.allclose(found[name], keras.ops.convert_to_numpy(values), rtol=1e-4, atol=1e-4):
-                raise VerificationError(f"{path} was not written: its scorer differs from Keras in {name}")

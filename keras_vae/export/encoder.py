@@ -8,19 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_vae.export.artifact import float32_copy
+from keras_vae.export.on_images import TOLERANCE, Run, difference, mean_and_log_var, of_encoder
 from keras_vae.export.runtime import CPU, Encoder
 from keras_vae.export.writers import onnx_graph
-from keras_vae.export.writers.onnx import check_file, converted_function, log1p, put, relative_difference, save
-from keras_vae.export.writers.saved_model import mean_and_log_var
+from keras_vae.export.writers.onnx import check_file, converted_function, log1p, put, save
 from keras_vae.support.keras_defaults import keras_defaults
-from keras_vae.support.true_float32 import true_float32
 
 OUTPUTS = ("mean", "log_var")
-TOLERANCE = 1e-4
-BATCH_SIZES = (1, 7)
 
 
 @keras_defaults()
@@ -45,16 +41,28 @@ def export_encoder(encoder: keras.Model, path: Path, metadata: Mapping[str, str]
     check_file(path)
     reference = float32_copy(encoder)
 
-    def difference(new: Path) -> float:
-        opened = Encoder(new, providers=[CPU])
-        return max(_difference(reference, opened, batch) for batch in BATCH_SIZES)
+    def write(new: Path, entries: Mapping[str, str]) -> None:
+        _write(reference, new, entries)
 
-    return put(path, "encoder", lambda new, entries: _write(reference, new, entries), difference, TOLERANCE, metadata)
+    def compare(new: Path) -> float:
+        return difference(opened(new)[0], of_encoder(reference), reference.input_shape[1:])
+
+    return put(path, "encoder", write, compare, TOLERANCE, metadata)
+
+
+def opened(path: Path) -> tuple[Run, dict[str, str]]:
+    """An exported encoder as a function to arrays by name, on the CPU, and its metadata.
+
+    Raises:
+        ExportError: as `Encoder`.
+    """
+    encoder = Encoder(path, [CPU])
+    return lambda images: dict(zip(OUTPUTS, encoder.encode(images), strict=True)), encoder.metadata
 
 
 def _write(encoder: keras.Model, path: Path, metadata: Mapping[str, str]) -> None:
     def encode(image: Any) -> dict[str, Any]:
-        return dict(zip(OUTPUTS, mean_and_log_var(encoder, image), strict=True))
+        return mean_and_log_var(encoder, image)
 
     image_shape, latent_dim = encoder.input_shape[1:], _latent_dim(encoder)
     rows = dict.fromkeys(OUTPUTS, (latent_dim,))
@@ -66,10 +74,3 @@ def _write(encoder: keras.Model, path: Path, metadata: Mapping[str, str]) -> Non
 def _latent_dim(encoder: keras.Model) -> int:
     shapes: Any = encoder.output_shape
     return int((shapes["mean"] if isinstance(shapes, dict) else shapes[0])[-1])
-
-
-@true_float32()
-def _difference(encoder: keras.Model, opened: Encoder, batch: int) -> float:
-    images = np.random.default_rng(0).uniform(size=(batch, *encoder.input_shape[1:])).astype(np.float32)
-    pairs = zip(opened.encode(images), mean_and_log_var(encoder, images), strict=True)
-    return max(relative_difference(found, wanted) for found, wanted in pairs)

@@ -135,7 +135,7 @@ class Opened:
             `output`, for any batch; None of a generator alone. With a condition it takes rows of it too, float32
             (batch, names).
         generate: the same from standard normal noise; None of a decoder alone.
-        encode: from float32 images to float32 (batch, 2, latent_dim), means and log-variances, where it has an encoder.
+        encode: from float32 images to `mean` and `log_var`, float32 (batch, latent_dim), where it has an encoder.
         score: from float32 images to `score`, `rank`, `error_map` and `reconstruction`, where it has a scorer.
         metadata: what the exporter wrote into it; empty where something else wrote it.
         condition: what images can be asked for by; None of a model without conditions.
@@ -146,7 +146,7 @@ class Opened:
     image_shape: tuple[int, ...]
     decode: Runner | None = None
     generate: Runner | None = None
-    encode: Runner | None = None
+    encode: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None
     score: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None
     metadata: dict[str, str] = field(default_factory=dict)
     condition: Condition | None = None

@@ -11,9 +11,10 @@ import numpy as np
 from keras_vae.export import latents
 from keras_vae.export.conditional import condition_of, every_kind
 from keras_vae.export.formats import CONDITION, LATENTS, NOISE
+from keras_vae.export.on_images import relative_difference
 from keras_vae.export.runtime import CPU, Kind, open_session
 from keras_vae.export.writers import onnx_graph
-from keras_vae.export.writers.onnx import check_file, converted_prior, put, relative_difference, save
+from keras_vae.export.writers.onnx import check_file, converted_prior, put, save
 from keras_vae.support.conditions import Condition
 from keras_vae.support.keras_defaults import keras_defaults
 from keras_vae.support.true_float32 import true_float32

@@ -7,17 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from keras_vae.export.on_images import TOLERANCE, Run, difference, of_scorer
 from keras_vae.export.runtime import CPU, Scorer
 from keras_vae.export.scored import rows
 from keras_vae.export.writers import onnx_graph
-from keras_vae.export.writers.onnx import check_file, converted_function, log1p, put, relative_difference, save
+from keras_vae.export.writers.onnx import check_file, converted_function, log1p, put, save
 from keras_vae.support.keras_defaults import keras_defaults
-from keras_vae.support.true_float32 import true_float32
-
-TOLERANCE = 1e-4
-BATCH_SIZES = (1, 7)
 
 
 @keras_defaults()
@@ -53,16 +48,17 @@ def export_scorer(
         onnx_graph.tidy(model.graph, "scorer")
         save(model, new, {"image_shape": json.dumps(list(image_shape)), **entries})
 
-    @true_float32()
-    def difference(new: Path) -> float:
-        opened = Scorer(new, providers=[CPU])
-        found = []
-        for batch in BATCH_SIZES:
-            images = np.random.default_rng(0).uniform(size=(batch, *image_shape)).astype(np.float32)
-            made = opened.score(images)
-            # Two scores that are all but equal may change places: ranks are compared for what the file found.
-            wanted = {**score(images), "rank": score.rank(made.score)}
-            found += [relative_difference(values, wanted[name]) for name, values in made._asdict().items()]
-        return max(found)
+    def compare(new: Path) -> float:
+        return difference(opened(new)[0], of_scorer(score), image_shape)
 
-    return put(path, "scorer", write, difference, TOLERANCE, metadata)
+    return put(path, "scorer", write, compare, TOLERANCE, metadata)
+
+
+def opened(path: Path) -> tuple[Run, dict[str, str]]:
+    """An exported scorer as a function to arrays by name, on the CPU, and its metadata.
+
+    Raises:
+        ExportError: as `Scorer`.
+    """
+    scorer = Scorer(path, [CPU])
+    return lambda images: scorer.score(images)._asdict(), scorer.metadata

@@ -43,6 +43,7 @@ class Model:
         config: the configuration of the run that it is, or lies in; empty where there is none.
         metadata: what the exporter wrote into an exported decoder.
         condition: what images can be asked for by; None of a model without conditions.
+        encoder, scorer: of a SavedModel that has them, as `keras_vae.export.formats.Opened`; else None.
     """
 
     path: Path
@@ -54,6 +55,8 @@ class Model:
     config: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     condition: Condition | None = None
+    encoder: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None
+    scorer: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None
 
     @property
     def folder(self) -> Path:
@@ -160,8 +163,17 @@ def open_model(path: str | os.PathLike[str]) -> Model:
     check_exists(path, whole=False)
     if format_of(path) is not None:
         found = open_artifact(path)
-        parts = (found.decode, found.generate)
-        return Model(path, found.format, found.latent_dim, *parts, metadata=found.metadata, condition=found.condition)
+        return Model(
+            path,
+            found.format,
+            found.latent_dim,
+            found.decode,
+            found.generate,
+            metadata=found.metadata,
+            condition=found.condition,
+            encoder=found.encode,
+            scorer=found.score,
+        )
     if path.is_dir() and is_run(path):
         file = path / MODEL_FILE
         if not file.is_file():

@@ -7,13 +7,11 @@ import http.client
 import http.server
 import io
 import json
-import selectors
 import shutil
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -21,7 +19,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import onnx
 import pytest
-from browser import WEB, Page, tool
+from browser import WEB, Page, serving, tool
 from conditional import ATTRIBUTES, CLASSES, conditional_vae
 from PIL import Image
 from scipy import stats
@@ -453,21 +451,6 @@ def test_metadata_that_do_not_say_what_a_model_takes(conditional: dict[str, Path
 
 
 # ---------------------------------------------------------------- the server
-
-
-@contextmanager
-def serving(*arguments: object) -> Iterator[str]:
-    """The address of the kit's server, run with these arguments."""
-    command = [tool("node"), *map(str, arguments), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout is not None
-            with selectors.DefaultSelector() as selector:
-                selector.register(server.stdout, selectors.EVENT_READ)
-                assert selector.select(timeout=30), "the server did not start"
-            yield server.stdout.readline().split()[0]
-        finally:
-            server.terminate()
 
 
 @pytest.fixture(scope="module")

@@ -121,7 +121,7 @@ def verify(
     for each in (model, *(artifacts or [])):
         check_exists(each, whole=False)
     with printing.results(as_json, printing.verification) as show:
-        result = with_tensorflow("keras_vae.cli.deployment").verify(model, artifacts or [])
+        result = with_tensorflow("keras_vae.cli.verifying").verify(model, artifacts or [])
         show(result)
     if not result["passed"]:
         raise typer.Exit(1)

@@ -208,12 +208,6 @@ def converted_function(
     return model
 
 
-def relative_difference(found: Any, wanted: Any) -> float:
-    """The largest difference of two arrays, relative to wanted values whose magnitude is above 1."""
-    wanted = np.asarray(wanted)
-    return float((np.abs(np.asarray(found) - wanted) / np.maximum(1.0, np.abs(wanted))).max())
-
-
 def log1p(context: Any, node: Any, name: str, _: Any) -> None:
     """log(1 + x): tf2onnx 1.17 does not know it, and ONNX has no such operator. A handler, as it takes them."""
     one = context.make_const(f"{name}_one", np.array(1.0, np.float32)).output[0]

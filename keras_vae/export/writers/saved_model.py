@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from keras_vae.export.conditional import condition_of
 from keras_vae.export.errors import ExportError
 from keras_vae.export.formats import CONDITION, LATENTS, NOISE, TAKEN, Opened, in_order
 from keras_vae.export.generator import as_inputs, inputs_of
+from keras_vae.export.on_images import mean_and_log_var
 from keras_vae.export.output import to_uint8
 from keras_vae.export.writers import saved_model_warmup
 from keras_vae.export.writers.saved_model_constants import compute_weights_once
@@ -78,9 +80,10 @@ def write(
         if has_png:
             signatures["generate_png"] = _png_function(generate, _specs(decoder, NOISE))
     if encoder is not None:
-        signatures["encode"] = _encode_function(encoder)
+        encode = functools.partial(mean_and_log_var, encoder)
+        signatures["encode"] = _function_of_images(encode, encoder.input_shape[1:])
     if scorer is not None:
-        signatures["score"] = _score_function(scorer, decoder.output_shape[1:])
+        signatures["score"] = _function_of_images(scorer, decoder.output_shape[1:])
     tf.saved_model.save(module, str(path), signatures=signatures)
     saved_model_warmup.write(
         path / EXTRA / saved_model_warmup.FILE, _warmup_requests(decoder, encoder, list(signatures))
@@ -136,25 +139,9 @@ def _sample_function(decode: Any, prior: Any, specs: list[tf.TensorSpec]) -> Any
     return tf.function(sample, input_signature=[*scalars, *alone], autograph=False)
 
 
-def _encode_function(encoder: keras.Model) -> Any:
-    spec = tf.TensorSpec((None, *encoder.input_shape[1:]), tf.float32, name="image")
-
-    def encode(image: tf.Tensor) -> dict[str, tf.Tensor]:
-        mean, log_var = _with_empty_batches(lambda image: mean_and_log_var(encoder, image), image)
-        return {"mean": mean, "log_var": log_var}
-
-    return tf.function(encode, input_signature=[spec], autograph=False)
-
-
-def _score_function(scorer: Any, image_shape: tuple[int, ...]) -> Any:
+def _function_of_images(run: Callable[[tf.Tensor], dict[str, tf.Tensor]], image_shape: tuple[int, ...]) -> Any:
     spec = tf.TensorSpec((None, *image_shape), tf.float32, name="image")
-    return tf.function(lambda image: _with_empty_batches(scorer, image), input_signature=[spec], autograph=False)
-
-
-def mean_and_log_var(encoder: keras.Model, image: Any) -> tuple[Any, Any]:
-    """What an encoder returns, as a pair or by these names."""
-    outputs = encoder(image, training=False)
-    return (outputs["mean"], outputs["log_var"]) if isinstance(outputs, dict) else tuple(outputs)
+    return tf.function(lambda image: _with_empty_batches(run, image), input_signature=[spec], autograph=False)
 
 
 def _warmup_requests(
@@ -214,12 +201,8 @@ def open_decoder(path: Path) -> Opened:
     def generate(*rows: np.ndarray) -> np.ndarray:
         return run[GENERATE](*rows)["image"].numpy()
 
-    def encode(image: np.ndarray) -> np.ndarray:
-        found = run["encode"](image)
-        return np.stack([found["mean"].numpy(), found["log_var"].numpy()], axis=1)
-
-    def score(image: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: value.numpy() for name, value in run["score"](image).items()}
+    def of_images(name: str) -> Any:
+        return lambda image: {output: value.numpy() for output, value in run[name](image).items()}
 
     image_shape = tuple(signature.structured_outputs["image"].shape[1:])
     return Opened(
@@ -228,8 +211,8 @@ def open_decoder(path: Path) -> Opened:
         image_shape,
         decode=decode,
         generate=generate if GENERATE in run else None,
-        encode=encode if "encode" in run else None,
-        score=score if "score" in run else None,
+        encode=of_images("encode") if "encode" in run else None,
+        score=of_images("score") if "score" in run else None,
         metadata=metadata,
         condition=condition,
     )

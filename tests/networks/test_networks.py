@@ -96,10 +96,12 @@ def test_width_widens(network: str) -> None:
 @pytest.mark.parametrize(
     ("network", "shape"),
     [
-        ("dfc", (28, 28, 1)),
         ("dfc", (33, 20, 3)),
-        ("resnet", (28, 28, 1)),
-        pytest.param("resnet", (33, 20, 3), marks=pytest.mark.slow),
+        ("resnet", (16, 20, 1)),
+        *(
+            pytest.param(network, shape, marks=pytest.mark.slow)
+            for network, shape in (("dfc", (28, 28, 1)), ("resnet", (28, 28, 1)), ("resnet", (33, 20, 3)))
+        ),
     ],
 )
 def test_families_train_save_and_export(network: str, shape: tuple[int, int, int], tmp_path: Path) -> None:
@@ -230,7 +232,14 @@ keras.saving.register_keras_serializable("tests")(Subclassed)
 @pytest.mark.parametrize(
     ("form", "policy"),
     [
-        pytest.param(form, policy, marks=pytest.mark.slow if policy == "mixed_float16" and form != "dict" else ())
+        # Of the mixed ones, those that may round otherwise when they are loaded, and one that scales its loss.
+        pytest.param(
+            form,
+            policy,
+            marks=()
+            if policy == "float32" or (form, policy) in (("subclassed", "mixed_bfloat16"), ("dict", "mixed_float16"))
+            else pytest.mark.slow,
+        )
         for form in ("dict", "pair", "one", "subclassed")
         for policy in ("float32", "mixed_bfloat16", "mixed_float16")
     ],

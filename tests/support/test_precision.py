@@ -19,6 +19,12 @@ MakeVAE = Callable[..., VAE]
 POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
+@pytest.fixture(scope="module")
+def small(images: np.ndarray) -> np.ndarray:
+    """96 avatars of 16x16."""
+    return images[:, ::2, ::2]
+
+
 @pytest.mark.parametrize(
     ("gpu", "flags", "expected"),
     [
@@ -49,9 +55,9 @@ def test_an_asked_for_precision_is_kept_and_an_unknown_one_refused() -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_every_precision_trains_without_nan(make_vae: MakeVAE, images: np.ndarray, policy: str) -> None:
-    vae = make_vae(dtype=policy, perceptual="hed-vgg16")
-    history = vae.fit(images, batch_size=32, epochs=4, verbose=0).history
+def test_every_precision_trains_without_nan(make_vae: MakeVAE, small: np.ndarray, policy: str) -> None:
+    vae = make_vae(image_shape=(16, 16, 3), network_options={"width": 8}, dtype=policy, perceptual="hed-vgg16")
+    history = vae.fit(small, batch_size=16, epochs=4, verbose=0).history
     assert np.isfinite(list(history.values())).all()
     assert history["loss"][-1] < history["loss"][0]
     assert all(np.isfinite(weight).all() for weight in vae.get_weights())
@@ -86,11 +92,11 @@ def test_float16_on_a_cpu_is_compiled(make_vae: MakeVAE) -> None:
 @pytest.mark.parametrize(
     ("name", "policy"),
     [
-        ("plain", "mixed_bfloat16"),
         ("default", "mixed_bfloat16"),
         *(
             pytest.param(name, policy, marks=pytest.mark.slow)
             for name, policy in (
+                ("plain", "mixed_bfloat16"),
                 ("vae-123", "mixed_bfloat16"),
                 ("vae-123-calibrated", "mixed_bfloat16"),
                 ("default", "mixed_float16"),

@@ -130,8 +130,10 @@ def run_folder(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             out=str(out),
             epochs=2,
             batch_size=5,
-            image_size=32,
+            image_size=16,
             latent_dim=4,
+            network_options={"width": 4},
+            prior="standard",
             perceptual="hed-vgg16",
             likelihood="discretized-logistic",
             ema=0.9,
@@ -154,7 +156,7 @@ def test_fit_evaluate_and_the_command_find_the_same_figures(
     vae = keras.saving.load_model(run_folder / "model.keras")
     from keras_vae import data
 
-    images = np.concatenate(list(data.load(image_folder, 32, 5).test.as_numpy_iterator()))
+    images = np.concatenate(list(data.load(image_folder, 16, 5).test.as_numpy_iterator()))
     assert len(images) % 5  # the last batch is smaller
     evaluated = vae.evaluate(images, batch_size=5, verbose=0, return_dict=True)
     assert {"elbo", "kl", "reconstruction", "perceptual", "bits_per_dim", "active_units", "loss"} == set(evaluated)
@@ -162,7 +164,7 @@ def test_fit_evaluate_and_the_command_find_the_same_figures(
         assert figures[name] == pytest.approx(value, rel=1e-5)
         assert last[f"val_{name}"] == pytest.approx(value, rel=1e-4)
     assert figures["images"] == len(images)
-    assert figures["bits_per_dim"] == pytest.approx(-figures["elbo"] / (np.log(2) * 32 * 32 * 3), rel=1e-5)
+    assert figures["bits_per_dim"] == pytest.approx(-figures["elbo"] / (np.log(2) * 16 * 16 * 3), rel=1e-5)
 
 
 @pytest.mark.slow

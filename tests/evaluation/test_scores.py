@@ -27,6 +27,8 @@ from keras_vae.evaluation import unusual
 from keras_vae.model import priors
 from keras_vae.model.bounds import importance_weighted_bound
 from keras_vae.model.scoring import Scores
+from keras_vae.runs.opening import open_model
+from keras_vae.training import TrainingConfig, train
 
 Command = Callable[..., Any]
 AVATARS = Path(keras_vae.__file__).parents[1] / "saved_models" / "avatars" / "model.keras"
@@ -195,8 +197,13 @@ def test_the_map_of_an_avatar_points_to_its_defect() -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, train_small: Callable[[Path], Path]) -> Path:
-    return train_small(tmp_path_factory.mktemp("scores") / "run")
+def run(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -> Path:
+    """A run that tells avatars from noise: few epochs, of which each brings a checkpoint."""
+    out = tmp_path_factory.mktemp("scores") / "run"
+    settings: dict[str, Any] = {"image_size": 32, "latent_dim": 8, "network_options": {"width": 8}, "perceptual": None}
+    settings |= {"batch_size": 4, "learning_rate": 2e-3, "epochs": 8, "precision": "float32"}
+    train(TrainingConfig(data=str(image_folder), out=str(out), **settings))
+    return out
 
 
 @pytest.fixture(scope="module")
@@ -330,9 +337,11 @@ def test_images_are_named_in_order(images: np.ndarray, sorted_folder: Path, smal
     assert [part.held_out for part in stored.named()] == [False, False, True]
 
 
-def test_what_score_refuses(run: Path, sorted_folder: Path, tmp_path: Path, command: Command, deployed: Any) -> None:
+def test_what_score_refuses(run: Path, sorted_folder: Path, tmp_path: Path, command: Command) -> None:
     copy = tmp_path / "alone.keras"
     shutil.copy(run / "model.keras", copy)
+    decoder = tmp_path / "decoder.onnx"
+    open_model(run).whole("testing").export(decoder, format="onnx")
     for arguments, message in (
         ((run, "--flag", 1.5), "--flag 1.5: give a rank between 0 and 1"),
         ((run, "--flag", 0.999), "takes 999 held-out images to rank among"),
@@ -346,7 +355,7 @@ def test_what_score_refuses(run: Path, sorted_folder: Path, tmp_path: Path, comm
         ((copy, "--out", tmp_path / "out"), "does not say what it was trained on: give --data"),
         ((copy, "--out", tmp_path / "out", "--data", sorted_folder), "what it was trained on: give --usual"),
         ((copy, "--data", sorted_folder), "give --out"),
-        ((deployed.onnx, "--out", tmp_path / "out"), "needs the encoder too"),
+        ((decoder, "--out", tmp_path / "out"), "needs the encoder too"),
         ((tmp_path / "nothing",), "no model at"),
     ):
         given_features = () if "--features" in arguments else ("--features", "none")

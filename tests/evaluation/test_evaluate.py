@@ -5,6 +5,7 @@ from __future__ import annotations
 import html.parser
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,16 @@ def run(labelled_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         == 0
     )
     return out
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The decoder of the run, with its vectors beside it."""
+    walks.edit(run, ["hat"], (0.0,), walks.Start(count=1), tmp_path_factory.mktemp("edits") / "a.png")
+    out = tmp_path_factory.mktemp("exported")
+    assert cli.run(["export", str(run), "--out", str(out), "--format", "onnx"]) == 0
+    assert (out / "vectors.npz").is_file()
+    return out / "decoder.onnx"
 
 
 @pytest.fixture(scope="module")
@@ -279,11 +290,10 @@ def test_edit_by_command_with_photos_and_arithmetic(
     assert Image.open(tmp_path / "e.png").height > 32
 
 
-def test_an_exported_decoder_is_edited_with_saved_vectors(run: Path, tmp_path: Path, command: Command) -> None:
-    walks.edit(run, ["hat"], (0.0,), walks.Start(count=1), tmp_path / "a.png")
-    assert command("export", run, "--out", tmp_path / "exported", "--format", "onnx").status == 0
-    assert (tmp_path / "exported" / "vectors.npz").is_file()
-    decoder = tmp_path / "exported" / "decoder.onnx"
+def test_an_exported_decoder_is_edited_with_saved_vectors(
+    run: Path, exported: Path, tmp_path: Path, command: Command
+) -> None:
+    decoder = Path(shutil.copytree(exported.parent, tmp_path / "exported")) / exported.name
     np.save(tmp_path / "codes.npy", np.random.default_rng(0).standard_normal((2, 8)).astype(np.float32))
     pictures = []
     for model in (run, decoder):
@@ -300,7 +310,7 @@ def test_an_exported_decoder_is_edited_with_saved_vectors(run: Path, tmp_path: P
     assert (missing.status, "give --vectors" in missing.err) == (2, True)
 
 
-def test_interpolations(run: Path, labelled_folder: Path, tmp_path: Path, command: Command) -> None:
+def test_interpolations(run: Path, exported: Path, labelled_folder: Path, tmp_path: Path, command: Command) -> None:
     out = tmp_path / "i.png"
     photos = [item for name in ("001.png", "002.png", "003.png") for item in ("--image", labelled_folder / name)]
     for options, rows in ((("--count", 3), 3), (photos, 2), (("--method", "linear", "--steps", 4), 6)):
@@ -308,14 +318,8 @@ def test_interpolations(run: Path, labelled_folder: Path, tmp_path: Path, comman
         assert outcome.status == 0, outcome.err
         assert json.loads(outcome.out)["rows"] == rows
     np.save(tmp_path / "codes.npy", np.eye(8)[:3])
-    assert command("export", run, "--out", tmp_path / "x", "--format", "onnx").status == 0
     for options in (("--codes", tmp_path / "codes.npy"), ("--count", 2, "--seed", 4)):
-        assert (
-            json.loads(command("interpolate", tmp_path / "x" / "decoder.onnx", *options, "--out", out, "--json").out)[
-                "rows"
-            ]
-            == 2
-        )
+        assert json.loads(command("interpolate", exported, *options, "--out", out, "--json").out)["rows"] == 2
 
 
 def test_traversals_and_maps(run: Path, tmp_path: Path, command: Command) -> None:
@@ -404,6 +408,7 @@ def test_wrong_use_is_one_line(
 def test_compare_shows_what_differs(run: Path, labelled_folder: Path, tmp_path: Path, command: Command) -> None:
     other = tmp_path / "other"
     arguments = ("--data", labelled_folder, "--out", other, "--steps", 3, "--image-size", 16, "--latent-dim", 4)
+    arguments += ("--network-option", "width=4", "--prior", "standard")
     assert command("train", *arguments, "--batch-size", 32, "--perceptual", "none").status == 0
     outcome = command("compare", run, other, "--out", tmp_path / "c.png", "--count", 5, "--json")
     assert outcome.status == 0, outcome.err

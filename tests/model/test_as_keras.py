@@ -96,9 +96,9 @@ def test_copies(vae: VAE, x: np.ndarray, tmp_path: Path) -> None:
     "optimizer",
     [
         lambda: "rmsprop",
-        lambda: keras.optimizers.SGD(1e-5, clipnorm=1.0, momentum=0.9),
+        lambda: keras.optimizers.SGD(1e-2, clipnorm=1.0, momentum=0.9),
         pytest.param(lambda: keras.optimizers.AdamW(1e-3, global_clipnorm=10.0), marks=pytest.mark.slow),
-        lambda: keras.optimizers.Adam(1e-3, gradient_accumulation_steps=2),
+        lambda: keras.optimizers.Adam(3e-3, gradient_accumulation_steps=2),
         pytest.param(
             lambda: keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-3, 100)), marks=pytest.mark.slow
         ),

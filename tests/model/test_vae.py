@@ -83,6 +83,7 @@ def test_fit_learns(make_vae: MakeVAE, images: np.ndarray) -> None:
 def test_the_papers_loss_has_every_term(make_vae: MakeVAE, images: np.ndarray) -> None:
     paper = {**OBJECTIVES["vae-123"], "perceptual_weight": 0.25}
     vae = make_vae(perceptual="hed-vgg16", beta=2.0, **paper)
+    vae.compile(keras.optimizers.Adam(3e-3))  # few steps: at a lower rate the loss falls by little more than its noise
     logs = vae.fit(images[:48], batch_size=16, epochs=3, verbose=0).history
     assert set(logs) == METRICS | {"perceptual"}
     assert logs["perceptual"][-1] < logs["perceptual"][0]
@@ -94,6 +95,7 @@ def test_the_papers_loss_has_every_term(make_vae: MakeVAE, images: np.ndarray) -
 def test_the_default_is_pixels_and_features_in_nats(make_vae: MakeVAE, images: np.ndarray) -> None:
     vae = make_vae(perceptual="hed-vgg16")
     assert vae.get_config().items() >= {"pixel_weight": 1.0, "perceptual_weight": "balanced", "beta": 1.0}.items()
+    vae.compile(keras.optimizers.Adam(3e-3))  # few steps: at a lower rate the loss falls by little more than its noise
     logs = vae.fit(images[:48], batch_size=16, epochs=4, verbose=0).history
     terms = {name: np.array(values) for name, values in logs.items()}
     np.testing.assert_allclose(terms["loss"], terms["reconstruction"] + terms["perceptual"] + terms["kl"], rtol=1e-4)
@@ -109,6 +111,7 @@ def test_the_default_is_pixels_and_features_in_nats(make_vae: MakeVAE, images: n
 )
 def test_every_objective_trains(make_vae: MakeVAE, images: np.ndarray, name: str) -> None:
     vae = make_vae(**{"perceptual": "hed-vgg16", **OBJECTIVES[name]})
+    vae.compile(keras.optimizers.Adam(3e-3))  # few steps: at a lower rate the loss falls by little more than its noise
     history = vae.fit(images[:48], batch_size=16, epochs=4, verbose=0).history
     assert np.isfinite(list(history.values())).all()
     assert history["loss"][-1] < history["loss"][0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -30,7 +31,8 @@ from keras_vae.support import progress
 from keras_vae.training import stages
 
 Command = Callable[..., Any]
-SMALL = ("--image-size", 32, "--latent-dim", 8, "--batch-size", 16, "--perceptual", "none")
+SMALL = ("--image-size", 32, "--latent-dim", 8, "--batch-size", 16, "--perceptual", "none", "--width", 4)
+PLAIN = (*SMALL, "--prior", "standard")  # fitting a learned one takes half as long as the rest
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +53,24 @@ def executable(*arguments: object, **kwargs: Any) -> subprocess.CompletedProcess
 # What works -----------------------------------------------------------------------------------
 
 
-def test_the_papers_preset_sets_what_the_paper_states(image_folder: Path, tmp_path: Path, command: Command) -> None:
-    """Everything but the network's weights, which cannot be downloaded everywhere, and the number of steps."""
-    out = tmp_path / "run"
-    arguments = ("--preset", "dfc-paper", "--perceptual", "hed-vgg16", "--steps", 2, "--precision", "float32")
-    assert command("train", "--data", image_folder, "--out", out, *arguments).status == 0
+@pytest.fixture(scope="module")
+def papers(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run by the paper's preset, and what it said.
+
+    It has everything but the network's weights, which cannot be downloaded everywhere, and the number of steps.
+    """
+    out, said = tmp_path_factory.mktemp("runs") / "papers", io.StringIO()
+    arguments = ("--preset", "dfc-paper", "--perceptual", "auto", "--steps", 2, "--precision", "float32")
+    fewer = ("--width", 4, "--prior", "standard")
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.setenv("KERAS_HOME", str(out.parent / "keras"))  # nothing has been downloaded
+        command = ("train", "--data", image_folder, "--out", out, *arguments, *fewer)
+        assert cli.run([str(each) for each in command]) == 0
+    return out, said.getvalue()
+
+
+def test_the_papers_preset_sets_what_the_paper_states(papers: tuple[Path, str]) -> None:
+    out, _ = papers
     config = json.loads((out / "config.json").read_text())
     stated = {
         "perceptual_layers": "vae-123",
@@ -159,19 +174,22 @@ def test_images_that_are_not_square(celeb_a: Any, tmp_path: Path, command: Comma
     assert command("reconstruct", tmp_path / "run", "--count", 2, "--out", tmp_path / "a.png").status == 0
 
 
-def test_the_kl_is_steered_from_the_command_line(image_folder: Path, tmp_path: Path, command: Command) -> None:
+def test_the_kl_is_steered_from_the_command_line_and_a_target_that_is_not_reached_is_said(
+    image_folder: Path, tmp_path: Path, command: Command
+) -> None:
     out = tmp_path / "run"
     outcome = command(
-        "train", "--data", image_folder, "--out", out, "--epochs", 2, "--kl-target", 1000, *SMALL, "--json"
+        "train", "--data", image_folder, "--out", out, "--epochs", 2, "--kl-target", 1000, *PLAIN, "--json"
     )
     assert outcome.status == 0
     assert json.loads(outcome.out)["beta"] < 1  # far below its target the KL grows cheaper
+    assert "nats, not 1000: train longer" in outcome.err
 
 
 def test_help_answers_at_once() -> None:
     """Half a second is promised; the best of five tries stands for a machine that is not busy."""
-    times = []
-    for _ in range(5):
+    times: list[float] = []
+    while len(times) < 5 and min(times, default=1.0) >= 0.5:
         start = time.perf_counter()
         result = executable("--help")
         times.append(time.perf_counter() - start)
@@ -346,7 +364,7 @@ def test_json_is_all_there_is_on_standard_output(image_folder: Path, tmp_path: P
         tmp_path / "run",
         "--steps",
         7,
-        *SMALL,
+        *PLAIN,
         "--precision",
         "float32",
         "--json",
@@ -369,7 +387,7 @@ def test_progress_is_few_lines_that_fit_and_the_end_says_what_is_next(
 ) -> None:
     """Epochs of less than a second: the first and the last have a line."""
     out = tmp_path / "a run"
-    result = command("train", "--data", image_folder, "--out", out, "--epochs", 8, *SMALL)
+    result = command("train", "--data", image_folder, "--out", out, "--epochs", 8, *PLAIN)
     assert result.status == 0
     epochs = [line for line in result.out.splitlines() if line.startswith("epoch ")]
     assert [line.partition("  ")[0] for line in epochs] == ["epoch 1/8", "epoch 8/8"]
@@ -437,14 +455,12 @@ def test_overfitting_is_said(
 
 
 def test_the_feature_network_at_hand_is_taken_and_said(
-    image_folder: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+    papers: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))  # nothing has been downloaded
-    few = ("--image-size", 32, "--latent-dim", 8, "--batch-size", 16, "--steps", 1)
-    result = command("train", "--data", image_folder, "--out", tmp_path / "run", *few)
-    assert result.status == 0, result.err
-    assert "features: hed-vgg16 (it is installed; vgg19 would be downloaded)" in result.out
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["perceptual"] == "hed-vgg16"
+    out, said = papers
+    assert "features: hed-vgg16 (it is installed; vgg19 would be downloaded)" in said
+    assert json.loads((out / "config.json").read_text())["perceptual"] == "hed-vgg16"
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     monkeypatch.setattr(weight_files, "hed", lambda: None)
     assert weight_files.best_at_hand()[0] == "vgg19"  # to be downloaded
     monkeypatch.undo()
@@ -468,10 +484,16 @@ def test_limits_and_seeds(image_folder: Path, command: Command, tmp_path: Path) 
     assert time.perf_counter() - start < 60
 
 
-def test_demo(small_avatars: Avatars, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole of it, with few avatars and seconds of training."""
+@pytest.mark.parametrize("smaller", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_demo(
+    small_avatars: Avatars, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smaller: bool
+) -> None:
+    """The whole of it, with few avatars and seconds of training, and but for a slow one a smaller network."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(avatars, "builder_for", lambda size: small_avatars)
+    if smaller:
+        changed = {"image_size": 32, "latent_dim": 8, "network_options": {"width": 4}}
+        monkeypatch.setattr(demo, "TrainingConfig", lambda **own: training.TrainingConfig(**{**own, **changed}))
     (tmp_path / "runs" / "demo").mkdir(parents=True)
     (tmp_path / "runs" / "demo" / "config.json").write_text("{}")  # an earlier one, which is left alone
     result = command("demo", "--minutes", 0.05, "--json")
@@ -482,13 +504,6 @@ def test_demo(small_avatars: Avatars, command: Command, tmp_path: Path, monkeypa
         assert Path(figures[name]).exists()
     assert figures["largest_difference"] <= 1e-4
     assert figures["peak_memory_gib"] > 0.1
-
-
-def test_a_target_that_is_not_reached_is_said(image_folder: Path, command: Command, tmp_path: Path) -> None:
-    options = ("--data", image_folder, "--out", tmp_path / "run", *SMALL, "--steps", 3)
-    result = command("train", *options, "--kl-target", 500)
-    assert result.status == 0, result.err
-    assert "nats, not 500: train longer" in result.err
 
 
 def test_progress_without_a_terminal_is_lines(capfd: pytest.CaptureFixture[str], monkeypatch: Any) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from keras_vae import Condition, cli
 
 Command = Callable[..., Any]
-SMALL = ("--image-size", 32, "--latent-dim", 4, "--batch-size", 16, "--perceptual", "none", "--width", 8)
+SMALL = ("--image-size", 16, "--latent-dim", 4, "--batch-size", 16, "--perceptual", "none", "--width", 4)
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +30,16 @@ def classes(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-def trained(folder: Path, out: Path, condition: str) -> Path:
-    arguments = ("train", "--data", folder, "--out", out, "--condition", condition, "--steps", 8, *SMALL)
+def trained(folder: Path, out: Path, condition: str, *more: str) -> Path:
+    arguments = ("train", "--data", folder, "--out", out, "--condition", condition, "--steps", 8, *SMALL, *more)
     assert cli.run([str(each) for each in arguments]) == 0
     return out
 
 
 @pytest.fixture(scope="module")
 def run(classes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained(classes, tmp_path_factory.mktemp("runs") / "pets", "label")
+    """Without a learned prior, which is fitted for half a minute: `attribute_run` has one."""
+    return trained(classes, tmp_path_factory.mktemp("runs") / "pets", "label", "--prior", "standard")
 
 
 @pytest.fixture(scope="module")

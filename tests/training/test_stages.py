@@ -14,7 +14,10 @@ import tensorflow as tf
 
 from keras_vae.training import stages
 
-TINY = ("--batch-size", 32, "--perceptual", "none", "--latent-dim", 4, "--width", 4, "--image-size", 16)
+TINY = (
+    *("--batch-size", 32, "--perceptual", "none", "--latent-dim", 4, "--width", 4, "--image-size", 16),
+    *("--prior", "standard"),
+)
 
 
 class Clock:

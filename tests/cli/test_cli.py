@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -45,6 +45,23 @@ def run(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+class Said(NamedTuple):
+    """A run that several tests look at, and what the command line said of it."""
+
+    run: Path
+    out: str
+    err: str
+
+
+def trained(run: Path, *arguments: object) -> Said:
+    """As the fixture `command` does it, for fixtures that a module shares."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = cli.run([str(each) for each in ("train", "--out", run, *arguments)])
+    assert status == 0, err.getvalue()
+    return Said(run, out.getvalue(), err.getvalue())
+
+
 def executable(*arguments: object, **kwargs: Any) -> subprocess.CompletedProcess[str]:
     command = [str(Path(sys.executable).with_name("keras-vae")), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, **kwargs)
@@ -54,23 +71,20 @@ def executable(*arguments: object, **kwargs: Any) -> subprocess.CompletedProcess
 
 
 @pytest.fixture(scope="module")
-def papers(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run by the paper's preset, and what it said.
+def papers(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Said:
+    """A run by the paper's preset.
 
     It has everything but the network's weights, which cannot be downloaded everywhere, and the number of steps.
     """
-    out, said = tmp_path_factory.mktemp("runs") / "papers", io.StringIO()
+    folder = tmp_path_factory.mktemp("papers")
     arguments = ("--preset", "dfc-paper", "--perceptual", "auto", "--steps", 2, "--precision", "float32")
-    fewer = ("--width", 4, "--prior", "standard")
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
-        patch.setenv("KERAS_HOME", str(out.parent / "keras"))  # nothing has been downloaded
-        command = ("train", "--data", image_folder, "--out", out, *arguments, *fewer)
-        assert cli.run([str(each) for each in command]) == 0
-    return out, said.getvalue()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KERAS_HOME", str(folder / "keras"))  # nothing has been downloaded
+        return trained(folder / "run", "--data", image_folder, *arguments, "--width", 4, "--prior", "standard")
 
 
-def test_the_papers_preset_sets_what_the_paper_states(papers: tuple[Path, str]) -> None:
-    out, _ = papers
+def test_the_papers_preset_sets_what_the_paper_states(papers: Said) -> None:
+    out = papers.run
     config = json.loads((out / "config.json").read_text())
     stated = {
         "perceptual_layers": "vae-123",
@@ -172,18 +186,6 @@ def test_images_that_are_not_square(celeb_a: Any, tmp_path: Path, command: Comma
     assert keras.saving.load_model(tmp_path / "run" / "model.keras").image_shape == (218, 178, 3)
     assert json.loads(command("evaluate", tmp_path / "run", "--limit", 3, "--json").out)["images"] == 3
     assert command("reconstruct", tmp_path / "run", "--count", 2, "--out", tmp_path / "a.png").status == 0
-
-
-def test_the_kl_is_steered_from_the_command_line_and_a_target_that_is_not_reached_is_said(
-    image_folder: Path, tmp_path: Path, command: Command
-) -> None:
-    out = tmp_path / "run"
-    outcome = command(
-        "train", "--data", image_folder, "--out", out, "--epochs", 2, "--kl-target", 1000, *PLAIN, "--json"
-    )
-    assert outcome.status == 0
-    assert json.loads(outcome.out)["beta"] < 1  # far below its target the KL grows cheaper
-    assert "nats, not 1000: train longer" in outcome.err
 
 
 def test_help_answers_at_once() -> None:
@@ -333,12 +335,13 @@ def test_verify(run: Path, command: Command) -> None:
 
 def test_verify_fails_on_another_models_decoder(run: Path, command: Command, tmp_path: Path) -> None:
     keras.utils.set_random_seed(9)
-    VAE((32, 32, 3), 8, perceptual=None).export(tmp_path / "other.onnx", format="onnx")
+    VAE((32, 32, 3), 8, perceptual=None, network_options={"width": 4}).export(tmp_path / "other.onnx", format="onnx")
     result = command("verify", run, tmp_path / "other.onnx")
     assert result.status == 1
     assert "FAIL" in result.out
 
 
+@pytest.mark.slow  # test_pretrained.py verifies them too
 def test_shipped_decoders_are_whole(command: Command, tmp_path: Path) -> None:
     shipped = Path(__file__).parents[2] / "saved_models" / "avatars"
     result = command("verify", shipped / "1", shipped / "decoder.onnx")
@@ -346,8 +349,9 @@ def test_shipped_decoders_are_whole(command: Command, tmp_path: Path) -> None:
     assert command("sample", shipped / "generator.onnx", "--out", tmp_path / "a.png").status == 0
 
 
-def test_export_one_format_elsewhere(run: Path, command: Command, tmp_path: Path) -> None:
-    result = command("export", run / "model.keras", "--out", tmp_path / "faces", "--format", "onnx", "--json")
+def test_export_one_format_elsewhere(command: Command, tmp_path: Path) -> None:
+    VAE((16, 16, 3), 4, perceptual=None, network_options={"width": 4}).save(tmp_path / "model.keras")
+    result = command("export", tmp_path / "model.keras", "--out", tmp_path / "faces", "--format", "onnx", "--json")
     assert result.status == 0, result.err
     names = ["decoder.onnx", "generator.onnx"]
     found = [Path(artifact["path"]) for artifact in json.loads(result.out)["artifacts"]]
@@ -382,13 +386,25 @@ def test_json_is_all_there_is_on_standard_output(image_folder: Path, tmp_path: P
         assert noise not in result.stderr
 
 
-def test_progress_is_few_lines_that_fit_and_the_end_says_what_is_next(
-    image_folder: Path, tmp_path: Path, command: Command
-) -> None:
-    """Epochs of less than a second: the first and the last have a line."""
-    out = tmp_path / "a run"
-    result = command("train", "--data", image_folder, "--out", out, "--epochs", 8, *PLAIN)
-    assert result.status == 0
+@pytest.fixture(scope="module")
+def steered(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Said:
+    """Epochs of less than a second, and a KL that is far below its target."""
+    run = tmp_path_factory.mktemp("runs") / "a run"
+    return trained(run, "--data", image_folder, "--epochs", 8, "--kl-target", 1000, *PLAIN)
+
+
+def test_the_kl_is_steered_from_the_command_line(steered: Said) -> None:
+    last = json.loads((steered.run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["beta"] < 1  # far below its target the KL grows cheaper
+
+
+def test_a_target_that_is_not_reached_is_said(steered: Said) -> None:
+    assert "nats, not 1000: train longer" in steered.err
+
+
+def test_progress_is_few_lines_that_fit_and_the_end_says_what_is_next(steered: Said) -> None:
+    """The first epoch and the last have a line."""
+    out, result = steered.run, steered
     epochs = [line for line in result.out.splitlines() if line.startswith("epoch ")]
     assert [line.partition("  ")[0] for line in epochs] == ["epoch 1/8", "epoch 8/8"]
     last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
@@ -455,11 +471,10 @@ def test_overfitting_is_said(
 
 
 def test_the_feature_network_at_hand_is_taken_and_said(
-    papers: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    papers: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, said = papers
-    assert "features: hed-vgg16 (it is installed; vgg19 would be downloaded)" in said
-    assert json.loads((out / "config.json").read_text())["perceptual"] == "hed-vgg16"
+    assert "features: hed-vgg16 (it is installed; vgg19 would be downloaded)" in papers.out
+    assert json.loads((papers.run / "config.json").read_text())["perceptual"] == "hed-vgg16"
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     monkeypatch.setattr(weight_files, "hed", lambda: None)
     assert weight_files.best_at_hand()[0] == "vgg19"  # to be downloaded
@@ -488,15 +503,15 @@ def test_limits_and_seeds(image_folder: Path, command: Command, tmp_path: Path) 
 def test_demo(
     small_avatars: Avatars, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smaller: bool
 ) -> None:
-    """The whole of it, with few avatars and seconds of training, and but for a slow one a smaller network."""
+    """The whole of it, with few avatars and seconds of training; a smaller network but where it is slow."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(avatars, "builder_for", lambda size: small_avatars)
     if smaller:
-        changed = {"image_size": 32, "latent_dim": 8, "network_options": {"width": 4}}
+        changed = {"image_size": 32, "latent_dim": 8, "network_options": {"width": 4}, "perceptual": None}
         monkeypatch.setattr(demo, "TrainingConfig", lambda **own: training.TrainingConfig(**{**own, **changed}))
     (tmp_path / "runs" / "demo").mkdir(parents=True)
     (tmp_path / "runs" / "demo" / "config.json").write_text("{}")  # an earlier one, which is left alone
-    result = command("demo", "--minutes", 0.05, "--json")
+    result = command("demo", "--minutes", 0.02 if smaller else 0.05, "--json")
     assert result.status == 0, result.err
     figures = json.loads(result.out)
     assert figures["model"] == "runs/demo-2/model.keras"
@@ -647,7 +662,7 @@ def test_bad_input_gets_one_line(
 
 
 def test_verify_of_other_sizes_is_refused(run: Path, command: Command, tmp_path: Path) -> None:
-    VAE((16, 16, 3), 8, perceptual=None).export(tmp_path / "small.onnx", format="onnx")
+    VAE((16, 16, 3), 8, perceptual=None, network_options={"width": 4}).export(tmp_path / "small.onnx", format="onnx")
     result = command("verify", run, tmp_path / "small.onnx")
     assert result.status == 2
     assert "keras 32x32x3, onnx 16x16x3" in result.err

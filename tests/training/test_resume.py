@@ -162,7 +162,7 @@ def uninterrupted(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     return run
 
 
-@pytest.mark.slow  # one kill is in the test of signals
+@pytest.mark.slow  # one kill comes before the signal below
 def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(
     uninterrupted: Path, image_folder: Path, tmp_path: Path
 ) -> None:
@@ -430,7 +430,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own with little room."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1600k", "tmpfs", folder], capture_output=True)
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", folder], capture_output=True)
     if made.returncode:
         pytest.skip("may not mount a file system")
     yield folder

@@ -1,8 +1,9 @@
-"""A headless browser, and the kit for JavaScript with its packages: what the tests of pages share."""
+"""A headless browser, the kit for JavaScript with its packages, and exports that take seconds: what modules share."""
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import selectors
@@ -19,6 +20,8 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
+
+from keras_vae.export import verify
 
 WEB = Path(__file__).resolve().parents[1] / "export" / "web"
 FILES = (
@@ -39,6 +42,17 @@ FILES = (
 )
 CHROMIUM = """--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run
     --disable-background-networking --disable-component-update --disable-sync"""
+
+
+@contextlib.contextmanager
+def few_draws() -> Iterator[None]:
+    """What is exported is compared with Keras on one round of draws, and the extremes, not on a thousand draws.
+
+    That is what takes longest of an export. It is for artifacts that are compared again by the test that needs them.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "DRAWS", sum(verify.BATCH_SIZES))
+        yield
 
 
 def tool(*names: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 import tensorflow as tf
+from browser import few_draws
 from keras import layers, ops
 
 from keras_vae import VAE
@@ -20,6 +21,13 @@ from keras_vae.export import export_decoder
 from keras_vae.export.writers import onnx_graph
 from keras_vae.networks import ReplicationPadding2D
 from keras_vae.networks.layers import UpsampledConv2D, edge_padded
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few() -> Iterator[None]:
+    """A graph that is wrong differs for any latents, and there are many graphs here."""
+    with few_draws():
+        yield
 
 
 def randomized(model: keras.Model) -> keras.Model:

@@ -58,8 +58,8 @@ EXPORTS: dict[str, dict[str, dict[str, Any]]] = {
         "generator.xml": {"format": "openvino", "part": "generator"},
     },
 }
-# Of classes there is one of these as well: the same writers, of the other part.
-RARE = ("decoder.uint8.onnx", "decoder.int8.onnx", "decoder.tflite")
+# The same writers make others of these, of the other part or kind.
+RARE = ("decoder.uint8.onnx", "decoder.int8.onnx", "decoder.tflite", "generator.float16.onnx", "generator.xml")
 of_classes = pytest.mark.parametrize("kind", ["classes"])
 TOLERANCE = {"float32": 1e-4, "float16": 0.01, "int8": 0.2}
 
@@ -313,6 +313,7 @@ def test_a_prior_of_its_own_takes_noise_and_condition(vae: VAE, tmp_path: Path, 
 
 
 @of_classes
+@few_draws()
 def test_a_generator_of_the_standard_normal_is_conditional_too(vae: VAE, tmp_path: Path) -> None:
     metadata = vae.condition.metadata()
     export_decoder(vae.decoder, tmp_path / "generator.onnx", "onnx", metadata, prior=priors.StandardNormal(4))
@@ -436,7 +437,7 @@ def test_triton_is_told_of_the_second_input(folder: Path, vae: VAE, tmp_path: Pa
         refused(lambda model=model: triton.check(model), r"input\.name is 'label' and should be 'cond", ExportError)
 
 
-@pytest.mark.parametrize("network", ["resnet", "ppca"])
+@pytest.mark.parametrize("network", ["resnet", pytest.param("ppca", marks=pytest.mark.slow)])
 def test_other_networks(tmp_path: Path, network: str) -> None:
     vae = make(CONDITIONS["classes"], network)
     FORMATS["onnx"].write(vae.decoder, tmp_path / "generator.onnx", vae.condition.metadata(), prior=vae.prior)
@@ -445,6 +446,7 @@ def test_other_networks(tmp_path: Path, network: str) -> None:
     assert np.abs(found - drawn(vae)).max() > 0.01
 
 
+@few_draws()
 def test_a_model_of_mixed_precision(tmp_path: Path) -> None:
     vae = make(CONDITIONS["attributes"], dtype="mixed_bfloat16")
     assert vae.export(tmp_path / "decoder.onnx", "onnx").passed
@@ -454,6 +456,7 @@ def test_a_model_of_mixed_precision(tmp_path: Path) -> None:
     np.testing.assert_allclose(mean, vae.encode(images).mean, atol=0.1)
 
 
+@few_draws()
 def test_a_decoder_that_cannot_reshape_empty_batches(tmp_path: Path) -> None:
     """With attention, whose einsum is run on one row instead: of latents and of conditions."""
     layers = keras.layers

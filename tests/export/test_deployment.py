@@ -175,11 +175,11 @@ def test_exports_of_earlier_weights_are_called_so(copied: Path, command: Command
 
 @few_draws()
 def test_images_from_0_to_255_are_reported(run: Path, command: Command, tmp_path: Path) -> None:
-    result = command("export", run, "--out", tmp_path, "--format", "litert", "--output", "uint8", "--json")
+    result = command("export", run, "--out", tmp_path, "--format", "onnx", "--output", "uint8", "--json")
     assert result.status == 0, result.err
     artifacts = json.loads(result.out)["artifacts"]
     assert [(Path(each["path"]).name, each["output"], each["precision"]) for each in artifacts] == [
-        (f"{part}.uint8.tflite", "uint8", "float32") for part in ("decoder", "generator")
+        (f"{part}.uint8.onnx", "uint8", "float32") for part in ("decoder", "generator")
     ]
     shown = command("verify", run / "export" / "decoder.onnx", run / "export" / "decoder.uint8.onnx")
     assert shown.status == 0

@@ -16,7 +16,9 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 import typer
+from browser import few_draws
 from pages import PAGES, ROOT, blocks, commands, inline, name
 
 import keras_vae
@@ -37,35 +39,56 @@ def run(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of 8 latents and 32x32 images."""
     out = tmp_path_factory.mktemp("runs") / "faces"
     options = ("--image-size", 32, "--latent-dim", 8, "--batch-size", 16, "--perceptual", "none", "--steps", 2)
+    options = (*options, "--width", 4, "--prior", "standard")
     assert cli.run([str(each) for each in ("train", "--data", image_folder, "--out", out, *options)]) == 0
     return out
 
 
 @pytest.fixture
-def workplace(image_folder: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder in which pages are followed: `faces` and `photos` are 96 avatars, training is two steps long."""
+def workplace(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder in which pages are followed: `faces` and `photos` are 96 avatars.
+
+    What takes long is short: networks are narrow, batches small, training is two steps that are not traced, fitting a
+    prior too, and exports are compared on few draws. Other tests look at all that.
+    """
     shutil.copytree(image_folder, tmp_path / "faces")
     shutil.copytree(image_folder, tmp_path / "photos")
-    shutil.copytree(run, tmp_path / "runs" / "faces")
     for number, file in enumerate(itertools.islice(sorted(image_folder.rglob("*.png")), 32)):
         folder = tmp_path / "classes" / ("cats", "dogs")[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, folder)
     monkeypatch.chdir(tmp_path)
 
-    load, fit = loading.load, keras_vae.VAE.fit
+    load, make, fit, fit_prior = loading.load, keras_vae.VAE.__init__, keras_vae.VAE.fit, keras_vae.VAE.fit_prior
 
-    def from_folder(source: Any, *args: Any, **kwargs: Any) -> Any:
-        return load(
-            image_folder if isinstance(source, str) and source == "avatars" else source, *args, **kwargs
-        )  # 18,000 take minutes to draw
+    def from_folder(source: Any, image_size: int | None = None, batch_size: int = 64, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(source, str) and source == "avatars":
+            source = image_folder  # 18,000 take minutes to draw
+        return load(source, image_size, min(batch_size, 16), *args, **kwargs)
+
+    def narrow(vae: Any, *args: Any, **kwargs: Any) -> None:
+        if "encoder" not in kwargs:
+            kwargs.setdefault("network_options", {"width": 4})
+        make(vae, *args, **kwargs)
 
     def two_steps(vae: Any, x: Any, **kwargs: Any) -> Any:
+        # A strategy with replicas needs steps that are traced.
+        vae.run_eagerly = isinstance(vae.distribute_strategy, type(tf.distribute.get_strategy()))
         return fit(vae, x, **{**kwargs, "epochs": 1, "steps_per_epoch": 2, "verbose": 0})
 
+    def prior_of_two_steps(vae: Any, images: Any) -> None:
+        tf.config.run_functions_eagerly(True)
+        try:
+            fit_prior(vae, images, steps=2)
+        finally:
+            tf.config.run_functions_eagerly(False)
+
     monkeypatch.setattr(loading, "load", from_folder)
+    monkeypatch.setattr(keras_vae.VAE, "__init__", narrow)
     monkeypatch.setattr(keras_vae.VAE, "fit", two_steps)
-    return tmp_path
+    monkeypatch.setattr(keras_vae.VAE, "fit_prior", prior_of_two_steps)
+    with few_draws():
+        yield tmp_path
 
 
 @pytest.mark.usefixtures("registries")
@@ -91,15 +114,15 @@ def test_python_of_a_page_compiles(page: Path) -> None:
         compile(block, name(page), "exec")
 
 
-@pytest.mark.usefixtures("workplace")
 @pytest.mark.parametrize("page", RUN, ids=name)
-def test_commands_of_a_page_run(page: Path, command: Callable[..., Any]) -> None:
+def test_commands_of_a_page_run(page: Path, workplace: Path, run: Path, command: Callable[..., Any]) -> None:
+    shutil.copytree(run, workplace / "runs" / "faces")
     done = 0
     for arguments in commands(page):
         if {"all", "int8", "--encoder"} & set(arguments):
             continue  # they take long, and `test_deployment.py` runs them
-        if arguments[:2] == ["data", "prepare"] and not Path("/usr/share/datasets/fashion-mnist").is_dir():
-            continue  # it would download
+        if arguments[:2] == ["data", "prepare"]:
+            continue  # the same, and `test_tfds_sets.py` runs it
         result = command(*arguments)
         assert result.status == 0, (arguments, result.err)
         done += 1

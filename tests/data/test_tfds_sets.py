@@ -69,19 +69,31 @@ def test_splits(small_avatars: data.Avatars) -> None:
 
 
 @needs_debian
+@pytest.mark.parametrize("share", [20, pytest.param(1, marks=pytest.mark.slow)], ids=["a twentieth", "whole"])
 def test_fashion_mnist_is_prepared_from_debians_files_and_trained_on(
-    command: Command, tfds_data_dir: Path, tmp_path: Path
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: int
 ) -> None:
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path / "sets"))  # its own, as it may be a part
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "sets"))
+    fashion_mnist = tfds.image_classification.FashionMNIST
+    generate, train, test = fashion_mnist._generate_examples, 60000 // share, 10000 // share
+    monkeypatch.setattr(
+        fashion_mnist,
+        "_generate_examples",
+        lambda builder, num_examples, **files: generate(builder, num_examples=num_examples // share, **files),
+    )
     result = command("data", "prepare", "fashion_mnist", "--json")
     assert result.status == 0, result.err
-    assert json.loads(result.out)["splits"] == {"test": 10000, "train": 60000}
+    assert json.loads(result.out)["splits"] == {"test": test, "train": train}
     result = command("data", "info", "tfds:fashion_mnist", "--out", tmp_path / "a.png", "--limit", 2000, "--json")
     figures = json.loads(result.out)
-    assert (figures["train"], figures["test"], figures["image_shape"]) == (60000, 10000, "28x28x1")
+    assert (figures["train"], figures["test"], figures["image_shape"]) == (train, test, "28x28x1")
     assert sum(figures["attributes"].values()) == pytest.approx(1, abs=0.01)
     assert Image.open(tmp_path / "a.png").size[0] > 200
     options = ("--latent-dim", 8, "--width", 8, "--perceptual", "none", "--steps", 200, "--learning-rate", 2e-3)
-    result = command("train", "--data", "tfds:fashion_mnist", "--out", tmp_path / "run", *options, "--json")
+    options = (*options, "--prior", "standard")
+    part = "tfds:fashion_mnist:train[:2000]"  # all of them take longer to decode than the steps take
+    result = command("train", "--data", part, "--out", tmp_path / "run", *options, "--json")
     assert result.status == 0, result.err
     assert json.loads(result.out)["psnr"] > 15
 

@@ -175,7 +175,7 @@ import keras
 import keras_vae
 from keras_vae.export import runtime
 
-vae = keras_vae.VAE((16, 16, 3), 2, perceptual=None)
+vae = keras_vae.VAE((16, 16, 3), 2, perceptual=None, network_options={"width": 4})
 vae.export("generator.onnx", format="onnx", part="generator")
 print(runtime.Generator("generator.onnx").sample(2, seed=0).shape)
 """

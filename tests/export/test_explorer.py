@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 import onnxruntime
 import pytest
-from browser import Page
+from browser import Page, few_draws
 from conditional import ATTRIBUTES, CLASSES, conditional_vae
 from conftest import flow
 from PIL import Image
@@ -60,12 +60,14 @@ def site(kit: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     (base / "attributes.csv").write_text("\n".join(lines) + "\n")
     run = base / "faces"
     options = ("--image-size", 32, "--latent-dim", 8, "--batch-size", 32, "--perceptual", "none", "--epochs", 4)
+    options = (*options, "--width", 8, "--prior", "standard")
     assert cli.run([str(each) for each in ("train", "--data", images, "--out", run, *options)]) == 0
     vae = open_model(run).whole("testing")
     vae.set_prior(flow(8))
     vae.save(run / "model.keras")
     runtime = kit / "node_modules" / "onnxruntime-web" / "dist"
-    assert cli.run(["explore", str(run), "--out", str(base / "page"), "--runtime", str(runtime)]) == 0
+    with few_draws():
+        assert cli.run(["explore", str(run), "--out", str(base / "page"), "--runtime", str(runtime)]) == 0
     with served(base / "page") as address:
         yield Site(address, run, base / "page", images / "007.png")
 
@@ -255,7 +257,8 @@ def conditional(kit: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
                 vae.set_prior(priors.StandardNormal(4))
             vae.save(file)
             options = ("--data", base / "images", "--out", out, "--runtime", runtime)
-            assert cli.run(["explore", str(file), *map(str, options)]) == 0
+            with few_draws():
+                assert cli.run(["explore", str(file), *map(str, options)]) == 0
             sites[kind] = Site(stack.enter_context(served(out)), file, out, base / "images" / "007.png")
         yield sites
 

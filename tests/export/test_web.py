@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import onnx
 import pytest
-from browser import WEB, Page, serving, tool
+from browser import WEB, Page, few_draws, serving, tool
 from conditional import ATTRIBUTES, CLASSES, conditional_vae
 from PIL import Image
 from scipy import stats
@@ -296,8 +296,9 @@ def conditional(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for kind, condition in (("classes", CLASSES), ("attributes", ATTRIBUTES)):
         folders[kind] = folder = tmp_path_factory.mktemp(kind)
         vae = conditional_vae(condition)
-        vae.export(folder / "decoder.onnx", format="onnx")
-        vae.export(folder / "generator.onnx", format="onnx", part="generator")
+        with few_draws():
+            vae.export(folder / "decoder.onnx", format="onnx")
+            vae.export(folder / "generator.onnx", format="onnx", part="generator")
         export_prior(vae.prior, folder / "prior.onnx", condition.metadata())
     return folders
 

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from browser import few_draws
 from conditional import ATTRIBUTES, CLASSES, conditional_vae
 from PIL import Image
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
@@ -224,7 +225,8 @@ def conditional(tmp_path_factory: pytest.TempPathFactory) -> Conditional:
     models = {"classes": conditional_vae(CLASSES), "attributes": conditional_vae(ATTRIBUTES)}
     places = {kind: tmp_path_factory.mktemp(kind) / "1" for kind in models}
     for kind, vae in models.items():
-        vae.export(places[kind])
+        with few_draws():
+            vae.export(places[kind])
     return Conditional(models, places)
 
 
@@ -277,7 +279,8 @@ def test_a_condition_that_a_model_does_not_know(
 
 def test_many_names_are_cut_short(run: Run, tmp_path: Path) -> None:
     vae = conditional_vae(keras_vae.Condition(tuple(f"{'x' * number} {number}" for number in range(200)), True))
-    vae.export(tmp_path / "many" / "1")
+    with few_draws():
+        vae.export(tmp_path / "many" / "1")
     done = run(tmp_path / "many" / "1", "--seed", 1, "out.f32", "--condition", "one")
     assert done.returncode == 2
     assert done.stderr.startswith("decode: no class 'one': this model knows  0, x 1, xx 2, ")

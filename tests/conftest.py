@@ -13,7 +13,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from browser import few_draws
 from PIL import Image
 
 import keras_vae
@@ -177,6 +176,8 @@ def deployed_uint8(deployed_vae: keras_vae.VAE, tmp_path_factory: pytest.TempPat
 
 
 def deploy(vae: keras_vae.VAE, folder: Path, output: str) -> Deployed:
+    from browser import few_draws  # not at the top: pytest is to prepare the plug-in for assertions first
+
     with few_draws():
         vae.export(folder / "faces" / "1", output=output)
         vae.export(folder / "decoder.onnx", format="onnx", output=output, run_id="abc")

@@ -46,7 +46,6 @@ def _json_value(value: Any) -> Any:
 
 def table(results: Results) -> None:
     """Names and values, a row each."""
-    from rich.console import Console
     from rich.table import Table
 
     rows = Table(show_header=False, title=results.get("title"), title_justify="left")
@@ -55,7 +54,7 @@ def table(results: Results) -> None:
     for name, value in results.items():
         if name != "title":
             rows.add_row(name.replace("_", " "), _shown(value))
-    Console().print(rows)
+    _console().print(rows)
 
 
 def _shown(value: Any) -> str:
@@ -71,8 +70,8 @@ def _shown(value: Any) -> str:
 def _console() -> Console:
     from rich.console import Console
 
-    # In a file or a pipe, names are not cut to a terminal's width.
-    return Console() if sys.stdout.isatty() else Console(width=200)
+    # In a file or a pipe, names are not cut to a terminal's width. Brackets and colons in a name are what they are.
+    return Console(markup=False, emoji=False, width=None if sys.stdout.isatty() else 200)
 
 
 # What people look at first after training; every figure is in metrics.jsonl and in the JSON.
@@ -127,11 +126,10 @@ def evaluation(results: Results) -> None:
 
 def scores(results: Results) -> None:
     from rich.table import Table
-    from rich.text import Text
 
     shown = Table("most unusual", "rank")
     for name, rank in results["most_unusual"].items():
-        shown.add_row(Text(name), f"{rank:.4f}")  # brackets in a name are no markup
+        shown.add_row(name, f"{rank:.4f}")
     _console().print(shown)
     if "measured" in results:
         columns = {"auroc": "AUROC (95 % interval)", "average_precision": "average precision (95 % interval)"}

@@ -76,10 +76,11 @@ def reconstruct(
 
         return in_batches(run, np.arange(len(originals)))
 
-    pictures.save(pictures.side_by_side(originals, reconstructions, *map(transferred, asked)), out)
+    rows = ["originals", "reconstructions", *map(in_words, asked)] if asked else None
+    pictures.save(pictures.side_by_side(originals, reconstructions, *map(transferred, asked), labels=rows), out)
     return {
         "picture": str(out),
-        **({"rows": ["originals", "reconstructions", *map(in_words, asked)]} if asked else {}),
+        **({"rows": rows} if rows else {}),
         "images": len(originals),
         "psnr": psnr(originals, reconstructions),
         "sharpness": sharpness_ratio(originals, reconstructions),

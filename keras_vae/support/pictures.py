@@ -63,12 +63,13 @@ def grid(images: Any, columns: int | None = None) -> Image.Image:
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
 
-def side_by_side(*rows: Any, columns: int = 12) -> Image.Image:
+def side_by_side(*rows: Any, columns: int = 12, labels: Sequence[str] | None = None) -> Image.Image:
     """Originals with what was made of them: each row of the first set above the same images of the other sets.
 
     Args:
         *rows: sets of equally many images, as `grid` takes them.
         columns: images per row.
+        labels: what to call each set, in front of its rows.
 
     Raises:
         InputError: as for `grid`, or sets of different shapes.
@@ -82,7 +83,9 @@ def side_by_side(*rows: Any, columns: int = 12) -> Image.Image:
     padded = [np.concatenate([images, blank]) for images in rows]
     starts = range(0, len(padded[0]), columns)
     ordered = [images[start : start + columns] for start in starts for images in padded]
-    return grid(np.concatenate(ordered), columns)
+    if labels is None:
+        return grid(np.concatenate(ordered), columns)
+    return labelled_rows(np.stack(ordered), [*labels] * len(starts))
 
 
 def _floats(images: Any) -> np.ndarray:

@@ -32,6 +32,18 @@ def test_arrays_tensors_and_bytes_give_the_same_picture() -> None:
     assert (above != below).any()
 
 
+def test_sets_are_called_by_their_labels() -> None:
+    sets = np.random.default_rng(0).integers(0, 256, (2, 5, 8, 8, 3), np.uint8)
+    bare = np.asarray(pictures.side_by_side(*sets, columns=3))
+    labelled = np.asarray(pictures.side_by_side(*sets, columns=3, labels=["originals", "reconstructions"]))
+    np.testing.assert_array_equal(labelled[:, -bare.shape[1] :], bare)
+    margin = labelled[:, : -bare.shape[1]]
+    rows = np.split(margin[: len(margin) // 4 * 4], 4)  # two of each set
+    assert all(row.min() < 128 for row in rows)
+    np.testing.assert_array_equal(rows[0], rows[2])
+    assert (rows[0] != rows[1]).any()
+
+
 @pytest.mark.parametrize("shape", [(8, 8, 3), (0, 8, 8, 3), (2, 8, 8, 2)])
 def test_other_shapes_are_refused_by_name(shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match=r"give \(count, height, width, 1 or 3 channels\)"):

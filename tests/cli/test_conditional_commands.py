@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from keras_vae import Condition, cli
+from keras_vae.training import prior
 
 Command = Callable[..., Any]
 SMALL = ("--image-size", 16, "--latent-dim", 4, "--batch-size", 16, "--perceptual", "none", "--width", 4)
@@ -32,14 +33,15 @@ def classes(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def trained(folder: Path, out: Path, condition: str, *more: str) -> Path:
     arguments = ("train", "--data", folder, "--out", out, "--condition", condition, "--steps", 8, *SMALL, *more)
-    assert cli.run([str(each) for each in arguments]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prior, "LEAST_CONDITIONAL_STEPS", 50)  # half a minute otherwise
+        assert cli.run([str(each) for each in arguments]) == 0
     return out
 
 
 @pytest.fixture(scope="module")
 def run(classes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Without a learned prior, which is fitted for half a minute: `attribute_run` has one."""
-    return trained(classes, tmp_path_factory.mktemp("runs") / "pets", "label", "--prior", "standard")
+    return trained(classes, tmp_path_factory.mktemp("runs") / "pets", "label")
 
 
 @pytest.fixture(scope="module")

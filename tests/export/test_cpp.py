@@ -277,6 +277,7 @@ def test_a_condition_that_a_model_does_not_know(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow  # a model of its own for one message
 def test_many_names_are_cut_short(run: Run, tmp_path: Path) -> None:
     vae = conditional_vae(keras_vae.Condition(tuple(f"{'x' * number} {number}" for number in range(200)), True))
     with few_draws():

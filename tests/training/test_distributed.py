@@ -137,7 +137,8 @@ def array(images: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("replicas", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow  # two workers, below, are replicas too, and have the curve of one
+@pytest.mark.parametrize("replicas", [2, 4])
 def test_replicas_share_the_batch_and_take_the_same_steps(replicas: int, array: Path) -> None:
     """Batch statistics, noise, augmentation, calibrated variances, free bits and figures are the whole batch's."""
     cases = CASES if replicas == 4 else CASES[:1]  # the others take long

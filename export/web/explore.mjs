@@ -8,7 +8,7 @@
  * decoded as those; the samples to pick from are drawn anew, of the same noise.
  */
 
-import { paint, startRuntime } from "./browser.mjs";
+import { at, complain, paint, say, startRuntime } from "./browser.mjs";
 import { chosen, menusOf, offer } from "./conditions.mjs";
 import { Decoder, DecoderError, Prior } from "./decoder.mjs";
 import { Encoder, pixelsOf } from "./encoder.mjs";
@@ -26,8 +26,6 @@ const ATTRIBUTE_RANGE = 2;
 export const state = {
   prior: null, decoder: null, encoder: null, about: null, seed: 0, grid: null, first: null, second: null, settings: {},
 };
-
-const at = (id) => document.getElementById(id);
 
 // ---------------------------------------------------------------- latents
 
@@ -277,15 +275,9 @@ function press(index) {
   }
 }
 
-function say(text) {
-  at("status").textContent = text;
-}
-
-function complain(error) {
-  at("error").textContent = error.message ?? String(error);
-  at("error").hidden = false;
+function fail(error) {
+  complain(error);
   say("");
-  if (!(error instanceof DecoderError)) console.error(error);
 }
 
 const doing = (work) => async (event) => {
@@ -293,7 +285,7 @@ const doing = (work) => async (event) => {
   try {
     await work(event);
   } catch (error) {
-    complain(error);
+    fail(error);
   }
 };
 
@@ -358,4 +350,4 @@ at("share").addEventListener("click", async () => {
 addEventListener("hashchange", doing(recall));
 
 /** Settles when the first picture is shown, or a message says why not. */
-export const ready = begin().catch(complain);
+export const ready = begin().catch(fail);

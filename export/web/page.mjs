@@ -1,6 +1,6 @@
 /** The page: a generator, a grid of its samples, and one image large. A decoder does too, whose latents are drawn. */
 
-import { paint, startRuntime } from "./browser.mjs";
+import { at, complain, paint, say, startRuntime, takeDrops } from "./browser.mjs";
 import { chosen, offer } from "./conditions.mjs";
 import { DecoderError, load } from "./decoder.mjs";
 
@@ -8,8 +8,6 @@ const BATCH = 8; // images computed between two repaints of the page
 
 /** What is on the page: the model and what to call it, the grid's seed and drawn rows, the large image's row. */
 export const state = { model: null, name: "", seed: 0, grid: null, row: null };
-
-const at = (id) => document.getElementById(id);
 
 // ---------------------------------------------------------------- what the page does
 
@@ -171,16 +169,6 @@ function tell(facts) {
   at("facts").hidden = false;
 }
 
-function say(text) {
-  at("status").textContent = text;
-}
-
-function complain(error) {
-  at("error").textContent = error.message ?? String(error);
-  at("error").hidden = false;
-  if (!(error instanceof DecoderError)) console.error(error);
-}
-
 // ---------------------------------------------------------------- what the reader does
 
 function drawAnew(shown = 0) {
@@ -219,19 +207,7 @@ at("file").addEventListener("change", () => {
   if (at("file").files.length) openAnew(at("file").files[0]);
   at("file").value = ""; // so that the same file, mended, can be chosen again
 });
-addEventListener("dragover", (event) => {
-  event.preventDefault();
-  document.body.classList.add("dropping");
-});
-for (const end of ["dragleave", "drop"]) addEventListener(end, () => document.body.classList.remove("dropping"));
-addEventListener("drop", (event) => {
-  event.preventDefault();
-  const [file] = event.dataTransfer.files;
-  if (file) openAnew(file);
-  else complain(new DecoderError("what was dropped is not a file: drop an .onnx file"));
-});
-addEventListener("error", (event) => complain(event.error ?? new Error(event.message)));
-addEventListener("unhandledrejection", (event) => complain(event.reason));
+takeDrops(([file]) => openAnew(file), "an .onnx file");
 
 /** Settles when the model that the page starts with is drawn, or a message says why not. */
 export const ready = open(new URLSearchParams(location.search).get("model") ?? "generator.onnx");

@@ -1,14 +1,12 @@
 /** The page of a scorer: how unusual pictures are and where it shows, the most unusual first. */
 
-import { paint, startRuntime } from "./browser.mjs";
+import { at, complain, paint, say, startRuntime, takeDrops } from "./browser.mjs";
 import { DecoderError } from "./decoder.mjs";
 import { pixelsOf } from "./encoder.mjs";
 import { Scorer } from "./scorer.mjs";
 
 /** The scorer and its name, and what it found of each picture: {name, score, rank, item}, the most unusual first. */
 export const state = { scorer: null, name: "", found: [] };
-
-const at = (id) => document.getElementById(id);
 
 // ---------------------------------------------------------------- what the page does
 
@@ -120,18 +118,8 @@ function tell() {
   say(found.length ? `${found.length} scored with ${name}, the most unusual first.` : `${name}: choose or drop pictures.`);
 }
 
-function say(text) {
-  at("status").textContent = text;
-}
-
-function complain(error) {
-  at("error").textContent = error.message ?? String(error);
-  at("error").hidden = false;
-  if (!(error instanceof DecoderError)) console.error(error);
-}
-
 /** What was given is taken one after another, and errors are shown. */
-let turn = Promise.resolve();
+let turn;
 function take(files) {
   turn = turn.then(async () => {
     at("error").hidden = true;
@@ -157,18 +145,8 @@ at("file").addEventListener("change", () => {
   at("file").value = ""; // so that the same files can be chosen again
   take(files);
 });
-addEventListener("dragover", (event) => {
-  event.preventDefault();
-  document.body.classList.add("dropping");
-});
-for (const end of ["dragleave", "drop"]) addEventListener(end, () => document.body.classList.remove("dropping"));
-addEventListener("drop", (event) => {
-  event.preventDefault();
-  if (event.dataTransfer.files.length) take([...event.dataTransfer.files]);
-  else complain(new DecoderError("what was dropped is not a file: drop pictures, or a scorer.onnx"));
-});
-addEventListener("error", (event) => complain(event.error ?? new Error(event.message)));
-addEventListener("unhandledrejection", (event) => complain(event.reason));
+takeDrops(take, "pictures, or a scorer.onnx");
 
 /** Settles when the scorer that the page starts with is loaded, or a message says why not. */
 export const ready = open(new URLSearchParams(location.search).get("model") ?? "scorer.onnx").catch(complain);
+turn = ready; // pictures wait for it

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -11,17 +12,14 @@ from keras_vae.export import latents
 from keras_vae.export.conditional import every_kind
 from keras_vae.model import conditioning
 
-if TYPE_CHECKING:
-    from keras_vae.model.vae import VAE
-
 BATCH = 64
 
 
-def rows(vae: VAE, images: Any) -> tuple[np.ndarray, ...]:
+def rows(vae: keras.Model, images: Any) -> tuple[np.ndarray, ...]:
     """Codes of images and as many of the prior, float32 (count, latent_dim); of a conditional model conditions too.
 
     Args:
-        vae: the model.
+        vae: a `keras_vae.VAE`.
         images: an array (count, height, width, channels), or a dataset of batches, which may bring their labels.
     """
     batches = images

@@ -172,6 +172,10 @@ def _condition(opened: Opened, asked: str | Sequence[str]) -> Condition:
         InputError: attributes that it does not have.
     """
     names = opened.attribute_names
+    if not isinstance(asked, str) and not (
+        isinstance(asked, list | tuple) and asked and all(isinstance(each, str) for each in asked)
+    ):
+        raise InputError(f"condition={asked!r}: give {LABEL!r}, {ALL!r}, or names of attributes")
     if asked == LABEL and LABEL not in names and not opened.exclusive:
         raise InputError(
             f"{opened.name} has attributes, not classes: give names of these, {', '.join(names)}, or {ALL}"

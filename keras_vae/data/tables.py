@@ -18,6 +18,7 @@ VALUES = {"1": 1, "0": 0, "-1": 0, "true": 1, "false": 0, "yes": 1, "no": 0, "1.
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
 ABSENT = 255  # in values: the table says nothing
 LABELS = ("label", "class")  # columns of classes
+UNKNOWN_CLASS = MISSING | {"-1"}
 CLASSES_AT_MOST = 1000  # labels or subfolders of more classes are names, not attributes
 
 
@@ -138,7 +139,7 @@ def read(path: Path) -> Table:
     table = np.frombuffer(b"".join(values), np.uint8).reshape(len(values), len(names))
     kept = [column for column in range(len(names)) if column not in strange]
     if labels is not None and set(kept) <= {labels}:
-        classes = sorted({cell for cell in cells if cell.lower() not in MISSING})
+        classes = sorted({cell for cell in cells if cell.lower() not in UNKNOWN_CLASS})
         if 2 <= len(classes) <= CLASSES_AT_MOST:
             table = (np.array(cells)[:, np.newaxis] == np.array(classes)).astype(np.uint8)
             table[~table.any(axis=1)] = ABSENT
@@ -160,10 +161,21 @@ def _cells(path: Path, lines: list[str]) -> Iterator[list[str]]:
     for delimiter in DELIMITERS:
         widths = {len(row) for row in csv.reader(head, delimiter=delimiter)}
         if len(widths) == 1 and widths.pop() > 1:
-            return ([cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter))
+            return _parsed(path, lines, delimiter)
     if lines and len({len(line.split()) for line in head}) == 1 and len(lines[0].split()) > 1:
         return (line.split() for line in lines)
     raise InputError(f"cannot tell the columns of {path}: separate them by commas, the images' names first")
+
+
+def _parsed(path: Path, lines: list[str], delimiter: str) -> Iterator[list[str]]:
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    try:
+        for number, row in enumerate(reader, 1):
+            if reader.line_num != number:
+                raise InputError(f"{path}, row {number}: a quotation mark is not closed in its line: close it")
+            yield [cell.strip() for cell in row]
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: {error}: mend its quotation marks") from error
 
 
 @dataclass(frozen=True)

@@ -60,31 +60,71 @@ def of_labels(labels: Any, condition: Condition) -> Any:
         InputError: labels of another shape or type.
     """
     labels, size = tf.convert_to_tensor(labels), len(condition)
-    if _are_numbers(tf.TensorSpec(labels.shape, labels.dtype), condition):
-        labels = tf.cast(tf.reshape(labels, (-1,)), tf.int64)
-        known = tf.logical_and(labels >= -1, labels < size)
-        return tf.where(known[:, tf.newaxis], tf.one_hot(labels, size), float("nan"))
-    labels = tf.ensure_shape(labels, (None, size))
+    _check_spec(tf.TensorSpec(labels.shape, labels.dtype), condition)
     if labels.dtype.is_floating:
-        return tf.cast(labels, tf.float32)
-    return tf.where(tf.cast(labels, tf.int32) > 0, 1.0, 0.0 if condition.exclusive else -1.0)
+        return tf.cast(tf.ensure_shape(labels, (None, size)), tf.float32)
+    labels = tf.cast(labels, tf.int64)
+    if not condition.exclusive:
+        return tf.where(tf.ensure_shape(labels, (None, size)) > 0, 1.0, -1.0)
+    # Numbers or a row for each: a step that has seen both no longer knows which before it runs.
+    labels = tf.reshape(labels, (tf.shape(labels)[0], -1))
+    columns = tf.shape(labels)[1]
+    numbers = labels[:, 0]
+    of_numbers = tf.where(((numbers >= -1) & (numbers < size))[:, tf.newaxis], tf.one_hot(numbers, size), float("nan"))
+    of_rows = tf.where(tf.gather(labels, tf.minimum(tf.range(size), columns - 1), axis=1) > 0, 1.0, 0.0)
+    return tf.where(columns == 1, of_numbers, tf.where(columns == size, of_rows, float("nan")))
 
 
-def _are_numbers(spec: tf.TensorSpec, condition: Condition) -> bool:
-    """Whether labels are numbers of classes, (batch,) or (batch, 1), rather than (batch, names).
+def one_each(conditions: Any, images: Any) -> Any:
+    """Conditions, (labels, names), as many as there are images: NaN where there were more labels or fewer."""
+    there, count = tf.shape(conditions)[0], tf.shape(images)[0]
+    found = tf.gather(conditions, tf.minimum(tf.range(count), there - 1))
+    return found + tf.where(there == count, 0.0, float("nan"))
+
+
+def _check_spec(spec: Any, condition: Condition) -> None:
+    """Refuses labels that are neither numbers of classes, (batch,) or (batch, 1), nor rows, (batch, names).
 
     Raises:
         InputError: they are neither.
     """
+    if not isinstance(spec, tf.TensorSpec):
+        raise InputError(f"labels are of {type(spec).__name__}: give one dense tensor of them, a row for each image")
     size, shape = len(condition), spec.shape
     whole = spec.dtype.is_integer or spec.dtype.is_bool
+    if (whole or spec.dtype.is_floating) and shape.rank is None:
+        return
     if whole and condition.exclusive and (shape.rank == 1 or (shape.rank == 2 and shape[1] == 1)):
-        return True
+        return
     if not (whole or spec.dtype.is_floating) or shape.rank != 2 or shape[1] not in (None, size):
         wanted = f"numbers of classes, (batch,), or (batch, {size})" if condition.exclusive else f"(batch, {size})"
         found = ", ".join("batch" if side is None else str(side) for side in shape) if shape.rank is not None else "?"
         raise InputError(f"labels have shape ({found}) and type {spec.dtype.name}: give {wanted}")
-    return False
+
+
+def in_memory(images: dict[str, Any], values: Any, condition: Condition | None) -> dict[str, Any]:
+    """A dict of images in memory as Keras can take it: the images, and conditions where there are labels.
+
+    Args:
+        images: the dict.
+        values: its images, checked.
+        condition: the model's, or None.
+
+    Raises:
+        InputError: labels that are refused.
+    """
+    found = labels_of(images)
+    if condition is None or found is None:
+        _warn_of_idle(condition, images)
+        return {"image": values}
+    return {"image": values, KEYS[0]: condition.of_images(found, len(values))}
+
+
+def _warn_of_idle(condition: Condition | None, images: Any) -> None:
+    if condition is None and KEYS[0] in _keys(images):
+        warnings.warn(
+            "the images come with conditions, and the model takes none: give VAE(condition=...)", stacklevel=4
+        )
 
 
 def checked_labels(condition: Condition | None, images: Any, labels: Any, needed: bool = False) -> Any:
@@ -105,21 +145,19 @@ def checked_labels(condition: Condition | None, images: Any, labels: Any, needed
         InputError: they are refused.
     """
     if condition is None:
-        if KEYS[0] in _keys(images):
-            warnings.warn(
-                "the images come with conditions, and the model takes none: give VAE(condition=...)", stacklevel=3
-            )
+        _warn_of_idle(condition, images)
         return labels
     if isinstance(images, tf.data.Dataset):
         spec = labels_of(images.element_spec)
         if spec is not None:
-            _are_numbers(spec, condition)
+            _check_spec(spec, condition)
         elif needed:
             raise missing(condition)
         return labels
     found = labels_of((images, labels))
-    if found is not None and hasattr(found, "__len__"):
-        rows = condition.rows(found, len(image_batches.unpack(images)))
+    given = image_batches.unpack(images)
+    if found is not None and hasattr(given, "shape"):
+        rows = condition.of_images(found, len(given))
         return None if labels is None else rows
     if needed and found is None and (hasattr(images, "shape") or isinstance(images, dict)):
         raise missing(condition)
@@ -147,7 +185,11 @@ def rows(condition: Condition | None, asked: Any, count: Any) -> Any:
         return None
     if asked is None:
         return tf.zeros((count, len(condition)))
-    return of_labels(asked, condition) if tf.is_tensor(asked) else tf.constant(condition.rows(asked, int(count)))
+    if isinstance(asked, tf.RaggedTensor | tf.SparseTensor):
+        raise InputError(f"conditions are of {type(asked).__name__}: give one dense tensor, a row for each image")
+    if tf.is_tensor(asked) and not tf.executing_eagerly():
+        return of_labels(asked, condition)
+    return tf.constant(condition.rows(asked.numpy() if tf.is_tensor(asked) else asked, int(count)))
 
 
 def draws(condition: Condition | None) -> int:

@@ -321,7 +321,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
         images = image_batches.shaped(image_batches.unpack(data), self.image_shape)
         condition = None
         if self.condition is not None and (labels := conditioning.labels_of(data)) is not None:
-            condition = conditioning.of_labels(labels, self.condition)
+            condition = conditioning.one_each(conditioning.of_labels(labels, self.condition), images)
         return self.images_of(images), condition, self.watch.note(images, condition)
 
     def _logged(self, logs: dict[str, Any]) -> dict[str, Any]:
@@ -353,7 +353,7 @@ class CheckedModel(keras_internals.BuiltBeforehand, StatefulModel):
         if isinstance(values, list | np.ndarray | np.generic | tf.Variable | keras.Variable) or tf.is_tensor(values):
             values = image_batches.as_array(values)
             image_batches.check(values, self.image_shape)
-            return {**images, "image": values} if isinstance(images, dict) else values
+            return conditioning.in_memory(images, values, self.condition) if isinstance(images, dict) else values
         return images
 
     @contextmanager

@@ -128,10 +128,11 @@ class Watch:
         _, batch, total, low, high, wrong = map(float, np.array(self.images))
         if wrong:
             raise InputError(
-                f"labels in batch {batch:.0f} are no classes, or not finite: give numbers from 0 to "
-                f"{len(model.condition) - 1}, or -1 where it is not known"
+                f"labels in batch {batch:.0f} are no classes, not finite, or not one for each image: give numbers from "
+                f"0 to {len(model.condition) - 1}, or -1 where it is not known"
                 if model.condition.exclusive
-                else f"labels in batch {batch:.0f} hold NaN or infinity: give 0 where an attribute is not known"
+                else f"labels in batch {batch:.0f} hold NaN or infinity, or are not one row for each image: give 0 "
+                "where an attribute is not known"
             )
         if batch:
             image_batches.check_summary(total, low, high, where=f" in batch {batch:.0f}")

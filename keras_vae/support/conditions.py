@@ -19,6 +19,7 @@ from keras_vae.support.errors import InputError
 
 ANY = "any"  # what an image of which nothing is known is called
 AT_MOST = 1000  # names: each is a column of every condition
+LARGEST = 100  # number in a condition: training knows -1 to 1, and float16 ends at 65,504
 SHOWN = 20  # of the names in a message
 
 
@@ -43,8 +44,14 @@ class Condition:
 
     def __post_init__(self) -> None:
         names = self.names
-        if isinstance(names, str) or not all(isinstance(name, str) and name for name in names):
+        if (
+            isinstance(names, str)
+            or not isinstance(names, Sequence)
+            or not all(isinstance(name, str) and name for name in names)
+        ):
             raise InputError(f"condition names {names!r}: give a sequence of names, such as ('glasses', 'hat')")
+        if ANY in names:
+            raise InputError(f"condition: {ANY!r} is what images of which nothing is known are called; rename yours")
         object.__setattr__(self, "names", tuple(names))
         object.__setattr__(self, "exclusive", bool(self.exclusive))
         if len(set(names)) < len(names):
@@ -67,7 +74,9 @@ class Condition:
         if isinstance(given, Mapping) and set(given) == {"names", "exclusive"}:
             return cls(**given)
         if isinstance(given, int | np.integer) and not isinstance(given, bool):
-            return cls(tuple(str(number) for number in range(min(int(given), AT_MOST + 1))), exclusive=True)
+            if not 2 <= given <= AT_MOST:
+                raise InputError(f"condition={given}: give 2 to {AT_MOST} classes")
+            return cls(tuple(map(str, range(int(given)))), exclusive=True)
         if isinstance(given, Sequence) and not isinstance(given, str):
             return cls(tuple(given))
         raise InputError(
@@ -103,7 +112,7 @@ class Condition:
         Raises:
             InputError: a name that there is not, or an array of another shape or not finite.
         """
-        if isinstance(asked, np.ndarray) and asked.dtype.kind in "UO":
+        if isinstance(asked, np.ndarray) and asked.dtype.kind in "SUO":
             asked = asked.tolist()
         if asked is None or isinstance(asked, str | int | np.integer | Mapping):
             return np.repeat(self._row(asked)[np.newaxis], count, axis=0)
@@ -113,9 +122,15 @@ class Condition:
                     f"a list of {len(asked)} conditions, and {count} images: give one for each, or no list"
                 )
             return np.stack([self._row(each) for each in asked])
-        values = np.asarray(asked)
+        try:
+            values = np.asarray(asked)
+        except ValueError as error:
+            raise InputError(
+                "conditions are lists of different lengths: give as many numbers for each image"
+            ) from error
         if values.dtype.kind in "biu" and self.exclusive and values.shape in ((count,), (count, 1)):
-            return np.stack([self._row(number) for number in values.ravel().tolist()]) if count else self._none(0)
+            numbers = values.astype(int).ravel().tolist()
+            return np.stack([self._row(number) for number in numbers]) if count else self._none(0)
         if values.dtype.kind in "biuf" and values.shape == (1, len(self)):
             values = np.repeat(values, count, axis=0)
         if values.dtype.kind not in "biuf" or values.shape != (count, len(self)):
@@ -125,9 +140,22 @@ class Condition:
             )
         if values.dtype.kind != "f":
             return np.where(values > 0, 1.0, 0.0 if self.exclusive else -1.0).astype(np.float32)
-        if not np.isfinite(values).all():
-            raise InputError("conditions hold NaN or infinity: give 0 for what is not known")
+        if not (np.abs(values) <= LARGEST).all():  # NaN is not, either
+            raise InputError(
+                f"conditions hold NaN or numbers beyond {LARGEST}: give 1 for what is, and 0 for what is not known"
+            )
         return values.astype(np.float32)
+
+    def of_images(self, labels: Any, count: int) -> np.ndarray:
+        """Conditions of images by their labels, as `rows`, but one label for each image.
+
+        Raises:
+            InputError: there are more or fewer, or as `rows`.
+        """
+        found = 1 if isinstance(labels, str | Mapping) or not hasattr(labels, "__len__") else len(labels)
+        if isinstance(labels, str | Mapping) or found != count:
+            raise InputError(f"{count} images and {found} label{'s' if found != 1 else ''}: give one for each image")
+        return self.rows(labels, count)
 
     def each(self) -> np.ndarray:
         """The condition of each class, or of each attribute alone: float32 (names, names)."""
@@ -138,17 +166,19 @@ class Condition:
 
     def _row(self, asked: Any) -> np.ndarray:
         row = self._none(1)[0]
-        if asked is None or (isinstance(asked, str) and asked == ANY and ANY not in self.names):
+        if asked is None or (isinstance(asked, str) and asked == ANY):
             return row
         if isinstance(asked, Mapping):
             if self.exclusive:
                 raise InputError(f"condition={dict(asked)!r}: this model knows classes; name one: {self._listed()}")
             for name, has_it in asked.items():
-                if has_it not in (None, True, False, -1):
+                if not (has_it is None or np.ndim(has_it) == 0) or has_it not in (None, True, False, -1):
                     raise InputError(f"condition {name}={has_it!r}: give True or False, or None if it is not asked for")
                 row[self.position(name)] = {None: 0.0, True: 1.0}.get(has_it, -1.0)
             return row
         if not isinstance(asked, str) and self.exclusive and not isinstance(asked, bool):
+            if not isinstance(asked, int | np.integer):
+                raise InputError(f"class {asked!r}: give a name, a whole number, or None: {self._listed()}")
             if not -1 <= int(asked) < len(self):
                 raise InputError(f"class {asked}: this model knows {len(self)}, from 0 on: {self._listed()}")
             if asked >= 0:
@@ -200,8 +230,7 @@ def asked_for(condition: Condition | None, labels: Sequence[str], attributes: Se
             knows = f"attributes, not classes: give --attribute, such as {condition.names[0]}=1"
         raise InputError(f"{given}: this model knows {knows}")
     if labels:
-        any_kind = [ANY] if ANY not in condition.names else []
-        return [None if label in any_kind else condition.names[condition.position(label)] for label in labels]
+        return [None if label == ANY else condition.names[condition.position(label)] for label in labels]
     return [_attributes(condition, text) for text in attributes]
 
 
@@ -211,7 +240,7 @@ def _attributes(condition: Condition, text: str) -> dict[str, bool]:
         name, equals, value = pair.strip().rpartition("=")
         if not equals or value not in ("0", "1"):
             raise InputError(f"--attribute {pair!r}: give a name and 1 or 0, such as {condition.names[0]}=1")
-        name = condition.names[condition.position(name)]
+        name = condition.names[condition.position(name.strip())]
         if name in asked:
             raise InputError(f"--attribute {text}: {name} is there twice; give it once")
         asked[name] = value == "1"

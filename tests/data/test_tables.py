@@ -259,3 +259,17 @@ def test_subfolders_as_conditions(tmp_path: Path) -> None:
 def test_a_source_without_classes_or_attributes(folder: Path) -> None:
     with pytest.raises(InputError, match=r"photos has no attributes: give a table of them, attributes.csv"):
         data.load(folder, 8, 1, condition="label")
+
+
+def test_a_quotation_mark_that_is_not_closed(tmp_path: Path) -> None:
+    path = tmp_path / "attributes.csv"
+    path.write_text('image,label\n0.png,"a\n1.png,b"\n2.png,a\n')
+    with pytest.raises(InputError, match="row 2: a quotation mark is not closed in its line"):
+        tables.read(path)
+    path.write_text('image,label\n0.png,"a" b\n1.png,b\n')
+    with pytest.raises(InputError, match=r"line 2: .*: mend its quotation marks"):
+        tables.read(path)
+    path.write_text('image,label\n0.png,"a, b"\n1.png,b\n2.png,-1\n')
+    found = tables.read(path)
+    assert (found.names, found.exclusive) == (("a, b", "b"), True)  # -1: not known
+    assert found.values[2].tolist() == [tables.ABSENT] * 2

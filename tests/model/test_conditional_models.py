@@ -165,6 +165,33 @@ def test_arrays_and_datasets_train_alike(labelled: tuple[np.ndarray, np.ndarray]
     np.testing.assert_array_equal(weights(images, labels), weights(dataset))
 
 
+def test_labels_of_another_form_are_taken_later(labelled: tuple[np.ndarray, np.ndarray]) -> None:
+    """A step that has seen numbers, a column of them and rows no longer knows the rank when it is traced again."""
+    images, labels = labelled[0][:64], labelled[1][:64]
+    vae = VAE(**own_networks(), perceptual=None, condition=CLASSES, seed=0)
+    vae.compile(keras.optimizers.SGD(0.0))
+    found = []
+    for form in (labels, labels[:, None], np.eye(CLASSES, dtype=int)[labels], labels):
+        data = tf.data.Dataset.from_tensor_slices((images, form)).batch(16)
+        vae.fit(data, verbose=0)
+        found.append(vae.evaluate(data, verbose=0))
+    for each in found[1:]:
+        np.testing.assert_allclose(each, found[0], rtol=0.05)  # another draw
+    with pytest.raises(InputError, match="are no classes, not finite, or not one for each"):
+        vae.fit(tf.data.Dataset.from_tensor_slices((images, labels[:, None] + 1)).batch(16), verbose=0)
+
+
+def test_names_in_a_dict(labelled: tuple[np.ndarray, np.ndarray]) -> None:
+    images, names = labelled[0][:32], labelled[1][:32].astype(str)
+    vae = VAE(**own_networks(), perceptual=None, condition=CLASSES, seed=0)
+    vae.compile(keras.optimizers.SGD(0.0))
+    data = {"image": images, "label": names, "file": np.array(["a.png"] * 32)}
+    by_dict = vae.evaluate(data, verbose=0)
+    np.testing.assert_allclose(by_dict, vae.evaluate(images, names, verbose=0), rtol=0.05)
+    vae.fit(data, validation_data=data, verbose=0)
+    assert list(data) == ["image", "label", "file"]
+
+
 def test_a_class_that_is_not_known_is_any(labelled: tuple[np.ndarray, np.ndarray]) -> None:
     images = labelled[0][:32]
     vae = VAE(**SMALL, condition=CLASSES, seed=0)
@@ -264,10 +291,25 @@ def test_wrong_labels_are_one_line(
         ((images,), "this model is trained on images with their class: give fit(images, labels)"),
         ((batches(images),), "this model is trained on images with their class"),
         ((images, labels + 1), "class 3: this model knows 3, from 0 on"),
-        ((images, labels[:5]), "conditions of 32 images are of shape (5,)"),
+        ((images, labels[:5]), "32 images and 5 labels: give one for each image"),
+        ((images, np.eye(3, dtype=int)[:1]), "32 images and 1 label: give one for each image"),
+        ((images, "1"), "32 images and 1 label: give one for each image"),
+        (({"image": images, "label": labels[:1]},), "32 images and 1 label: give one for each image"),
+        (
+            (batches(images, labels).map(lambda x, y: (x, y[:1])),),
+            "labels in batch 1 are no classes, not finite, or not",
+        ),
+        (
+            (batches(images, labels).map(lambda x, y: (x, y[:5])),),
+            "labels in batch 1 are no classes, not finite, or not",
+        ),
+        ((batches(images, {"label": labels}),), "labels are of dict: give one dense tensor of them"),
         ((images, np.array(["a"] * 32)), "no class 'a'"),
-        ((batches(images, labels + 1),), "labels in batch 1 are no classes, or not finite: give numbers from 0 to 2"),
-        ((batches(images, np.full((32, 3), np.nan, np.float32)),), "labels in batch 1 are no classes, or not finite"),
+        ((batches(images, labels + 1),), "labels in batch 1 are no classes, not finite, or not"),
+        (
+            (batches(images, np.full((32, 3), np.nan, np.float32)),),
+            "labels in batch 1 are no classes, not finite, or not",
+        ),
         (
             (batches(images, np.zeros((32, 4), np.float32)),),
             "labels have shape (batch, 4) and type float32: give numbers of classes, (batch,), or (batch, 3)",
@@ -278,6 +320,17 @@ def test_wrong_labels_are_one_line(
             vae.fit(*data, verbose=0)
         assert message in str(refused.value)
         assert "\n" not in str(refused.value)
+    z, tensor = np.zeros((2, 4), np.float32), tf.constant
+    for wrong, message in (
+        (tensor([7, 0]), "class 7: this model knows 3"),
+        (tensor([1]), r"conditions of 2 images are of shape \(1,\)"),
+        (tensor([[float("nan"), 0, 0]] * 2), "conditions hold NaN"),
+        (tf.ragged.constant([[1, 0], [1]]), "conditions are of RaggedTensor: give one dense tensor"),
+    ):
+        with pytest.raises(InputError, match=message):
+            vae.decode(z, wrong)
+    with pytest.raises(InputError, match="class 3: this model knows 3"):
+        vae.fit_prior(batches(images, labels + 1))
     # What a generator lacks shows when it is asked for a batch.
     with pytest.raises(InputError, match="this model is trained on images with their class"):
         vae.fit(((images,) for _ in range(2)), steps_per_epoch=2, verbose=0)

@@ -75,7 +75,15 @@ def test_a_row_for_each(condition: Condition, asked: Any, rows: list[list[float]
         (ATTRIBUTES, {"hat": 2}, "condition hat=2: give True or False, or None if it is not asked for"),
         (CLASSES, np.zeros((2, 4)), r"conditions of 2 images are of shape (2, 4) and type float64"),
         (CLASSES, np.zeros((3,), int), r"conditions of 2 images are of shape (3,)"),
-        (ATTRIBUTES, np.full((2, 2), np.nan), "conditions hold NaN or infinity: give 0 for what is not known"),
+        (ATTRIBUTES, np.full((2, 2), np.nan), "conditions hold NaN or numbers beyond 100: give 1 for what is"),
+        (ATTRIBUTES, np.array([[1e300, 0], [0, 0]]), "conditions hold NaN or numbers beyond 100"),
+        (CLASSES, ["bag", 1.7], "class 1.7: give a name, a whole number, or None: boot, bag, T-shirt/top"),
+        (CLASSES, [None, np.nan], "class nan: give a name, a whole number, or None"),
+        (CLASSES, np.array([np.nan, "bag"], object), "class nan: give a name, a whole number, or None"),
+        (CLASSES, ["bag", ["boot"]], "class ['boot']: give a name, a whole number, or None"),
+        (CLASSES, [b"bag", None], "class b'bag': give a name, a whole number, or None"),
+        (CLASSES, [[1, 0, 0], [1]], "conditions are lists of different lengths"),
+        (ATTRIBUTES, {"hat": np.array([1, 0])}, "condition hat=array([1, 0]): give True or False, or None"),
         (ATTRIBUTES, np.array(["hat", "b"]), "no attribute 'b': this model knows glasses, hat"),
         (ATTRIBUTES, np.array([1j, 2j]), "conditions of 2 images are of shape (2,) and type complex128"),
     ],
@@ -86,12 +94,27 @@ def test_what_there_is_not(condition: Condition, asked: Any, message: str) -> No
     assert message in str(refused.value)
 
 
+@pytest.mark.parametrize("labels", [[0, 1], np.array([[1, 0, 0]]), "bag", {"bag": 1}, 1, np.array([True])])
+def test_labels_are_one_for_each_image(labels: Any) -> None:
+    with pytest.raises(InputError, match=r"3 images and \d labels?: give one for each image"):
+        CLASSES.of_images(labels, 3)
+
+
+def test_labels_that_are_true_or_false() -> None:
+    two = Condition.of(2)
+    assert two is not None
+    np.testing.assert_array_equal(two.of_images(np.array([True, False]), 2), [[0, 1], [1, 0]])
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         (["a", "b", "a"], "condition: 'a' is there twice; give each name once"),
-        (1, "condition of 1 classes: give 2 to 1000"),
-        (2000, "condition of 1001 classes: give 2 to 1000"),
+        (1, "condition=1: give 2 to 1000 classes"),
+        (2000, "condition=2000: give 2 to 1000 classes"),
+        (-3, "condition=-3: give 2 to 1000 classes"),
+        ({"names": None, "exclusive": True}, "condition names None: give a sequence of names"),
+        (["any", "one"], "condition: 'any' is what images of which nothing is known are called; rename yours"),
         ([], "condition of 0 attributes: give 1 to 1000"),
         ("glasses", "condition='glasses': give a number of classes, names of attributes, or a keras_vae.Condition"),
         (2.5, "condition=2.5: give a number of classes"),
@@ -133,8 +156,7 @@ def test_what_the_command_line_asks_for() -> None:
     assert asked_for(ATTRIBUTES, (), ("glasses=1", "Hat=0")) == [{"glasses": True}, {"hat": False}]
     assert in_words({"glasses": True, "hat": False}) == "glasses=1, hat=0"
     assert (in_words(None), in_words("boot")) == ("any", "boot")
-    # A class that is itself called "any" is what is asked for.
-    assert asked_for(Condition(("any", "one"), exclusive=True), ("any",), ()) == ["any"]
+    assert asked_for(ATTRIBUTES, (), ("glasses =1",)) == [{"glasses": True}]
 
 
 @pytest.mark.parametrize(

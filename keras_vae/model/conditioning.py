@@ -189,7 +189,10 @@ def rows(condition: Condition | None, asked: Any, count: Any) -> Any:
         raise InputError(f"conditions are of {type(asked).__name__}: give one dense tensor, a row for each image")
     if tf.is_tensor(asked) and not tf.executing_eagerly():
         return of_labels(asked, condition)
-    return tf.constant(condition.rows(asked.numpy() if tf.is_tensor(asked) else asked, int(count)))
+    if tf.is_tensor(asked):
+        asked = tf.convert_to_tensor(asked)
+        asked = (tf.cast(asked, tf.float32) if asked.dtype.is_floating else asked).numpy()  # numpy has no bfloat16
+    return tf.constant(condition.rows(asked, int(count)))
 
 
 def draws(condition: Condition | None) -> int:

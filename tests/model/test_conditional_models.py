@@ -329,6 +329,8 @@ def test_wrong_labels_are_one_line(
     ):
         with pytest.raises(InputError, match=message):
             vae.decode(z, wrong)
+    for right in (tensor([1, 2]), tensor(np.eye(3)[1:], tf.bfloat16), tf.Variable([1, 2])):
+        np.testing.assert_array_equal(vae.decode(z, right), vae.decode(z, [1, 2]))
     with pytest.raises(InputError, match="class 3: this model knows 3"):
         vae.fit_prior(batches(images, labels + 1))
     # What a generator lacks shows when it is asked for a batch.

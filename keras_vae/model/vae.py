@@ -272,8 +272,9 @@ class VAE(GenerativeModel):
         noise = replicas.at_least_one(self.test_noise.draw((rows, self.latent_dim)))
         images, condition = replicas.at_least_one(images), replicas.at_least_one(condition)
         terms, posterior = self.objective(images, noise, training=False, condition=condition)
-        terms = {name: values[:rows] for name, values in terms.items()}
-        return self._logged(self._track(self.term_means.of(terms), replicas.batch_size(images), posterior.mean[:rows]))
+        # Of the images alone: where a replica has none, one stood in for them.
+        terms, mean = {name: values[:rows] for name, values in terms.items()}, posterior.mean[:rows]
+        return self._logged(self._track(self.term_means.of(terms), replicas.batch_size(mean), mean))
 
     def predict_step(self, data: Any) -> Any:
         images, condition, _ = self._noted(data)

@@ -107,7 +107,7 @@ except Exception as error:
 steps = strategy.experimental_local_results(vae.optimizer.iterations._value)[0]
 found[-1] |= {"said": said, "step": int(np.array(steps)) + 1}
 vae.beta_variable.assign(1.0)
-found[-1]["elbo"] = [vae.evaluate(x[:10], batch_size=size, verbose=0, return_dict=True)["elbo"] for size in (1, 4, 10)]
+found[-1]["elbo"] = [vae.evaluate(x[:9], batch_size=size, verbose=0, return_dict=True)["elbo"] for size in (1, 4, 9)]
 found[-1]["one"] = list(vae.predict(x[:1], verbose=0).shape)
 found[-1]["moved"] = sum(not np.array_equal(one, now) for one, now in zip(before, state(), strict=True))
 found[-1]["variables"] = len(before)
@@ -171,6 +171,31 @@ def test_replicas_share_the_batch_and_take_the_same_steps(replicas: int, array: 
             for said, kind in zip(got["said"], ["NaN"] * 3 + ["255"] * 3 + [step], strict=True):
                 assert said.startswith(("InputError: images", "NotFiniteError"))
                 assert kind in said
+
+
+FEWER = """
+import numpy as np, tensorflow as tf, keras
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 4)
+from keras_vae import VAE
+x = np.random.default_rng(0).random((10, 8, 8, 3)).astype(np.float32)
+keras.utils.set_random_seed(0)
+with tf.distribute.MirroredStrategy([f"CPU:{number}" for number in range(4)]).scope():
+    image, z = keras.Input((8, 8, 3)), keras.Input((4,))
+    encoder = keras.Model(image, keras.layers.Dense(8)(keras.layers.Flatten()(image)))
+    decoder = keras.Model(z, keras.layers.Reshape((8, 8, 3))(keras.layers.Dense(192, "sigmoid")(z)))
+    vae = VAE((8, 8, 3), 4, perceptual=None, encoder=encoder, decoder=decoder, seed=1)
+    vae.compile("sgd")
+print("RESULT", *(vae.evaluate(x, batch_size=size, verbose=0, return_dict=True)["elbo"] for size in (10, 4, 1)))
+"""
+
+
+def test_replicas_without_images_count_for_nothing() -> None:
+    """Of ten images in batches of 4 the last one has two for four replicas."""
+    result = subprocess.run([sys.executable, "-c", FEWER], capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr[-2000:]
+    whole, *others = map(float, result.stdout.partition("RESULT")[2].split())
+    assert others == pytest.approx([whole] * 2, rel=1e-5)
 
 
 CLUSTERED = """

@@ -67,8 +67,9 @@ def of_labels(labels: Any, condition: Condition) -> Any:
     if not condition.exclusive:
         return tf.where(tf.ensure_shape(labels, (None, size)) > 0, 1.0, -1.0)
     # Numbers or a row for each: a step that has seen both no longer knows which before it runs.
-    labels = tf.reshape(labels, (tf.shape(labels)[0], -1))
-    columns = tf.shape(labels)[1]
+    count = tf.shape(labels)[0]  # of a replica without images, none
+    columns = tf.maximum(tf.size(labels) // tf.maximum(count, 1), 1)
+    labels = tf.reshape(labels, (count, columns))
     numbers = labels[:, 0]
     of_numbers = tf.where(((numbers >= -1) & (numbers < size))[:, tf.newaxis], tf.one_hot(numbers, size), float("nan"))
     of_rows = tf.where(tf.gather(labels, tf.minimum(tf.range(size), columns - 1), axis=1) > 0, 1.0, 0.0)

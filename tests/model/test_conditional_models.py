@@ -181,6 +181,19 @@ def test_labels_of_another_form_are_taken_later(labelled: tuple[np.ndarray, np.n
         vae.fit(tf.data.Dataset.from_tensor_slices((images, labels[:, None] + 1)).batch(16), verbose=0)
 
 
+def test_a_replica_may_have_no_labels() -> None:
+    condition = Condition.of(CLASSES)
+    assert condition is not None
+    for none in (
+        np.zeros(0, int),
+        np.zeros((0, 1), int),
+        np.zeros((0, CLASSES), int),
+        np.zeros((0, CLASSES), np.float32),
+    ):
+        found = conditioning.one_each(conditioning.of_labels(none, condition), tf.zeros((0, *SHAPE)))
+        assert found.shape == (0, CLASSES)
+
+
 def test_names_in_a_dict(labelled: tuple[np.ndarray, np.ndarray]) -> None:
     images, names = labelled[0][:32], labelled[1][:32].astype(str)
     vae = VAE(**own_networks(), perceptual=None, condition=CLASSES, seed=0)

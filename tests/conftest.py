@@ -86,16 +86,12 @@ def image_folder(images: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
-def train_small(image_folder: Path) -> Callable[[Path], Path]:
-    """Trains a small run on the folder of avatars, in a folder of that path."""
+def train_small(image_folder: Path) -> Callable[..., Path]:
+    """Trains a small run on the folder of avatars, in a folder of that path, with further settings."""
 
-    def trained(out: Path) -> Path:
-        settings: dict[str, Any] = {"image_size": 32, "latent_dim": 8, "batch_size": 16, "learning_rate": 2e-3}
-        train(
-            TrainingConfig(
-                data=str(image_folder), out=str(out), perceptual=None, epochs=30, precision="float32", **settings
-            )
-        )
+    def trained(out: Path, **settings: Any) -> Path:
+        small: dict[str, Any] = {"latent_dim": 8, "network_options": {"width": 8}, "perceptual": None}
+        train(TrainingConfig(data=str(image_folder), out=str(out), precision="float32", **small, **settings))
         return out
 
     return trained

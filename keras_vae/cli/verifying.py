@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_vae import networks
 from keras_vae.cli.deployment import ENCODER_FILE, SCORER_FILE, TRITON, export_folder, place, size, unusual
-from keras_vae.export import encoder, on_images, scorer, triton
+from keras_vae.export import on_images, triton
 from keras_vae.export.artifact import float32_copy, keras_runner
 from keras_vae.export.errors import ExportError, MissingRuntimeError
 from keras_vae.export.formats import FORMATS, OUTPUTS, PARTS
@@ -175,14 +175,15 @@ def _keras_look(vae: VAE) -> on_images.Reference:
 
 
 _REFERENCES = {"encoder": _keras_encoder, "scorer": _keras_look}
-_OPENERS = {"encoder": encoder.opened, "scorer": scorer.opened}
 
 
 def _check_file_of_images(model: Model, weights: str, file: Path, part: str) -> dict[str, Any]:
     """What `verify` finds of an ONNX file that takes images, an "encoder" or a "scorer"."""
+    from keras_vae.export import encoder, scorer  # with tf2onnx, which is slow to import: others do without
+
     check = _unchecked(file)
     try:
-        run, metadata = _OPENERS[part](file)
+        run, metadata = {"encoder": encoder, "scorer": scorer}[part].opened(file)
         problem = _wrong_metadata(model, weights, metadata, own=True) or _wrong_of_images(model, **{part: run})
     except ExportError as error:
         return check | {"checksum": False, "problem": str(error)}

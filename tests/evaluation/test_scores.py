@@ -28,7 +28,6 @@ from keras_vae.model import priors
 from keras_vae.model.bounds import importance_weighted_bound
 from keras_vae.model.scoring import Scores
 from keras_vae.runs.opening import open_model
-from keras_vae.training import TrainingConfig, train
 
 Command = Callable[..., Any]
 AVATARS = Path(keras_vae.__file__).parents[1] / "saved_models" / "avatars" / "model.keras"
@@ -197,13 +196,10 @@ def test_the_map_of_an_avatar_points_to_its_defect() -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, train_small: Callable[..., Path]) -> Path:
     """A run that tells avatars from noise: few epochs, of which each brings a checkpoint."""
     out = tmp_path_factory.mktemp("scores") / "run"
-    settings: dict[str, Any] = {"image_size": 32, "latent_dim": 8, "network_options": {"width": 8}, "perceptual": None}
-    settings |= {"batch_size": 4, "learning_rate": 2e-3, "epochs": 8, "precision": "float32"}
-    train(TrainingConfig(data=str(image_folder), out=str(out), **settings))
-    return out
+    return train_small(out, image_size=32, batch_size=4, learning_rate=2e-3, epochs=8)
 
 
 @pytest.fixture(scope="module")

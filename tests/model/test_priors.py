@@ -22,7 +22,6 @@ from keras_vae.export.formats import open_artifact
 from keras_vae.model import priors
 from keras_vae.model.encoding import Encoded
 from keras_vae.runs.opening import open_model
-from keras_vae.training import TrainingConfig, train
 
 Command = Callable[..., Any]
 MEAN = np.array([3.0, -1.0, 0.5])
@@ -62,13 +61,10 @@ def flow(gaussian_codes: Encoded) -> priors.FlowMatchingPrior:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, train_small: Callable[..., Path]) -> Path:
     """A run that ends with a learned prior."""
     out = tmp_path_factory.mktemp("priors") / "run"
-    settings: dict[str, Any] = {"image_size": 16, "latent_dim": 8, "network_options": {"width": 8}, "perceptual": None}
-    settings |= {"batch_size": 8, "learning_rate": 3e-3, "epochs": 12, "precision": "float32"}
-    train(TrainingConfig(data=str(image_folder), out=str(out), **settings))
-    return out
+    return train_small(out, image_size=16, batch_size=8, learning_rate=3e-3, epochs=12)
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,7 @@ from keras_vae.training import TrainingConfig, train
 NAME = "fashion_mnist"
 DRAWS = 4
 SETTINGS: dict[str, Any] = {
+    "network": "dfc",
     "latent_dim": 32,
     "perceptual": None,
     "learning_rate": 1e-3,

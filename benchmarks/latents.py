@@ -73,7 +73,7 @@ def main() -> None:
 
 def train(run: Path, objective: str, options: argparse.Namespace) -> None:
     perceptual = "none" if objective == "plain" else options.perceptual
-    arguments = ["--data", str(options.faces), "--out", str(run)]
+    arguments = ["--data", str(options.faces), "--out", str(run), "--network", "dfc"]
     arguments += ["--steps", str(options.steps)] if options.steps else ["--minutes", str(options.minutes)]
     arguments += ["--preset", objective, "--perceptual", perceptual, "--checkpoint-minutes", "60"]
     if options.kl_target is not None:

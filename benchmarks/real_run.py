@@ -32,6 +32,7 @@ def trained(case: dict[str, Any]) -> dict[str, Any]:
         run = Path(folder) / "run"
         options = ["--data", case["data"], "--out", str(run), "--image-size", str(case["size"])]
         options += ["--batch-size", str(case["batch"]), "--minutes", str(case["minutes"]), "--preset", case["preset"]]
+        options += ["--network", "dfc"]  # the peers'
         options += ["--prior", "standard"]  # the learned one is fitted after the last epoch
         options += ["--perceptual", "none" if case["preset"] in ("plain", "gaussian-calibrated") else "hed-vgg16"]
         card = _watched([*COMMAND, *options], run / "metrics.jsonl")

@@ -50,7 +50,7 @@ def main() -> None:
         speeds: dict[str, list[float]] = {name: [] for name in arrangements}
         for number in range(options.rounds):
             for name, workers in arrangements.items():
-                arguments = ["--data", options.data, "--steps", str(options.steps), *settings]
+                arguments = ["--data", options.data, "--steps", str(options.steps), "--network", "dfc", *settings]
                 speeds[name].append(_train(workers, arguments))
                 print(f"{objective}, round {number + 1}, {name}: {speeds[name][-1]:.0f} images/s", flush=True)
         one = speeds["one worker, one core"]

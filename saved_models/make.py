@@ -31,8 +31,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "avatars": {
         "title": "avatars: cartoon faces, 64x64",
         "train": [
-            *("--data", "avatars", "--image-size", "64", "--perceptual", "hed-vgg16", "--batch-size", "16"),
-            *("--learning-rate", "2e-3", "--learning-rate-decay", "0.85", "--ema", "0.999", "--epochs", "10"),
+            *("--data", "avatars", "--image-size", "64", "--perceptual", "hed-vgg16", "--network", "ppca"),
+            *("--width", "16", "--batch-size", "32", "--learning-rate", "1e-3", "--learning-rate-schedule", "cosine"),
+            *("--epochs", "12"),
         ],
         "data": "16,000 avatars for training and 2,000 held out, drawn by python-avatars (MIT); artwork: Avataaars by "
         "Pablo Stanley, free for personal and commercial use.",
@@ -41,9 +42,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "fashion_mnist": {
         "title": "Fashion-MNIST: clothing in greyscale, 32x32",
         "train": [
-            *("--data", "tfds:fashion_mnist", "--image-size", "32", "--latent-dim", "32", "--perceptual", "hed-vgg16"),
-            *("--batch-size", "64", "--learning-rate", "1e-3", "--learning-rate-decay", "0.8", "--ema", "0.999"),
-            *("--epochs", "8"),
+            *("--data", "tfds:fashion_mnist", "--image-size", "32", "--latent-dim", "32", "--network", "dfc"),
+            *("--perceptual", "hed-vgg16", "--batch-size", "64", "--learning-rate", "1e-3"),
+            *("--learning-rate-decay", "0.8", "--ema", "0.999", "--epochs", "8"),
         ],
         "data": "Fashion-MNIST (Xiao et al. 2017, arXiv 1708.07747), MIT licence, 60,000 images for training and "
         "10,000 held out, resized from 28x28.",

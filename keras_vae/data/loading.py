@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -20,6 +20,7 @@ from keras_vae.support.names import ALL, LABEL, position
 
 # The first that takes a source opens it; whatever none of the others takes is a folder.
 KINDS: tuple[Kind, ...] = (arrays, datasets, avatars, sets, folders)
+FIRST = 64  # images at a time of `ImageData.first`
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class ImageData:
         skips: images of the source that are not used, and why; it fills as they are read.
         train_from: gives training batches without end from a step on, counted from 0. They depend on the seed and that
             step alone, so that a resumed run sees the batches it would have seen.
+        first: gives so many training images, those of the first epochs in their order, in batches of 64: all of them,
+            to each process, where several share the batches of training.
         named: gives all images of the source once, those to train on first, some at a time with their names.
         own_shape: the images' shape before cropping and resizing; None where each has its own.
     """
@@ -54,6 +57,7 @@ class ImageData:
     attribute_names: tuple[str, ...]
     skips: Skips
     train_from: Callable[[int], tf.data.Dataset]
+    first: Callable[[int], tf.data.Dataset]
     named: Callable[[], Iterator[pipelines.NamedImages]]
     own_shape: tuple[int | None, ...] | None = None
     condition: Condition | None = None
@@ -147,6 +151,7 @@ def load(
     batches = pipelines.Batches(batch_size, attributes, seed, flip, random_crop, share, scaled, asked)
     epoch, test = opened.train.shuffled(batches), opened.test.in_order(batches)
     steps = train_size // batch_size
+    alone = replace(batches, share=pipelines.ALONE)
     return ImageData(
         name=name,
         image_shape=opened.image_shape,
@@ -157,6 +162,9 @@ def load(
         attribute_names=opened.attribute_names,
         skips=opened.skips,
         train_from=lambda step: pipelines.continued(epoch, steps, batches, step),
+        first=lambda count: (
+            pipelines.continued(opened.train.shuffled(alone), steps, alone, 0).unbatch().take(count).batch(FIRST)
+        ),
         named=lambda: itertools.chain(
             opened.train.named(), (each._replace(held_out=True) for each in opened.test.named())
         ),

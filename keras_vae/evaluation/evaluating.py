@@ -281,9 +281,7 @@ class _Evaluation:
         assert self.network is not None
         count = min(self.count, self.data.train_size)
         train, seen = self._set(), 0
-        # In the order of the first steps, which depends only on the seed of loading.
-        batches = self.data.train_from(0).unbatch().take(count).batch(BATCH)
-        for images in self._bar(batches.as_numpy_iterator(), count, "training images"):
+        for images in self._bar(self.data.first(count).as_numpy_iterator(), count, "training images"):
             train.update(self.network.pooled(images))
             seen += len(images)
         return {"count": seen, **self._compared(train, held_out, "training images")}

@@ -11,7 +11,7 @@ from keras_vae.latents.directions import AttributeVectors
 from keras_vae.model.encoding import LIMIT, Encoded, encode
 from keras_vae.model.vae import VAE
 from keras_vae.runs.folder import VECTORS_FILE
-from keras_vae.runs.opening import BATCH, Model
+from keras_vae.runs.opening import Model
 from keras_vae.runs.run_images import data_of
 from keras_vae.support.errors import InputError
 from keras_vae.support.names import position
@@ -75,9 +75,10 @@ def encode_training(
     for name in wanted:
         position(name, images.attribute_names)
     count = min(images.train_size, limit)
-    batches = images.train_from(0).unbatch().take(count).batch(BATCH)
     names = images.attribute_names if with_attributes else ()
-    return encode(vae, batches.as_numpy_iterator(), names, total=count, description="encoding training images")
+    return encode(
+        vae, images.first(count).as_numpy_iterator(), names, total=count, description="encoding training images"
+    )
 
 
 def _known(model: Model, vae: VAE, source: str | None) -> dict[str, str]:

@@ -47,12 +47,6 @@ def check(config: TrainingConfig, perceptual: PerceptualLoss | None) -> None:
             raise InputError(
                 "workers' clocks differ, and so would their learning rates: a cosine needs --steps or --epochs"
             )
-    family = networks.FAMILIES.get(config.network)
-    if family is not None and family.adapt is not None and strategies.is_multi_worker(config.strategy):
-        raise InputError(
-            f"the network {config.network!r} begins with the images' statistics, and each worker sees others: train "
-            "it on one machine, or choose another"
-        )
     _check_kl(config)
     size = config.image_size or loading.DEFAULT_SIZE
     networks.check(

@@ -151,7 +151,7 @@ class ModelConfig:
     """The model and its objective, as `keras_vae.VAE` takes them."""
 
     latent_dim: int = option(100, "Number of latents.")
-    network: str = option("dfc", "Encoder and decoder family: dfc, ppca or resnet.")
+    network: str = option("ppca", "Encoder and decoder family: ppca, dfc (the paper's) or resnet.")
     network_options: Mapping[str, Any] = option(
         dict,
         "Option of the network, such as blocks=2; can be repeated.",

@@ -7,7 +7,6 @@ import math
 from keras_vae import data
 from keras_vae.model import priors
 from keras_vae.model.vae import VAE
-from keras_vae.runs.opening import BATCH
 from keras_vae.training.config import TrainingConfig
 
 # Measured on two cores with the default objective and images of 64x64: fitting the prior for a step, or encoding an
@@ -38,10 +37,9 @@ def fit(vae: VAE, images: data.ImageData, config: TrainingConfig, steps: int) ->
     seen = steps * config.batch_size
     there_are = images.train_size * (2 if config.flip else 1)
     limit = min(there_are, max(LEAST_CODES, seen // IMAGES_PER_CODE), priors.MOST_CODES)
-    batches = images.train_from(0).unbatch().take(limit).batch(BATCH)
     per_step = IMAGES_PER_PRIOR_STEP if config.perceptual is not None else PLAIN_IMAGES_PER_PRIOR_STEP
     worth = seen * math.prod(images.image_shape[:2]) / MEASURED_PIXELS
     wanted, least = worth / per_step, 1
     if vae.condition is not None:
         wanted, least = CONDITIONAL * wanted, LEAST_CONDITIONAL_STEPS
-    vae.fit_prior(batches, max(least, min(MOST_STEPS, int(wanted))), config.seed)
+    vae.fit_prior(images.first(limit), max(least, min(MOST_STEPS, int(wanted))), config.seed)

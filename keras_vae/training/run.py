@@ -22,7 +22,6 @@ from keras_vae.model.vae import VAE
 from keras_vae.networks.ppca import ADAPTED_TO
 from keras_vae.runs.folder import MODEL_FILE, is_run
 from keras_vae.runs.keras_file import save_vae
-from keras_vae.runs.opening import BATCH
 from keras_vae.support import precision
 from keras_vae.support.errors import InputError
 from keras_vae.training import callbacks, failures, model, prior, results, resuming, strategies
@@ -112,7 +111,7 @@ def train(config: TrainingConfig) -> dict[str, Any]:
         if vae.needs_adapting:
             with strategy.scope(), stages.timed("statistics"):
                 count = min(images.train_size, ADAPTED_TO)
-                vae.adapt(images.train_from(0).unbatch().take(count).batch(BATCH), seed=config.seed)
+                vae.adapt(images.first(count), seed=config.seed)
                 print(f"network: {config.network} adapted to {count:,} images")
         policy = vae.dtype_policy.name
 

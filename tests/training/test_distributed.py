@@ -270,6 +270,9 @@ def test_shares_of_a_batch_are_the_batch_whatever_the_step(
     for worker in range(workers):
         loaded = load(Share(worker * here, here, replicas))
         parts.append([each.numpy() for each in loaded.train_from(step).take(3 * here)])
+        (together,) = loaded.first(batch + 1)  # what a network begins with: not this process's share alone
+        expected = load(Share()).train_from(0).unbatch().take(batch + 1).as_numpy_iterator()
+        np.testing.assert_array_equal(together, np.stack(list(expected)))
     for number, expected in enumerate(whole):
         got = [part for worker in parts for part in worker[number * here : (number + 1) * here]]
         np.testing.assert_array_equal(np.concatenate(got), expected)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields
-from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, get_args, get_type_hints
 
@@ -90,8 +89,6 @@ def train(
             config = training.continued(out, {name: settings[name] for name in settings if name in changes})
         else:
             config = TrainingConfig(**settings)
-            if preset is None and "network" not in given and Path(settings["data"]).is_dir():
-                print("photographs come out sharper with --preset photo (docs/photos.md has how much)")
         show(training.train(config))
 
 

@@ -34,7 +34,7 @@ def classes(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def trained(folder: Path, out: Path, condition: str, *more: str) -> Path:
     arguments = ("train", "--data", folder, "--out", out, "--condition", condition, "--steps", 8, *SMALL, *more)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prior, "LEAST_CONDITIONAL_STEPS", 50)  # half a minute otherwise
+        patch.setattr(prior, "LEAST_STEPS", 50)
         assert cli.run([str(each) for each in arguments]) == 0
     return out
 

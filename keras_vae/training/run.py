@@ -108,11 +108,6 @@ def train(config: TrainingConfig) -> dict[str, Any]:
             else:
                 vae = model.from_checkpoint(config, checkpoint.path)
                 resuming.check_same_data(config, images, vae)
-        if vae.needs_adapting:
-            with strategy.scope(), stages.timed("statistics"):
-                count = min(images.train_size, ADAPTED_TO)
-                vae.adapt(images.first(count), seed=config.seed)
-                print(f"network: {config.network} adapted to {count:,} images")
         policy = vae.dtype_policy.name
 
         # Run folder
@@ -136,6 +131,14 @@ def train(config: TrainingConfig) -> dict[str, Any]:
         with stages.timed("examples"):
             examples = results.examples_of(images)
         with failures.worded(vae, images, config, strategy, progress, chief):
+            # Adapt
+            if vae.needs_adapting:
+                with strategy.scope(), stages.timed("statistics"):
+                    count = min(images.train_size, ADAPTED_TO)
+                    vae.adapt(images.first(count), seed=config.seed)
+                if chief:
+                    print(f"network: {config.network} adapted to {count:,} images")
+
             # Fit
             try:
                 _fit(vae, images, config, strategy, checkpoint, progress, stages, examples, chief)

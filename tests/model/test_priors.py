@@ -142,6 +142,21 @@ def test_noise_comes_back_from_latents(flow: priors.FlowMatchingPrior) -> None:
     assert np.abs(array(flow.inverse(flow(noise))) - noise).mean() < 0.05
 
 
+def test_noise_far_beyond_any_stays_within_reach(flow: priors.FlowMatchingPrior) -> None:
+    """The field is bounded, and smooth at zero: latents go no further than the noise and six of its steps."""
+    noise = np.random.default_rng(0).standard_normal((32, flow.latent_dim)).astype(np.float32)
+    noise /= np.sqrt(np.square(noise).mean(axis=1, keepdims=True))
+    half = np.full((1, 1), 0.5, np.float32)
+    at_the_edge = array(flow.velocity(priors.RADIUS * noise, half))
+    for times in (1.0, 10.0, 1e6):
+        np.testing.assert_allclose(array(flow.velocity(times * priors.RADIUS * noise, half)), at_the_edge, atol=1e-4)
+    assert not np.allclose(array(flow.velocity(0.9 * priors.RADIUS * noise, half)), at_the_edge, rtol=1e-2)
+    zeros = tf.Variable(tf.zeros((1, flow.latent_dim)))
+    with tf.GradientTape() as tape:
+        velocity = flow.velocity(zeros, half)
+    assert np.isfinite(array(tape.gradient(velocity, zeros))).all()
+
+
 def test_the_same_seed_fits_the_same_prior(ring: tuple[np.ndarray, np.ndarray]) -> None:
     one, same, other = (array(priors.fit(*ring, seed=seed, steps=20)(latents.draw(9, 2, 0))) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, same)

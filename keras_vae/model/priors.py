@@ -28,7 +28,6 @@ BLOCKS = 3
 FREQUENCIES = 8
 HIGHEST_FREQUENCY = 20.0  # radians between noise and codes; the lowest is 1
 STEPS_TO_IMAGES = 6
-RADIUS = 3.0  # root mean square of white codes and noise up to which the field is fitted
 RUNGE_KUTTA_STEPS = 8
 MOST_CODES = 100_000  # the most images to whose codes a prior is fitted
 STEPS = 3500  # of fitting: on two cores less than a minute, with the encoding of 10,000 images of 64x64
@@ -137,6 +136,11 @@ class FlowMatchingPrior(keras.layers.Layer):
         return self.add_weight(shape=shape, initializer=initializer, name=name, dtype="float32", trainable=False)
 
     @property
+    def radius(self) -> float:
+        """Root mean square of noise, or of white codes, beyond which hardly any lies: of many latents 2, of one 4.5."""
+        return 2.0 * math.sqrt(1.0 + 4.0 / self.latent_dim)
+
+    @property
     def field_weights(self) -> list[Any]:
         """The weights of the velocity field."""
         return self.weights[2:]
@@ -147,7 +151,7 @@ class FlowMatchingPrior(keras.layers.Layer):
         The condition is float32 (batch, condition_dim); None is one of zeros.
         """
         # Beyond all that it is fitted to the field stays as it is at that radius: it would grow, and carry them away.
-        x = x * ops.rsqrt(ops.maximum(ops.mean(ops.square(x), axis=-1, keepdims=True) / RADIUS**2, 1.0))
+        x = x * ops.rsqrt(ops.maximum(ops.mean(ops.square(x), axis=-1, keepdims=True) / self.radius**2, 1.0))
         angles = t * np.geomspace(1.0, HIGHEST_FREQUENCY, FREQUENCIES, dtype=np.float32)
         waves = ops.concatenate([ops.sin(angles), ops.cos(angles)], axis=-1)
         hidden = ops.matmul(x, self.first) + ops.matmul(waves, self.time) + self.first_bias

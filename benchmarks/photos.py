@@ -38,6 +38,7 @@ PACKAGES = ("keras-vae", "keras", "tensorflow")
 BATCH = 100
 # Options of `keras-vae train` beside the data, the minutes and the run folder.
 CASES = {
+    "dfc, 100 latents": "--network dfc",
     "default": "",
     "photo": "--preset photo",
     "photo, network dfc": "--preset photo --network dfc",

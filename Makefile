@@ -51,7 +51,7 @@ train-step: $(VENV)/.bench  ## how fast a training step is, beside PyTorch, and 
 	$(BIN)/python -m benchmarks.train_step --growth
 
 soak: $(VENV)/.bench  ## 30 minutes of training, its memory, file handles and speed: benchmarks/results/soak.*
-	$(BIN)/python -m benchmarks.soak --perceptual hed-vgg16 --checkpoint-minutes 0.5
+	$(BIN)/python -m benchmarks.soak --preset vae-345 --network dfc --perceptual hed-vgg16 --checkpoint-minutes 0.5
 
 scaling: $(VENV)/.bench  ## training by one worker and by several: benchmarks/results/scaling.json
 	$(BIN)/python -m benchmarks.scaling

@@ -43,8 +43,8 @@ EPOCHS = 4
 SHOWN = 12
 # Options of `keras-vae train` beside the data, the minutes and the run folder.
 CASES = {
-    "conditional": "--condition label",
-    "unconditional": "",
+    "conditional": "--network dfc --condition label",
+    "unconditional": "--network dfc",
 }
 COLUMNS = {
     "asked_for": ("samples of the class asked for", "{:.1%}"),

@@ -64,7 +64,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # beginning at 0.0005 and halved after each, KL weight 1, perceptual weight 0.5, VGG19's layers 1, 2 and 3.
     # Our choices where it is silent: the crop is the 150 pixels about the centre; Adam's other numbers are Keras's
     # (0.9, 0.999); initial weights are Keras's (Glorot); the slope of LeakyReLU and the momentum of batch
-    # normalization are in `keras_vae.networks`. The KL weighs what the formulas say (see README, Limits).
+    # normalization are in `keras_vae.networks`. The KL weighs what the formulas say.
     "dfc-paper": {
         **OBJECTIVES["vae-123"],
         "network": "dfc",

@@ -44,7 +44,7 @@ class VAE(GenerativeModel):
     Args:
         image_shape: (height, width, channels), with 1 or 3 channels.
         latent_dim: number of latents.
-        network: encoder and decoder family, a key of `keras_vae.networks.FAMILIES`.
+        network: encoder and decoder family, a key of `keras_vae.networks.FAMILIES`; `keras-vae train` has "ppca".
         network_options: the family's own options, such as {"width": 64}.
         condition: what images can be asked for by: a number of classes, names of attributes, or a
             `keras_vae.Condition`, which names classes. `fit` then takes (images, labels). A share of the labels is left

@@ -151,7 +151,9 @@ class ModelConfig:
     """The model and its objective, as `keras_vae.VAE` takes them."""
 
     latent_dim: int = option(100, "Number of latents.")
-    network: str = option("ppca", "Encoder and decoder family: ppca, dfc (the paper's) or resnet.")
+    network: str = option(
+        "ppca", "Encoder and decoder family: ppca (begins as probabilistic PCA), dfc (the paper's) or resnet."
+    )
     network_options: Mapping[str, Any] = option(
         dict,
         "Option of the network, such as blocks=2; can be repeated.",
@@ -222,7 +224,9 @@ class RunConfig:
         None, f"Maximum epochs in total, resumed or not; {DEFAULT_EPOCHS} without any limit.", _positive
     )
     steps: int | None = option(None, "Maximum training steps in total.", _positive)
-    minutes: float | None = option(None, "Maximum minutes of training in total.", _positive)
+    minutes: float | None = option(
+        None, "Maximum minutes of training in total; fitting the prior comes on top.", _positive
+    )
     resume: bool = option(
         False, "Resume the run in --out, if there is one, with its settings; limits are still those of the whole run."
     )

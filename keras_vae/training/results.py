@@ -124,18 +124,18 @@ def report_skips(images: data.ImageData, out: Path) -> None:
 
 def warn(config: TrainingConfig, progress: Progress) -> None:
     """Warns of overfitting, a KL off its target, and averages of too few steps, on standard error."""
-    for warning in (_overfitting(Path(config.out)), _off_target(config, progress), _little_averaged(config, progress)):
+    for warning in (_overfitting(config), _off_target(config, progress), _little_averaged(config, progress)):
         if warning is not None:
             print(warning, file=sys.stderr)
 
 
-def _overfitting(out: Path) -> str | None:
+def _overfitting(config: TrainingConfig) -> str | None:
     """A warning where most of what training gains is of no use for other images.
 
     That is where the ELBO of held-out images has risen by less than half as much as that of training images, from the
     second quarter of the epochs to the last, and the two are further apart than the held-out KL.
     """
-    epochs = [line for line in read_metrics(out) if "val_elbo" in line]
+    epochs = [line for line in read_metrics(Path(config.out)) if "val_elbo" in line]
     quarter = len(epochs) // 4
     if not quarter:
         return None
@@ -144,12 +144,12 @@ def _overfitting(out: Path) -> str | None:
     if theirs >= gained / 2 or train[-1] - held_out[-1] < epochs[-1]["val_kl"]:
         return None
     best = int(held_out.argmax())
-    sooner = ""
+    sooner, flip = "", "" if config.flip else ", --flip"
     if best < len(epochs) - quarter:
         sooner = f", fewer minutes: epoch {epochs[best]['epoch']} of {epochs[-1]['epoch']} was best"
     return (
         f"overfitting: the ELBO is {train[-1]:,.0f} nats on training images and {held_out[-1]:,.0f} on held-out ones, "
-        f"which gained less than half as much lately. What helps is more images, --flip{sooner}"
+        f"which gained less than half as much lately. What helps is more images{flip}{sooner}"
     )
 
 

@@ -56,7 +56,8 @@ def train(
         typer.Option(help="Channels of the network's first layer; by default 32.", rich_help_panel="Model"),
     ] = None,
     attention: Annotated[
-        bool, typer.Option(help="Self-attention at the lowest resolution (resnet).", rich_help_panel="Model")
+        bool,
+        typer.Option(help="Self-attention at the lowest resolution (only --network resnet).", rich_help_panel="Model"),
     ] = False,
     preset: Annotated[
         str | None, typer.Option(help=f"Settings by name, overridden by other options: {', '.join(PRESETS)}.")

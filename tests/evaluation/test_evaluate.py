@@ -46,6 +46,7 @@ def labelled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(labelled_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "small"
     arguments = ["train", "--data", labelled_folder, "--out", out, "--epochs", 6, "--image-size", 32, "--latent-dim", 8]
+    arguments += ["--network", "dfc"]
     assert (
         cli.run(
             [str(each) for each in (*arguments, "--batch-size", 32, "--perceptual", "none", "--learning-rate", 2e-3)]
@@ -113,10 +114,11 @@ def test_enough_samples_and_images_have_a_frechet_distance(run: Path, labelled_f
     """All images in a set of which most are held out: an .npz file says so itself."""
     images = np.round(255 * np.concatenate([held_out(labelled_folder)] * 6)).astype(np.uint8)
     np.savez(tmp_path / "set.npz", x_train=images[:330], x_test=images[:330])
-    found = evaluating.evaluate(run, evaluating.Options(str(tmp_path / "set.npz"), tmp_path / "out"))
+    # After so few steps, samples of the learned prior are nearer than reconstructions.
+    options = evaluating.Options(str(tmp_path / "set.npz"), tmp_path / "out", prior="standard")
+    found = evaluating.evaluate(run, options)
     assert found["training_images"]["frechet_distance"] == pytest.approx(0.0, abs=1e-3)
-    # Of a model of 18 steps either may be the larger.
-    assert all(found[each]["frechet_distance"] > 100 for each in ("reconstructions", "samples"))
+    assert 0 < found["reconstructions"]["frechet_distance"] < found["samples"]["frechet_distance"]
     assert found["notes"] == []
 
 

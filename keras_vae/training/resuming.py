@@ -16,7 +16,10 @@ from keras_vae.support.errors import InputError
 from keras_vae.support.files import sweep
 from keras_vae.training import strategies
 from keras_vae.training.limits import limits_of
-from keras_vae.training.results import SAMPLES_FILE
+from keras_vae.training.results import SAMPLES_FILE, Examples
+
+# Versions of the libraries that read images differ by less; other images differ by more.
+BRIGHTNESS_TOLERANCE = 0.01
 
 if TYPE_CHECKING:
     from keras_vae import data
@@ -86,12 +89,18 @@ def check_unfinished(config: TrainingConfig, checkpoint: Checkpoint) -> None:
     )
 
 
-def check_same_data(config: TrainingConfig, images: data.ImageData, vae: VAE) -> None:
+def check_same_data(config: TrainingConfig, images: data.ImageData, examples: Examples | None, vae: VAE) -> None:
     """Refuses data that has changed since the run began.
 
+    Args:
+        config: of the run.
+        images: its data now.
+        examples: held-out images among them; None for a worker, which has others than the chief.
+        vae: the run's model.
+
     Raises:
-        InputError: the number of training or held-out images is not what it was, or the classes are others than the
-            model's.
+        InputError: the number of training or held-out images is not what it was, the classes are others than the
+            model's, or the first held-out images or their labels are others.
     """
     if images.condition != vae.condition:
         raise InputError(
@@ -104,6 +113,18 @@ def check_same_data(config: TrainingConfig, images: data.ImageData, vae: VAE) ->
             raise InputError(
                 f"{images.name} has changed: {now} {name} where the run began with {record[name]}: restore it, "
                 "or start another run"
+            )
+    began, signature = record.get("held_out"), None if examples is None else examples.signature()
+    if began is None or signature is None:
+        return
+    for what, same in (
+        ("images", np.allclose(signature["brightness"], began["brightness"], rtol=0.0, atol=BRIGHTNESS_TOLERANCE)),
+        ("labels", signature.get("condition_sha256") == began.get("condition_sha256")),
+    ):
+        if not same:
+            raise InputError(
+                f"{images.name} has changed: its held-out {what} are not those the run began with: restore them, or "
+                "start another run"
             )
 
 

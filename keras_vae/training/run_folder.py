@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import platform
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import filelock
 
@@ -64,8 +65,14 @@ def held(out: Path) -> Iterator[None]:
         lock.release()
 
 
-def write_config(config: TrainingConfig, policy: str, images: data.ImageData) -> None:
+def write_config(config: TrainingConfig, policy: str, images: data.ImageData, held_out: Mapping[str, Any]) -> None:
     """Writes `config.json` and makes the subfolders of a run; a resumed run keeps its `run_id`.
+
+    Args:
+        config: of the run.
+        policy: the model's dtype policy.
+        images: its data.
+        held_out: by which the first held-out images are known again.
 
     Raises:
         InputError: the folder cannot be written to.
@@ -80,6 +87,7 @@ def write_config(config: TrainingConfig, policy: str, images: data.ImageData) ->
         "policy": policy,
         "train_images": images.train_size,
         "test_images": images.test_size,
+        "held_out": dict(held_out),
         **asdict(config),
         "data": absolute(config.data),  # later commands may run from elsewhere
     }

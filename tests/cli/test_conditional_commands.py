@@ -116,6 +116,18 @@ def test_held_out_images_as_of_another_class(run: Path, image_folder: Path, tmp_
     assert command("reconstruct", run, "--out", out, "--image", file, "--label", "dogs").status == 0
 
 
+def test_labels_that_have_changed_are_refused(attribute_run: Path, tmp_path: Path, command: Command) -> None:
+    run = Path(shutil.copytree(attribute_run, tmp_path / "run"))
+    settings = json.loads((run / "config.json").read_text())
+    folder = Path(shutil.copytree(settings["data"], tmp_path / "faces"))
+    (run / "config.json").write_text(json.dumps({**settings, "data": str(folder)}))
+    table = (folder / "attributes.csv").read_text()
+    (folder / "attributes.csv").write_text(table.replace(",1,", ",2,").replace(",0,", ",1,").replace(",2,", ",0,"))
+    refused = command("train", "--resume", "--out", run, "--steps", 10)
+    assert (refused.status, refused.err.count("\n")) == (2, 1)
+    assert f"{folder} has changed: its held-out labels are not those the run began with" in refused.err
+
+
 @pytest.mark.slow
 def test_a_conditional_run_is_resumed(classes: Path, run: Path, tmp_path: Path, command: Command) -> None:
     folder, out = tmp_path / "pets", tmp_path / "run"

@@ -23,6 +23,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image, ImageOps
 
 from keras_vae import VAE, cli, training
 from keras_vae.runs import checkpoints
@@ -379,6 +380,20 @@ def test_data_that_has_changed_is_refused(stopped: Path, image_folder: Path, tmp
     result = command("train", "--resume", "--out", stopped)
     assert result.status == 2
     assert "has changed" in result.err
+
+
+def test_other_images_of_the_same_names_are_refused(
+    stopped: Path, image_folder: Path, tmp_path: Path, command: Command
+) -> None:
+    settings = json.loads((stopped / "config.json").read_text())
+    others = shutil.copytree(image_folder, tmp_path / "others")
+    for path in others.rglob("*.png"):
+        with Image.open(path) as image:
+            ImageOps.invert(image).save(path)
+    (stopped / "config.json").write_text(json.dumps({**settings, "data": str(others)}))
+    result = command("train", "--resume", "--out", stopped)
+    assert (result.status, result.err.count("\n")) == (2, 1)
+    assert f"{others} has changed: its held-out images are not those the run began with" in result.err
 
 
 @pytest.mark.parametrize("damage", ["cut short", "a byte", "empty"])

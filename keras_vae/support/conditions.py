@@ -105,15 +105,17 @@ class Condition:
         Args:
             asked: None or "any" for images of any kind; a name, or a class's number, -1 for any; a mapping from
                 attributes to whether the images have them, None for either; a sequence of `count` of these; or an
-                array: of whole numbers the images' labels, (count,) class numbers or (count, names) of 1 and 0 (or -1);
-                of floats the conditions themselves, (count, names), or (1, names) for all.
+                array, or what numpy makes one of: of whole numbers the images' labels, (count,) class numbers or
+                (count, names) of 1 and 0 (or -1); of floats the conditions themselves, (count, names), or (1, names)
+                for all.
             count: of images.
 
         Raises:
             InputError: a name that there is not, or an array of another shape or not finite.
         """
-        if isinstance(asked, np.ndarray) and asked.dtype.kind in "SUO":
-            asked = asked.tolist()
+        if hasattr(asked, "__array__") and not isinstance(asked, np.generic):  # such as a column of a data frame
+            asked = np.asarray(asked)
+            asked = asked.tolist() if asked.dtype.kind in "SUO" else asked
         if asked is None or isinstance(asked, str | int | np.integer | Mapping):
             return np.repeat(self._row(asked)[np.newaxis], count, axis=0)
         if isinstance(asked, Sequence) and any(each is None or isinstance(each, str | Mapping) for each in asked):

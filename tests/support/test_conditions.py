@@ -17,6 +17,16 @@ CLASSES = Condition(("boot", "bag", "T-shirt/top"), exclusive=True)
 ATTRIBUTES = Condition(("glasses", "hat"))
 
 
+class Column:
+    """What numpy makes an array of, such as a data frame's column."""
+
+    def __init__(self, values: list[Any]) -> None:
+        self.values = values
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        return np.array(self.values, dtype)
+
+
 @pytest.mark.parametrize(
     ("condition", "asked", "row"),
     [
@@ -47,6 +57,8 @@ def test_one_row_for_all(condition: Condition, asked: Any, row: list[float]) -> 
         (CLASSES, [2, -1], [[0, 0, 1], [0, 0, 0]]),
         (CLASSES, np.array([1, 0], np.uint8), [[0, 1, 0], [1, 0, 0]]),
         (CLASSES, np.array([[1], [0]]), [[0, 1, 0], [1, 0, 0]]),
+        (CLASSES, Column(["bag", "boot"]), [[0, 1, 0], [1, 0, 0]]),
+        (CLASSES, Column([1, 0]), [[0, 1, 0], [1, 0, 0]]),
         (CLASSES, np.eye(3, dtype=int)[:2], [[1, 0, 0], [0, 1, 0]]),
         (CLASSES, np.array([[0.5, 0.5, 0], [0, 0, 0]]), [[0.5, 0.5, 0], [0, 0, 0]]),
         (ATTRIBUTES, np.array([[1, 0], [0, 1]]), [[1, -1], [-1, 1]]),

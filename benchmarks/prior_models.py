@@ -19,7 +19,7 @@ from scipy.special import logsumexp
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
-from keras_vae.model import priors
+from keras_vae.model import flow_matching, priors
 from keras_vae.model.distributions import DiagonalGaussian
 from keras_vae.model.encoding import Encoded
 
@@ -214,5 +214,5 @@ FITS: dict[str, Callable[[Encoded, int], Any]] = {
     "mixture": mixture,
     "second stage": SecondStage,
     "realnvp": RealNVP,
-    "flow matching": lambda codes, seed: OfPackage(priors.fit(codes.mean, codes.log_var, seed)),
+    "flow matching": lambda codes, seed: OfPackage(flow_matching.fit(codes.mean, codes.log_var, seed)),
 }

@@ -19,7 +19,7 @@ from keras_vae.export.artifact import check_target, export_decoder, float32_copy
 from keras_vae.export.formats import FORMATS, PARTS
 from keras_vae.export.generator import compose
 from keras_vae.features import judges
-from keras_vae.model import calibrating, conditioning, priors, scoring
+from keras_vae.model import calibrating, conditioning, flow_matching, scoring
 from keras_vae.model.adapting import AdaptiveModel
 from keras_vae.model.distributions import DiagonalGaussian
 from keras_vae.model.encoding import encode
@@ -28,6 +28,8 @@ from keras_vae.model.scoring import Scores
 from keras_vae.support.errors import InputError, check_count, check_weight
 from keras_vae.support.keras_defaults import keras_defaults
 from keras_vae.support.true_float32 import true_float32
+
+LEAST_PICTURED = 64  # latents, from which on the prior sees the image that they draw; fewer leave little to see
 
 
 class GenerativeModel(AdaptiveModel):
@@ -72,8 +74,8 @@ class GenerativeModel(AdaptiveModel):
         Raises:
             InputError: as `encode`, or no images.
         """
-        steps = check_count("steps", priors.STEPS if steps is None else steps)
-        limit = check_count("limit", priors.MOST_CODES if limit is None else limit)
+        steps = check_count("steps", flow_matching.STEPS if steps is None else steps)
+        limit = check_count("limit", flow_matching.MOST_CODES if limit is None else limit)
         labels = conditioning.labels_of((images, labels))
         images = image_batches.unpack(images) if isinstance(images, dict) else images
         labels = conditioning.checked_labels(self.condition, images, labels, needed=True)
@@ -82,8 +84,12 @@ class GenerativeModel(AdaptiveModel):
         elif hasattr(images, "shape"):
             images = pipelines.of_array(images if labels is None else (images, np.asarray(labels)), KERAS_BATCH)
         encoded = encode(self, images, limit=limit, seed=seed, description="encoding for the prior")
+        codes = encoded.mean if encoded.unknown is None else encoded.unknown[0]
+        decode = None if self.latent_dim < LEAST_PICTURED else lambda rows: self.decode(codes[rows])
         known = (encoded.conditions, encoded.unknown, self.condition)
-        self.set_prior(priors.fit(encoded.mean, encoded.log_var, seed, steps, *known))
+        dtype = "bfloat16" if self.compute_dtype == "bfloat16" else "float32"
+        with self.averaged_weights():
+            self.set_prior(flow_matching.fit(encoded.mean, encoded.log_var, seed, steps, *known, decode, dtype))
 
     # Unusual images --------------------------------------------------------------------------
 

@@ -16,10 +16,8 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from keras_vae.model import conditioning
 from keras_vae.model.distributions import DiagonalGaussian
-from keras_vae.support import progress
-from keras_vae.support.conditions import Condition
+from keras_vae.model.picture_field import PictureField
 from keras_vae.support.errors import InputError, check_count
 from keras_vae.support.keras_defaults import keras_defaults
 
@@ -27,14 +25,10 @@ WIDTH = 384
 BLOCKS = 3
 FREQUENCIES = 8
 HIGHEST_FREQUENCY = 20.0  # radians between noise and codes; the lowest is 1
-STEPS_TO_IMAGES = 6
+STEPS_TO_IMAGES = 12
 RUNGE_KUTTA_STEPS = 8
-MOST_CODES = 100_000  # the most images to whose codes a prior is fitted
-STEPS = 3500  # of fitting: on two cores less than a minute, with the encoding of 10,000 images of 64x64
-BATCH = 256
-EPOCHS = 100  # of fitting at most, or a few codes would be memorized
-LEARNING_RATE = 2e-3
-WARMUP_STEPS = 50
+PROBES = 16  # directions in which the field's divergence is measured
+EMPHASIS = 1.4  # of the field, when samples are drawn
 GUIDANCE = 2.0  # of samples of a condition, how much further they go than the codes of its images
 LEAST_VARIANCE = 1e-6  # of an axis, relative to the mean: a latent may be the same for all images
 
@@ -87,21 +81,35 @@ class FlowMatchingPrior(keras.layers.Layer):
     Adams and Bashforth; the density and the inverse follow the flow more closely, by the method of Runge and Kutta.
 
     Of a conditional model the field is v(x, t, c), fitted with the conditions c left out of a share of the codes, and
-    samples follow v(x, t, 0) + `GUIDANCE` (v(x, t, c) - v(x, t, 0)) instead (classifier-free guidance, Ho and Salimans
+    samples follow v(x, t, 0) + `GUIDANCE` (v(x, t, c) - v(x, t, 0)) (classifier-free guidance, Ho and Salimans
     2022, arXiv 2207.12598): they are surer to be of what was asked for, and less varied. Without a condition, the codes
-    are those of all images. The density is the unguided flow's.
+    are those of all images.
+
+    Samples follow `EMPHASIS` times all this: guidance by a weaker model (Karras et al. 2024, arXiv 2406.02507), which
+    here is the Gaussian, whose field is zero. A field that has not learned everything leaves samples between the
+    Gaussian and the codes; emphasis takes them further. The density is that of the flow without guidance.
+
+    With a picture, a part of the field convolves the image that latents draw (`PictureField`).
 
     Args:
         latent_dim: number of latents.
         width: of the field's hidden layers.
         blocks: residual blocks between the first and the last layer.
         condition_dim: numbers in a condition, 0 for none.
+        channels, components: of its `PictureField`, 0 for none.
     """
 
     kind: ClassVar[str] = "learned"
 
     def __init__(
-        self, latent_dim: int, width: int = WIDTH, blocks: int = BLOCKS, condition_dim: int = 0, **kwargs: Any
+        self,
+        latent_dim: int,
+        width: int = WIDTH,
+        blocks: int = BLOCKS,
+        condition_dim: int = 0,
+        channels: int = 0,
+        components: int = 0,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**{"dtype": "float32", "name": "prior", **kwargs})
         self.latent_dim = check_count("latent_dim", latent_dim)
@@ -129,6 +137,9 @@ class FlowMatchingPrior(keras.layers.Layer):
         self.last_bias = self._array("last_bias", (latent_dim,), "zeros")
         if condition_dim:
             self.condition = self._array("condition", (condition_dim, width), "zeros")
+        self.picture: PictureField | None = None
+        if channels:
+            self.picture = PictureField(latent_dim, 2 * FREQUENCIES, channels, components, condition_dim)
         self.built = True
 
     def _array(self, name: str, shape: tuple[int, ...], initializer: Any) -> Any:
@@ -141,14 +152,21 @@ class FlowMatchingPrior(keras.layers.Layer):
         return 2.0 * math.sqrt(1.0 + 4.0 / self.latent_dim)
 
     @property
-    def field_weights(self) -> list[Any]:
-        """The weights of the velocity field."""
-        return self.weights[2:]
+    def kernels(self) -> list[Any]:
+        """The weights of the field that begin at random."""
+        own = [self.first, self.time, *(each for block in self.between for each in block[::2])]
+        return own + ([] if self.picture is None else self.picture.kernels)
 
-    def velocity(self, x: Any, t: Any, condition: Any = None) -> Any:
+    @property
+    def field_weights(self) -> list[Any]:
+        """The weights of the velocity field, less its `picture`'s."""
+        return self.weights[2 : None if self.picture is None else -len(self.picture.weights)]
+
+    def velocity(self, x: Any, t: Any, condition: Any = None, convolve: str | None = "float32") -> Any:
         """The field v(x, t): float32 (batch, latent_dim), as x is; t is (batch or 1, 1), from 0 to 1.
 
-        The condition is float32 (batch, condition_dim); None is one of zeros.
+        The condition is float32 (batch, condition_dim); None is one of zeros. Convolutions are computed in the
+        dtype `convolve`; None leaves them out.
         """
         # Beyond all that it is fitted to the field stays as it is at that radius: it would grow, and carry them away.
         x = x * ops.rsqrt(ops.maximum(ops.mean(ops.square(x), axis=-1, keepdims=True) / self.radius**2, 1.0))
@@ -159,14 +177,17 @@ class FlowMatchingPrior(keras.layers.Layer):
             hidden = hidden + ops.matmul(condition, self.condition)
         for up, up_bias, down, down_bias in self.between:
             hidden = hidden + ops.matmul(ops.silu(ops.matmul(hidden, up) + up_bias), down) + down_bias
-        return ops.matmul(hidden, self.last) + ops.matmul(x, self.skip) + self.last_bias
+        velocity = ops.matmul(hidden, self.last) + ops.matmul(x, self.skip) + self.last_bias
+        if self.picture is None or convolve is None:
+            return velocity
+        return velocity + self.picture(x, waves, condition, dtype=convolve)
 
     def guided(self, x: Any, t: Any, condition: Any = None) -> Any:
         """The field that samples follow, as `velocity`."""
         velocity = self.velocity(x, t)
-        if condition is None:
-            return velocity
-        return velocity + GUIDANCE * (self.velocity(x, t, condition) - velocity)
+        if condition is not None:
+            velocity = velocity + GUIDANCE * (self.velocity(x, t, condition) - velocity)
+        return EMPHASIS * velocity
 
     def call(self, noise: Any, condition: Any = None) -> Any:
         """Latents of noise, float32 (batch, latent_dim) both, of images of a condition."""
@@ -184,7 +205,9 @@ class FlowMatchingPrior(keras.layers.Layer):
     def log_prob(self, z: Any, condition: Any = None) -> Any:
         """Log density of the flow in nats, float32 (batch,).
 
-        By the instantaneous change of variables (Chen et al. 2018, arXiv 1806.07366, theorem 1), with the exact trace.
+        By the instantaneous change of variables (Chen et al. 2018, arXiv 1806.07366, theorem 1). The trace is exact for
+        up to `PROBES` latents; of more it is estimated, without bias, from so many random directions (Hutchinson 1989;
+        Grathwohl et al. 2019, arXiv 1810.01367), the same at every call.
         """
         noise, log_volume = self._reverse(ops.convert_to_tensor(z, "float32"), condition, with_density=True)
         _, log_scale = np.linalg.slogdet(np.asarray(self.axes, np.float64))
@@ -211,10 +234,7 @@ class FlowMatchingPrior(keras.layers.Layer):
             times = tf.reshape(t, (1, 1))
             if not with_density:
                 return self.guided(x, times, condition), tf.zeros(tf.shape(x)[:1])
-            with tf.GradientTape() as tape:
-                tape.watch(x)
-                velocity = self.velocity(x, times, condition)
-            return velocity, tf.linalg.trace(tape.batch_jacobian(velocity, x))
+            return self.velocity(x, times, condition), self._divergence(x, times, condition)
 
         length = -1.0 / RUNGE_KUTTA_STEPS
 
@@ -231,9 +251,26 @@ class FlowMatchingPrior(keras.layers.Layer):
 
         return ops.fori_loop(0, RUNGE_KUTTA_STEPS, advance, (x, tf.zeros(tf.shape(x)[:1])))
 
+    def _divergence(self, x: tf.Tensor, t: tf.Tensor, condition: Any) -> tf.Tensor:
+        """The trace of the field's Jacobian, float32 (batch,): the sum over directions e of e . (J e)."""
+        directions = np.eye(self.latent_dim)
+        if self.latent_dim > PROBES:
+            directions = np.random.default_rng(0).choice([-1.0, 1.0], (PROBES, self.latent_dim)) / math.sqrt(PROBES)
+        count = len(directions)
+        along = tf.repeat(tf.constant(directions, tf.float32), tf.shape(x)[0], axis=0)
+        repeated = tf.tile(x, (count, 1))
+        known = None if condition is None else tf.tile(condition, (count, 1))
+        with tf.GradientTape() as tape:
+            tape.watch(repeated)
+            velocity = self.velocity(repeated, t, known)
+        gradient = tape.gradient(velocity, repeated, output_gradients=along)
+        return tf.reduce_sum(tf.reshape(tf.reduce_sum(gradient * along, axis=1), (count, -1)), axis=0)
+
     def get_config(self) -> dict[str, Any]:
         sizes = {"latent_dim": self.latent_dim, "width": self.width, "blocks": self.blocks}
         sizes |= {"condition_dim": self.condition_dim} if self.condition_dim else {}
+        if self.picture is not None:
+            sizes |= {"channels": self.picture.channels, "components": self.picture.components}
         return {**super().get_config(), **sizes}
 
 
@@ -260,101 +297,23 @@ Prior: TypeAlias = StandardNormal | FlowMatchingPrior
 
 
 @keras_defaults()
-def gaussian(mean: np.ndarray, log_var: np.ndarray, condition_dim: int = 0) -> FlowMatchingPrior:
+def gaussian(mean: np.ndarray, log_var: np.ndarray, condition_dim: int = 0, **sizes: int) -> FlowMatchingPrior:
     """The Gaussian with the codes' mean and covariance: a flow that is not fitted yet.
 
     Args:
         mean, log_var: posteriors of training images, float32 (images, latent_dim).
         condition_dim: numbers in a condition, which makes no difference yet.
+        sizes: further ones, as `FlowMatchingPrior` takes them.
 
     Raises:
         InputError: codes that are not finite.
     """
     if not (np.isfinite(mean).all() and np.isfinite(log_var).all()):
         raise InputError("the codes of the images are not finite: the model's training diverged; train again")
-    prior = FlowMatchingPrior(mean.shape[1], condition_dim=condition_dim)
+    prior = FlowMatchingPrior(mean.shape[1], condition_dim=condition_dim, **sizes)
     centre, covariance = mixture_moments(mean, log_var)
     variances, axes = np.linalg.eigh(covariance)
     variances = np.maximum(variances, LEAST_VARIANCE * variances.mean())[::-1]
     prior.mean.assign(centre)
     prior.axes.assign(axes[:, ::-1] * np.sqrt(variances))
-    return prior
-
-
-@keras_defaults()
-def fit(
-    mean: np.ndarray,
-    log_var: np.ndarray,
-    seed: int = 0,
-    steps: int = STEPS,
-    conditions: np.ndarray | None = None,
-    unknown: tuple[np.ndarray, np.ndarray] | None = None,
-    condition: Condition | None = None,
-) -> FlowMatchingPrior:
-    """A prior fitted to codes: draws from the posteriors of training images.
-
-    Args:
-        mean, log_var: of their posteriors, float32 (images, latent_dim).
-        seed: of the field's first weights and of all that is drawn.
-        steps: of fitting, each on 256 codes; fewer are made if each code would be seen more than `EPOCHS` times.
-        conditions: of the images of a conditional model, float32 (images, condition_dim); some are left out in each
-            step, as in the model's training.
-        unknown: means and log-variances of the same images when nothing is known of them.
-        condition: of the model; these three go together.
-
-    Raises:
-        InputError: codes that are not finite.
-    """
-    count, latent_dim = mean.shape
-    if unknown is not None:  # behind those of known images, in the same order
-        mean, log_var = (np.concatenate(each) for each in zip((mean, log_var), unknown, strict=True))
-    prior = gaussian(mean, log_var, 0 if condition is None else len(condition))
-    steps = min(steps, EPOCHS * count // BATCH)
-    first = np.random.default_rng(seed)
-    for kernel in (prior.first, prior.time, *(each for block in prior.between for each in block[::2])):
-        limit = math.sqrt(6.0 / sum(kernel.shape))  # Glorot's
-        kernel.assign(first.uniform(-limit, limit, kernel.shape))
-    # Codes and posteriors in the axes in which they are white.
-    to_axes = np.linalg.inv(np.asarray(prior.axes, np.float64)).T.astype(np.float32)
-    means = tf.constant((mean - np.asarray(prior.mean)) @ to_axes)
-    deviations = tf.constant(np.exp(0.5 * log_var))
-    draws = tf.random.Generator.from_seed(seed, alg="philox")
-    rate = keras.optimizers.schedules.CosineDecay(
-        0.0, max(steps, 1), warmup_target=LEARNING_RATE, warmup_steps=min(WARMUP_STEPS, steps)
-    )
-    # Halfway between the codes' own metric, in which wide axes count most, and the white one: it gave the best images.
-    widths = np.linalg.norm(np.asarray(prior.axes), axis=0)
-    axis_weights = (widths / widths.mean()).astype(np.float32)
-    places = np.arange(BATCH, dtype=np.float32)[:, np.newaxis]
-    weights = prior.field_weights
-    optimizer = keras.optimizers.Adam(rate)
-    optimizer.build(weights)
-
-    @tf.function(autograph=False, jit_compile=True)
-    def step() -> tf.Tensor:
-        rows, known = draws.uniform((BATCH,), maxval=count, dtype=tf.int64), None
-        if condition is not None:
-            chances = draws.normal((BATCH, conditioning.draws(condition)))
-            known = conditioning.partly_unknown(tf.gather(conditions, rows), chances)
-            rows += tf.where(tf.reduce_all(known == 0.0, axis=1), tf.constant(count, tf.int64), 0)
-        spread = tf.gather(deviations, rows) * draws.normal((BATCH, latent_dim))
-        codes = tf.gather(means, rows) + tf.matmul(spread, to_axes)
-        noise = draws.normal((BATCH, latent_dim))
-        # Stratified, and more of them late, where the field tells codes apart.
-        t = tf.sqrt((places + draws.uniform((BATCH, 1))) / BATCH)
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch([weight.value for weight in weights])
-            error = prior.velocity(t * codes + (1.0 - t) * noise, t, known) - (codes - noise)
-            loss = tf.reduce_mean(axis_weights * tf.square(error))
-        optimizer.apply(tape.gradient(loss, [weight.value for weight in weights]), weights)
-        return loss
-
-    with progress.bar(steps, "fitting the prior", "steps") as bar:
-        for _ in range(steps):
-            step()
-            bar.update(1)
-    if not all(np.isfinite(np.asarray(weight)).all() for weight in weights):
-        raise InputError(
-            "the prior could not be fitted: its weights are not finite; leave it out with --prior standard"
-        )
     return prior

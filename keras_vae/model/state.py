@@ -19,6 +19,8 @@ from keras_vae.support import keras_internals
 from keras_vae.support.conditions import Condition
 from keras_vae.support.errors import InputError, check_weight
 
+PRIOR_SIZES = ("width", "blocks", "channels", "components")
+
 
 class Untracked:
     """Holds something that Keras must not count among the model's own layers."""
@@ -107,7 +109,8 @@ class StatefulModel(keras.Model):
         store["beta"] = np.array(self.beta_variable)
         self.averaging.save(store)
         if isinstance(self.prior, priors.FlowMatchingPrior):  # Keras saves its weights as an attribute's
-            store["prior"] = np.array([self.prior.width, self.prior.blocks])
+            sizes = self.prior.get_config()
+            store["prior"] = np.array([sizes.get(name, 0) for name in PRIOR_SIZES])
 
     def load_own_variables(self, store: Any) -> None:
         for generator in (self.train_noise, self.test_noise):
@@ -116,8 +119,8 @@ class StatefulModel(keras.Model):
         self.averaging.load(store)
         self.set_prior(priors.StandardNormal(self.latent_dim))
         if "prior" in store.keys():  # noqa: SIM118 - Keras loads its weights next
-            width, blocks = (int(size) for size in np.array(store["prior"]))
-            self.set_prior(priors.FlowMatchingPrior(self.latent_dim, width, blocks, self.condition_dim))
+            sizes = dict(zip(PRIOR_SIZES, np.array(store["prior"]).tolist(), strict=False))  # the first two before 0.10
+            self.set_prior(priors.FlowMatchingPrior(self.latent_dim, condition_dim=self.condition_dim, **sizes))
 
     @contextmanager
     def _unchanged_on_failure(self) -> Iterator[None]:

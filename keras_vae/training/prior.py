@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from keras_vae import data
-from keras_vae.model import priors
+from keras_vae.model import flow_matching
 from keras_vae.model.vae import VAE
 from keras_vae.training.config import TrainingConfig
 
@@ -16,8 +16,8 @@ IMAGES_PER_PRIOR_STEP = 17.5
 PLAIN_IMAGES_PER_PRIOR_STEP = 90
 # Samples of a prior that is fitted for less are not worth looking at, and it takes ten seconds to half a minute.
 LEAST_STEPS = 1000
-MOST_STEPS = 8000
-IMAGES_PER_CODE = 8
+MOST_STEPS = 20_000
+IMAGES_PER_CODE = 4
 LEAST_CODES = 2000
 
 
@@ -34,7 +34,7 @@ def fit(vae: VAE, images: data.ImageData, config: TrainingConfig, steps: int) ->
     """
     seen = steps * config.batch_size
     there_are = images.train_size * (2 if config.flip else 1)
-    limit = min(there_are, max(LEAST_CODES, seen // IMAGES_PER_CODE), priors.MOST_CODES)
+    limit = min(there_are, max(LEAST_CODES, seen // IMAGES_PER_CODE), flow_matching.MOST_CODES)
     per_step = IMAGES_PER_PRIOR_STEP if config.perceptual is not None else PLAIN_IMAGES_PER_PRIOR_STEP
     wanted = seen * math.prod(images.image_shape[:2]) / MEASURED_PIXELS / per_step
     vae.fit_prior(images.first(limit), max(LEAST_STEPS, min(MOST_STEPS, int(wanted))), config.seed)

@@ -19,7 +19,7 @@ from keras_vae import cli, data
 from keras_vae.evaluation import evaluating, fidelity, latent_space
 from keras_vae.latents import walks
 from keras_vae.latents.directions import AttributeVectors
-from keras_vae.model import encoding, priors
+from keras_vae.model import encoding, flow_matching, priors
 from keras_vae.runs.opening import open_model
 
 Command = Callable[..., Any]
@@ -434,5 +434,5 @@ def test_python_can_do_all_of_it(run: Path) -> None:
     vae = keras.saving.load_model(run / "model.keras")
     images = data.load(str(open_model(run).config["data"]), 32, 32, attributes=True)
     encoded = encoding.encode(vae, images.test.as_numpy_iterator(), images.attribute_names)
-    vae.set_prior(priors.fit(encoded.mean, encoded.log_var, steps=2))
+    vae.set_prior(flow_matching.fit(encoded.mean, encoded.log_var, steps=2))
     assert vae.sample(3, 0).shape == (3, 32, 32, 3)

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from keras_vae import VAE, Condition, InputError, distributions, networks, priors
-from keras_vae.model import conditioning
+from keras_vae.model import conditioning, flow_matching
 
 SHAPE, CLASSES = (16, 16, 1), 3
 SMALL: dict[str, Any] = {"image_shape": SHAPE, "latent_dim": 4, "perceptual": None, "network_options": {"width": 8}}
@@ -373,7 +373,7 @@ def test_a_prior_of_known_codes() -> None:
     mean = (rng.standard_normal((2000, 2)) * 0.7 + 4.0 * labels[:, None] - 2.0).astype(np.float32)
     conditions = np.eye(2, dtype=np.float32)[labels]
     log_var = np.full_like(mean, -6.0)
-    prior = priors.fit(mean, log_var, 0, 350, conditions, (mean, log_var), Condition.of(2))
+    prior = flow_matching.fit(mean, log_var, 0, 350, conditions, (mean, log_var), Condition.of(2))
     noise = rng.standard_normal((500, 2), np.float32)
     for number, place in ((0, -2.0), (1, 2.0)):
         codes = np.asarray(prior(noise, np.eye(2, dtype=np.float32)[[number] * 500]))

@@ -19,7 +19,7 @@ from keras_vae import VAE, InputError
 from keras_vae.evaluation import learned_prior
 from keras_vae.export import latents, runtime
 from keras_vae.export.formats import open_artifact
-from keras_vae.model import priors
+from keras_vae.model import flow_matching, priors
 from keras_vae.model.encoding import Encoded
 from keras_vae.runs.opening import open_model
 
@@ -51,13 +51,13 @@ def ring() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def fitted(ring: tuple[np.ndarray, np.ndarray]) -> priors.FlowMatchingPrior:
-    return priors.fit(*ring, seed=0, steps=300)
+    return flow_matching.fit(*ring, seed=0, steps=300)
 
 
 @pytest.fixture(scope="module")
 def flow(gaussian_codes: Encoded) -> priors.FlowMatchingPrior:
     """Fitted to codes whose density is known."""
-    return priors.fit(gaussian_codes.mean, gaussian_codes.log_var, steps=100)
+    return flow_matching.fit(gaussian_codes.mean, gaussian_codes.log_var, steps=100)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,9 @@ def test_before_it_is_fitted_it_is_the_gaussian_of_the_codes(gaussian_codes: Enc
     np.testing.assert_allclose(array(prior.inverse(z)), noise, atol=1e-4)
     variances = np.square(array(prior.axes)).sum(axis=0)
     assert list(variances) == sorted(variances, reverse=True)  # the widest first
-    assert priors.fit(gaussian_codes.mean[:2], gaussian_codes.log_var[:2]).kind == "learned"  # too few for a flow
+    assert (
+        flow_matching.fit(gaussian_codes.mean[:2], gaussian_codes.log_var[:2]).kind == "learned"
+    )  # too few for a flow
 
 
 def test_the_bound_under_a_learned_prior_is_the_known_one(
@@ -159,7 +161,9 @@ def test_noise_far_beyond_any_stays_within_reach(flow: priors.FlowMatchingPrior)
 
 
 def test_the_same_seed_fits_the_same_prior(ring: tuple[np.ndarray, np.ndarray]) -> None:
-    one, same, other = (array(priors.fit(*ring, seed=seed, steps=20)(latents.draw(9, 2, 0))) for seed in (0, 0, 1))
+    one, same, other = (
+        array(flow_matching.fit(*ring, seed=seed, steps=20)(latents.draw(9, 2, 0))) for seed in (0, 0, 1)
+    )
     np.testing.assert_array_equal(one, same)
     assert np.abs(one - other).max() > 1e-3
 
@@ -168,13 +172,13 @@ def test_codes_that_are_not_finite_are_refused(ring: tuple[np.ndarray, np.ndarra
     mean = ring[0].copy()
     mean[7, 1] = np.nan
     with pytest.raises(InputError, match=r"^the codes of the images are not finite: the model's training diverged"):
-        priors.fit(mean, ring[1])
+        flow_matching.fit(mean, ring[1])
 
 
 def test_latents_that_all_images_share_do_no_harm() -> None:
     mean = np.zeros((500, 4), np.float32)
     mean[:, 0] = np.random.default_rng(0).standard_normal(500)
-    z = array(priors.fit(mean, np.full_like(mean, -40.0), steps=50)(latents.draw(100, 4, 0)))
+    z = array(flow_matching.fit(mean, np.full_like(mean, -40.0), steps=50)(latents.draw(100, 4, 0)))
     assert np.isfinite(z).all()
     assert np.abs(z[:, 1:]).max() < 0.05
 
@@ -233,7 +237,7 @@ def test_a_prior_is_fitted_to_whatever_fit_takes(
         codes.append(np.stack([mean, log_var]))
         return priors.gaussian(mean, log_var)
 
-    monkeypatch.setattr(priors, "fit", noted)
+    monkeypatch.setattr(flow_matching, "fit", noted)
     vae = make_vae()
     labels = np.zeros(len(small))
     drawn = []

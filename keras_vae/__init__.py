@@ -58,7 +58,6 @@ _IN_FILES = {  # classes that .keras files name
     "LinearMap": "keras_vae.networks.ppca",
     "Muon": "keras_vae.model.optimizers",
     "PerceptualLoss": "keras_vae.features.perceptual",
-    "PictureField": "keras_vae.model.picture_field",
     "ReplicationPadding2D": "keras_vae.networks.parts",
     "RunningVariance": "keras_vae.model.distributions",
     "SafeLogVariance": "keras_vae.networks.parts",

@@ -27,11 +27,11 @@ WARMUP_STEPS = 50
 
 
 class Stage(NamedTuple):
-    """Steps in which some weights are fitted, to so many codes each: without convolutions, or convolved in a dtype."""
+    """Some steps of fitting: how many, on how many codes, convolutions' dtype (None: left out), what is fitted."""
 
     steps: int
     batch: int
-    convolve: str | None
+    conv_dtype: str | None
     weights: Sequence[Any]
 
 
@@ -45,22 +45,22 @@ def fit(
     unknown: tuple[np.ndarray, np.ndarray] | None = None,
     condition: Condition | None = None,
     decode: Callable[[np.ndarray], Any] | None = None,
-    dtype: str = "float32",
+    conv_dtype: str = "float32",
 ) -> FlowMatchingPrior:
     """A prior fitted to codes: draws from the posteriors of training images.
 
     Args:
         mean, log_var: of their posteriors, float32 (images, latent_dim).
         seed: of the field's first weights and of all that is drawn.
-        steps: of fitting, each on 256 codes; with a picture half of them, on 64, are for its convolutions. Fewer are
-            made if each code would be seen more than `EPOCHS` times.
+        steps: of fitting, each on 256 codes; with `decode`, the second half fits the convolutions, on 64 codes. Fewer
+            are made if each code would be seen more than `EPOCHS` times.
         conditions: of the images of a conditional model, float32 (images, condition_dim); some are left out in each
             step, as in the model's training.
         unknown: means and log-variances of the same images when nothing is known of them.
         condition: of the model; these three go together.
-        decode: images of some codes, given their numbers, float (count, height, width, channels): the field then
-            convolves the image that codes draw. None for a field without it.
-        dtype: of these convolutions while the field is fitted.
+        decode: latents to images, float (count, height, width, channels): part of the field then works on these
+            (`PictureField`). None for a field without that part.
+        conv_dtype: in which its convolutions are computed while it is fitted.
 
     Raises:
         InputError: codes that are not finite.
@@ -73,15 +73,18 @@ def fit(
     # Codes and posteriors in the axes in which they are white.
     to_axes = np.linalg.inv(np.asarray(prior.axes, np.float64)).T.astype(np.float32)
     means = (mean - np.asarray(prior.mean)) @ to_axes
-    if decode is not None:
-        drawn = means[-count:][: max(picture_field.DRAWN, 4 * latent_dim)]  # those of which nothing is known, if any
-        picture = picture_field.linear_picture(drawn, decode)
-        components = picture.shape[1] // picture_field.SIDE**2
-        sizes = {"channels": picture_field.CHANNELS, "components": components}
-        prior = gaussian(mean, log_var, condition_dim, **sizes)
-        assert prior.picture is not None
-        prior.picture.set_picture(picture)
     first = np.random.default_rng(seed)
+    patches = None
+    if decode is not None:  # of codes of which nothing is known, where there are such
+        chosen = len(mean) - count + first.integers(count, size=max(picture_field.DECODED, 4 * latent_dim))
+        noise = first.standard_normal((len(chosen), latent_dim), np.float32)
+        z = mean[chosen] + np.exp(0.5 * log_var[chosen]) * noise
+        patches = picture_field.patch_map((z - np.asarray(prior.mean)) @ to_axes, lambda rows: decode(z[rows]))
+    if patches is not None:
+        components = patches.shape[1] // picture_field.SIDE**2
+        prior = gaussian(mean, log_var, condition_dim, channels=picture_field.CHANNELS, components=components)
+        assert prior.picture is not None
+        prior.picture.set_patch_map(patches)
     for kernel in prior.kernels:
         limit = math.sqrt(6.0 / (math.prod(kernel.shape[:-2]) * sum(kernel.shape[-2:])))  # Glorot's
         kernel.assign(first.uniform(-limit, limit, kernel.shape))
@@ -92,7 +95,7 @@ def fit(
     widths = np.linalg.norm(np.asarray(prior.axes), axis=0)
     axis_weights = (widths / widths.mean()).astype(np.float32)
 
-    def error(batch: int, convolve: str | None) -> tf.Tensor:
+    def error(batch: int, conv_dtype: str | None) -> tf.Tensor:
         rows, known = draws.uniform((batch,), maxval=count, dtype=tf.int64), None
         if condition is not None:
             chances = draws.normal((batch, conditioning.draws(condition)))
@@ -104,15 +107,17 @@ def fit(
         # Stratified, and more of them late, where the field tells codes apart.
         places = np.arange(batch, dtype=np.float32)[:, np.newaxis]
         t = tf.sqrt((places + draws.uniform((batch, 1))) / batch)
-        velocity = prior.velocity(t * codes + (1.0 - t) * noise, t, known, convolve)
+        velocity = prior.velocity(t * codes + (1.0 - t) * noise, t, known, conv_dtype)
         return tf.reduce_mean(axis_weights * tf.square(velocity - (codes - noise)))
 
-    # First the dense part alone, whose steps take in more codes; then what convolutions add to it.
-    stages = [Stage(steps, BATCH, None, prior.field_weights)]
-    if prior.picture is not None:
-        stages = [Stage(steps // 2, BATCH, None, prior.field_weights)]
-        stages += [Stage(steps - steps // 2, BATCH_WITH_PICTURE, dtype, prior.picture.field_weights)]
-    stages = [each._replace(steps=min(each.steps, EPOCHS * count // each.batch)) for each in stages]
+    if prior.picture is None:
+        stages = [Stage(min(steps, EPOCHS * count // BATCH), BATCH, None, prior.field_weights)]
+    else:  # first the dense part alone, whose steps take in more codes; then what convolutions add to it
+        half = min(steps // 2, EPOCHS * count // (BATCH + BATCH_WITH_PICTURE))
+        stages = [
+            Stage(half, BATCH, None, prior.field_weights),
+            Stage(half, BATCH_WITH_PICTURE, conv_dtype, prior.picture.field_weights),
+        ]
     with progress.bar(sum(stage.steps for stage in stages), "fitting the prior", "steps") as bar:
         for stage in stages:
             for _ in _taken(stage, error):
@@ -133,13 +138,13 @@ def _taken(stage: Stage, error: Callable[[int, str | None], tf.Tensor]) -> Itera
     optimizer.build(stage.weights)
     values = [weight.value for weight in stage.weights]
     # XLA's convolutions on a CPU are slow.
-    in_xla = stage.convolve is None or bool(tf.config.list_logical_devices("GPU"))
+    in_xla = stage.conv_dtype is None or bool(tf.config.list_logical_devices("GPU"))
 
     @tf.function(autograph=False, jit_compile=in_xla)
     def step() -> None:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(values)
-            loss = error(stage.batch, stage.convolve)
+            loss = error(stage.batch, stage.conv_dtype)
         optimizer.apply(tape.gradient(loss, values), stage.weights)
 
     for _ in range(stage.steps):

@@ -29,7 +29,7 @@ from keras_vae.support.errors import InputError, check_count, check_weight
 from keras_vae.support.keras_defaults import keras_defaults
 from keras_vae.support.true_float32 import true_float32
 
-LEAST_PICTURED = 64  # latents, from which on the prior sees the image that they draw; fewer leave little to see
+LEAST_PICTURED = 64  # latents, from which on part of the prior works on the image that they are decoded to
 
 
 class GenerativeModel(AdaptiveModel):
@@ -66,7 +66,8 @@ class GenerativeModel(AdaptiveModel):
 
         Args:
             images: as for `fit`: an array, or a dataset or other iterable of batches.
-            steps: of fitting, each of 256 codes, 3,500 by default; fewer if a code would be seen over 100 times.
+            steps: of fitting, 3,500 by default, each of 256 codes; from 64 latents on, the second half fits the prior's
+                convolutions, on 64 codes. Fewer if a code would be seen over 100 times.
             seed: of the draws.
             limit: images whose codes are kept, 100,000 by default; of more, a random sample.
             labels: of an array of images, for a conditional model; a dataset brings its own.
@@ -84,12 +85,13 @@ class GenerativeModel(AdaptiveModel):
         elif hasattr(images, "shape"):
             images = pipelines.of_array(images if labels is None else (images, np.asarray(labels)), KERAS_BATCH)
         encoded = encode(self, images, limit=limit, seed=seed, description="encoding for the prior")
-        codes = encoded.mean if encoded.unknown is None else encoded.unknown[0]
-        decode = None if self.latent_dim < LEAST_PICTURED else lambda rows: self.decode(codes[rows])
+        if self.condition is not None and encoded.conditions is None:
+            raise conditioning.missing(self.condition)
+        decode = None if self.latent_dim < LEAST_PICTURED else self.decode
         known = (encoded.conditions, encoded.unknown, self.condition)
-        dtype = "bfloat16" if self.compute_dtype == "bfloat16" else "float32"
+        conv_dtype = "bfloat16" if self.compute_dtype == "bfloat16" else "float32"
         with self.averaged_weights():
-            self.set_prior(flow_matching.fit(encoded.mean, encoded.log_var, seed, steps, *known, decode, dtype))
+            self.set_prior(flow_matching.fit(encoded.mean, encoded.log_var, seed, steps, *known, decode, conv_dtype))
 
     # Unusual images --------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ HIGHEST_FREQUENCY = 20.0  # radians between noise and codes; the lowest is 1
 STEPS_TO_IMAGES = 12
 RUNGE_KUTTA_STEPS = 8
 PROBES = 16  # directions in which the field's divergence is measured
-EMPHASIS = 1.4  # of the field, when samples are drawn
+EMPHASIS = 1.4  # times the field, when samples are drawn
 GUIDANCE = 2.0  # of samples of a condition, how much further they go than the codes of its images
 LEAST_VARIANCE = 1e-6  # of an axis, relative to the mean: a latent may be the same for all images
 
@@ -85,9 +85,9 @@ class FlowMatchingPrior(keras.layers.Layer):
     2022, arXiv 2207.12598): they are surer to be of what was asked for, and less varied. Without a condition, the codes
     are those of all images.
 
-    Samples follow `EMPHASIS` times all this: guidance by a weaker model (Karras et al. 2024, arXiv 2406.02507), which
-    here is the Gaussian, whose field is zero. A field that has not learned everything leaves samples between the
-    Gaussian and the codes; emphasis takes them further. The density is that of the flow without guidance.
+    Samples follow `EMPHASIS` times all this. A Gaussian's flow ends where it did; of codes that are more than a
+    Gaussian, and of which the field has not learned everything, samples are better (benchmarks/NOTES.md has figures).
+    The density is that of the flow as it was fitted, not of samples.
 
     With a picture, a part of the field convolves the image that latents draw (`PictureField`).
 
@@ -162,11 +162,11 @@ class FlowMatchingPrior(keras.layers.Layer):
         """The weights of the velocity field, less its `picture`'s."""
         return self.weights[2 : None if self.picture is None else -len(self.picture.weights)]
 
-    def velocity(self, x: Any, t: Any, condition: Any = None, convolve: str | None = "float32") -> Any:
+    def velocity(self, x: Any, t: Any, condition: Any = None, conv_dtype: str | None = "float32") -> Any:
         """The field v(x, t): float32 (batch, latent_dim), as x is; t is (batch or 1, 1), from 0 to 1.
 
-        The condition is float32 (batch, condition_dim); None is one of zeros. Convolutions are computed in the
-        dtype `convolve`; None leaves them out.
+        The condition is float32 (batch, condition_dim); None is one of zeros. Convolutions are computed in
+        `conv_dtype`; None leaves them out.
         """
         # Beyond all that it is fitted to the field stays as it is at that radius: it would grow, and carry them away.
         x = x * ops.rsqrt(ops.maximum(ops.mean(ops.square(x), axis=-1, keepdims=True) / self.radius**2, 1.0))
@@ -178,9 +178,9 @@ class FlowMatchingPrior(keras.layers.Layer):
         for up, up_bias, down, down_bias in self.between:
             hidden = hidden + ops.matmul(ops.silu(ops.matmul(hidden, up) + up_bias), down) + down_bias
         velocity = ops.matmul(hidden, self.last) + ops.matmul(x, self.skip) + self.last_bias
-        if self.picture is None or convolve is None:
+        if self.picture is None or conv_dtype is None:
             return velocity
-        return velocity + self.picture(x, waves, condition, dtype=convolve)
+        return velocity + self.picture(x, waves, condition, conv_dtype=conv_dtype)
 
     def guided(self, x: Any, t: Any, condition: Any = None) -> Any:
         """The field that samples follow, as `velocity`."""
@@ -253,11 +253,12 @@ class FlowMatchingPrior(keras.layers.Layer):
 
     def _divergence(self, x: tf.Tensor, t: tf.Tensor, condition: Any) -> tf.Tensor:
         """The trace of the field's Jacobian, float32 (batch,): the sum over directions e of e . (J e)."""
-        directions = np.eye(self.latent_dim)
-        if self.latent_dim > PROBES:
-            directions = np.random.default_rng(0).choice([-1.0, 1.0], (PROBES, self.latent_dim)) / math.sqrt(PROBES)
-        count = len(directions)
-        along = tf.repeat(tf.constant(directions, tf.float32), tf.shape(x)[0], axis=0)
+        count, size = min(PROBES, self.latent_dim), tf.shape(x)[0]
+        if self.latent_dim <= PROBES:
+            along = tf.repeat(tf.eye(self.latent_dim), size, axis=0)
+        else:
+            uniform = tf.random.stateless_uniform((count * size, self.latent_dim), seed=(0, 0), alg="philox")
+            along = tf.sign(uniform - 0.5) / math.sqrt(PROBES)
         repeated = tf.tile(x, (count, 1))
         known = None if condition is None else tf.tile(condition, (count, 1))
         with tf.GradientTape() as tape:

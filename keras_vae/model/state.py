@@ -119,7 +119,7 @@ class StatefulModel(keras.Model):
         self.averaging.load(store)
         self.set_prior(priors.StandardNormal(self.latent_dim))
         if "prior" in store.keys():  # noqa: SIM118 - Keras loads its weights next
-            sizes = dict(zip(PRIOR_SIZES, np.array(store["prior"]).tolist(), strict=False))  # the first two before 0.10
+            sizes = dict(zip(PRIOR_SIZES, np.array(store["prior"]).tolist(), strict=False))
             self.set_prior(priors.FlowMatchingPrior(self.latent_dim, condition_dim=self.condition_dim, **sizes))
 
     @contextmanager

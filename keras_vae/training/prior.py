@@ -12,7 +12,7 @@ from keras_vae.training.config import TrainingConfig
 # Measured on two cores with the default objective and images of 64x64: fitting the prior for a step takes a fifth of
 # the time of training on so many images, encoding one a tenth. Without a feature network training is faster.
 MEASURED_PIXELS = 64 * 64
-IMAGES_PER_PRIOR_STEP = 17.5
+IMAGES_PER_PRIOR_STEP = 12
 PLAIN_IMAGES_PER_PRIOR_STEP = 90
 # Samples of a prior that is fitted for less are not worth looking at, and it takes ten seconds to half a minute.
 LEAST_STEPS = 1000

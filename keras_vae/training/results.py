@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import sys
 from pathlib import Path
@@ -32,7 +31,6 @@ SAMPLES_FILE = "samples.png"
 MEASURED = 1024  # held-out images on which the final figures are measured
 RECONSTRUCTED = 24  # of them in the picture of reconstructions
 SAMPLED = 64  # images in the picture of samples
-SIGNED = 16  # whose brightness tells whether the data are the same
 A_CONDITION = 12  # in each of its rows, of a conditional model
 
 
@@ -45,14 +43,6 @@ class Examples(NamedTuple):
     def part(self, start: int, end: int) -> Examples:
         """Those from one to another."""
         return Examples(self.images[start:end], None if self.condition is None else self.condition[start:end])
-
-    def signature(self) -> dict[str, Any]:
-        """What tells these images from others, for `config.json`: `brightness`, `condition_sha256`."""
-        brightness = self.images[:SIGNED].mean(axis=(1, 2, 3), dtype=np.float64).round(3).tolist()
-        if self.condition is None:
-            return {"brightness": brightness}
-        condition = np.ascontiguousarray(self.condition, np.float32)
-        return {"brightness": brightness, "condition_sha256": hashlib.sha256(condition.tobytes()).hexdigest()}
 
 
 def examples_of(images: data.ImageData) -> Examples:

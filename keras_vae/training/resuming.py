@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,16 +11,20 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_vae.data.image_batches import unpack
+from keras_vae.model.conditioning import labels_of
 from keras_vae.runs import checkpoints
 from keras_vae.runs.folder import CHECKPOINT_FOLDER, MODEL_FILE, read_config
 from keras_vae.support.errors import InputError
 from keras_vae.support.files import sweep
 from keras_vae.training import strategies
 from keras_vae.training.limits import limits_of
-from keras_vae.training.results import SAMPLES_FILE, Examples
+from keras_vae.training.results import SAMPLES_FILE
 
-# Versions of the libraries that read images differ by less; other images differ by more.
-BRIGHTNESS_TOLERANCE = 0.01
+SIGNED = 256  # training images whose labels tell whether the data are the same
+PRINTED = 16  # of them, whose brightness does
+# Versions of the libraries that read images differ by less, other images by more; mirroring and shifting hardly count.
+BRIGHTNESS_TOLERANCE = 0.02
 
 if TYPE_CHECKING:
     from keras_vae import data
@@ -89,18 +94,28 @@ def check_unfinished(config: TrainingConfig, checkpoint: Checkpoint) -> None:
     )
 
 
-def check_same_data(config: TrainingConfig, images: data.ImageData, examples: Examples | None, vae: VAE) -> None:
-    """Refuses data that has changed since the run began.
+def signature(images: data.ImageData) -> dict[str, Any]:
+    """By what the data of a run are recognized: `brightness` of the first training images, `condition_sha256`.
 
-    Args:
-        config: of the run.
-        images: its data now.
-        examples: held-out images among them; None for a worker, which has others than the chief.
-        vae: the run's model.
+    The same for all workers, and whatever the number of replicas.
+    """
+    shown, conditions = [], []
+    for batch in images.first(SIGNED).as_numpy_iterator():
+        shown.append(unpack(batch).mean(axis=(1, 2, 3), dtype=np.float64) / 255.0)
+        conditions.append(labels_of(batch))
+    found: dict[str, Any] = {"brightness": np.concatenate(shown)[:PRINTED].round(3).tolist()}
+    if images.condition is not None:
+        labels = np.concatenate(conditions).astype(np.float32)
+        found["condition_sha256"] = hashlib.sha256(np.ascontiguousarray(labels).tobytes()).hexdigest()
+    return found
+
+
+def check_same_data(config: TrainingConfig, images: data.ImageData, vae: VAE) -> None:
+    """Refuses data that has changed since the run began.
 
     Raises:
         InputError: the number of training or held-out images is not what it was, the classes are others than the
-            model's, or the first held-out images or their labels are others.
+            model's, or the first training images or their labels are others.
     """
     if images.condition != vae.condition:
         raise InputError(
@@ -114,17 +129,18 @@ def check_same_data(config: TrainingConfig, images: data.ImageData, examples: Ex
                 f"{images.name} has changed: {now} {name} where the run began with {record[name]}: restore it, "
                 "or start another run"
             )
-    began, signature = record.get("held_out"), None if examples is None else examples.signature()
-    if began is None or signature is None:
+    began = record.get("first_images")
+    if began is None:  # a run of an earlier version
         return
+    found = signature(images)
     for what, same in (
-        ("images", np.allclose(signature["brightness"], began["brightness"], rtol=0.0, atol=BRIGHTNESS_TOLERANCE)),
-        ("labels", signature.get("condition_sha256") == began.get("condition_sha256")),
+        ("images", np.allclose(found["brightness"], began["brightness"], rtol=0.0, atol=BRIGHTNESS_TOLERANCE)),
+        ("labels", found.get("condition_sha256") == began.get("condition_sha256")),
     ):
         if not same:
             raise InputError(
-                f"{images.name} has changed: its held-out {what} are not those the run began with: restore them, or "
-                "start another run"
+                f"{images.name} has changed: its {what} are not those the run began with: restore them, or start "
+                "another run"
             )
 
 

@@ -100,8 +100,6 @@ def train(config: TrainingConfig) -> dict[str, Any]:
                 share=strategies.share(strategy),
                 scaled=False,
             )
-        with stages.timed("examples"):
-            examples = results.examples_of(images)
 
         # Model
         with strategy.scope(), stages.timed("model"):
@@ -109,7 +107,7 @@ def train(config: TrainingConfig) -> dict[str, Any]:
                 vae = model.new(config, images, perceptual, policy)
             else:
                 vae = model.from_checkpoint(config, checkpoint.path)
-                resuming.check_same_data(config, images, examples if chief else None, vae)
+                resuming.check_same_data(config, images, vae)
         policy = vae.dtype_policy.name
 
         # Run folder
@@ -123,13 +121,15 @@ def train(config: TrainingConfig) -> dict[str, Any]:
                 print(f"no run in {out} to resume: starting one", file=sys.stderr)
             if not resumes:
                 stack.enter_context(made(out))
-            write_config(config, policy, images, examples.signature())
+            write_config(config, policy, images, resuming.signature(images))
             if resumes:
                 _announce_resuming(config, images, checkpoint)
 
         state = None if checkpoint is None else checkpoint.state
         progress = Progress(config, images.train_size // config.batch_size, state, shown=chief)
         stages.progress = progress
+        with stages.timed("examples"):
+            examples = results.examples_of(images)
         with failures.worded(vae, images, config, strategy, progress, chief):
             # Adapt
             if vae.needs_adapting:

@@ -125,7 +125,7 @@ def test_labels_that_have_changed_are_refused(attribute_run: Path, tmp_path: Pat
     (folder / "attributes.csv").write_text(table.replace(",1,", ",2,").replace(",0,", ",1,").replace(",2,", ",0,"))
     refused = command("train", "--resume", "--out", run, "--steps", 10)
     assert (refused.status, refused.err.count("\n")) == (2, 1)
-    assert f"{folder} has changed: its held-out labels are not those the run began with" in refused.err
+    assert f"{folder} has changed: its labels are not those the run began with" in refused.err
 
 
 @pytest.mark.slow

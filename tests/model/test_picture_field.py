@@ -46,8 +46,8 @@ def codes(kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def fitted(codes: tuple[np.ndarray, np.ndarray]) -> priors.FlowMatchingPrior:
     mean, axes = codes
 
-    def decode(rows: np.ndarray) -> np.ndarray:
-        return (mean[rows] @ axes).reshape(-1, 32, 32, 3)
+    def decode(z: np.ndarray) -> np.ndarray:
+        return (z @ axes).reshape(-1, 32, 32, 3)
 
     return flow_matching.fit(mean, np.full_like(mean, -6.0), steps=400, decode=decode)
 
@@ -61,17 +61,18 @@ def test_the_picture_of_a_linear_decoder_is_its_matrix() -> None:
     pixels[:, :, :6, :, :8, 0] = matrix.reshape(5, 8, 8, 6, 8).swapaxes(2, 3)
     pixels = pixels.reshape(5, 64, 64, 1)
     codes = rng.standard_normal((300, 5))
-    found = picture_field.linear_picture(codes, lambda rows: np.einsum("na,ahwc->nhwc", codes[rows], pixels) + 0.5)
+    found = picture_field.patch_map(codes, lambda rows: np.einsum("na,ahwc->nhwc", codes[rows], pixels) + 0.5)
     assert (found.shape, found.dtype) == ((5, 64 * 48), np.float32)
     assert np.square(codes @ found).mean() == pytest.approx(np.square(codes).mean(), rel=0.1)
     flat = pixels.reshape(5, -1)
     known = flat @ flat.T
-    np.testing.assert_allclose(found @ found.T, known * (np.square(found).sum() / np.trace(known)), rtol=1e-3)
+    known *= np.square(found).sum() / np.trace(known)
+    np.testing.assert_allclose(found @ found.T, known, atol=1e-3 * known.max())  # the ridge is 1e-3
 
 
 def test_the_picture_of_few_codes_is_finite() -> None:
     codes = np.random.default_rng(0).standard_normal((3, 30))
-    found = picture_field.linear_picture(codes, lambda rows: codes[rows, :1, None, None] * np.ones((1, 20, 28, 3)))
+    found = picture_field.patch_map(codes, lambda rows: codes[rows, :1, None, None] * np.ones((1, 20, 28, 3)))
     assert np.isfinite(found).all()
 
 
@@ -92,20 +93,38 @@ def test_a_flow_with_a_picture_draws_where_the_codes_are(
     assert each.min() > 0.02  # of 0.0625
 
 
+def test_the_same_seed_fits_the_same(codes: tuple[np.ndarray, np.ndarray]) -> None:
+    mean, axes = codes
+    fits = (
+        flow_matching.fit(
+            mean,
+            np.full_like(mean, -6.0),
+            seed=7,
+            steps=8,
+            decode=lambda z: (z @ axes).reshape(-1, 32, 32, 3),
+        )
+        for _ in range(2)
+    )
+    one, same = (fit.get_weights() for fit in fits)
+    for left, right in zip(one, same, strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
 def test_the_density_is_estimated_without_bias(
     fitted: priors.FlowMatchingPrior, codes: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    estimated = array(fitted.log_prob(codes[0][:200]))
+    some = codes[0][:48]
+    estimated = array(fitted.log_prob(some))
     monkeypatch.setattr(priors, "PROBES", LATENTS)  # exact
     other = priors.FlowMatchingPrior.from_config(fitted.get_config())
     other.set_weights(fitted.get_weights())
-    exact = array(other.log_prob(codes[0][:200]))
-    spread = (estimated - exact).std() / np.sqrt(len(exact))
-    assert 0.0 < spread < 0.3
-    assert (estimated - exact).mean() == pytest.approx(0.0, abs=4.0 * spread)
+    exact = array(other.log_prob(some))
+    error = (estimated - exact).std() / np.sqrt(len(exact))  # each row has directions of its own
+    assert 0.0 < error < 0.5
+    assert (estimated - exact).mean() == pytest.approx(0.0, abs=4.0 * error)
 
 
-@pytest.mark.parametrize("condition", [None, 3])
+@pytest.mark.parametrize("condition", [None, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_model_of_many_latents_keeps_its_picture(
     condition: int | None, kinds: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +149,38 @@ def test_a_model_of_many_latents_keeps_its_picture(
     assert max(pair.max_difference for pair in report.pairs) < 1e-4
     if condition is None:
         np.testing.assert_allclose(runtime.Generator(tmp_path / "generator.onnx").sample(4, seed=0), drawn, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "format", ["tf_saved_model", *(pytest.param(name, marks=pytest.mark.slow) for name in ("litert", "openvino"))]
+)
+def test_a_picture_is_exported_in_every_format(format: str, fitted: priors.FlowMatchingPrior, tmp_path: Path) -> None:
+    """Each export compares itself with Keras, on no rows too."""
+    if format == "openvino":
+        pytest.importorskip("openvino")
+    if format == "litert":
+        pytest.importorskip("ai_edge_litert")
+    vae = VAE((32, 32, 3), LATENTS, perceptual=None, network_options={"width": 4})
+    vae.set_prior(fitted)
+    ending = {"tf_saved_model": "1", "litert": "generator.tflite", "openvino": "generator.xml"}[format]
+    vae.export(tmp_path / ending, format, part="decoder" if format == "tf_saved_model" else "generator")
+
+
+def test_images_that_are_all_alike_leave_the_picture_out() -> None:
+    mean = np.random.default_rng(0).standard_normal((40, LATENTS)).astype(np.float32)
+    prior = flow_matching.fit(
+        mean, np.full_like(mean, -6.0), steps=2, decode=lambda z: np.full((len(z), 16, 16, 1), 0.5, np.float32)
+    )
+    assert prior.picture is None
+    assert np.isfinite(array(prior(latents.draw(4, LATENTS, 0)))).all()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_or_two_images_are_enough(count: int, kinds: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generative, "LEAST_PICTURED", LATENTS)
+    vae = VAE((32, 32, 3), LATENTS, perceptual=None, network_options={"width": 4})
+    vae.fit_prior(kinds[:count], steps=4)
+    assert np.isfinite(array(vae.sample(4, seed=0))).all()
 
 
 def test_priors_without_a_picture_are_read_as_earlier_versions_wrote_them(

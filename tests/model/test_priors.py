@@ -146,7 +146,7 @@ def test_noise_comes_back_from_latents(flow: priors.FlowMatchingPrior) -> None:
 
 
 def test_noise_far_beyond_any_stays_within_reach(flow: priors.FlowMatchingPrior) -> None:
-    """The field is bounded, and smooth at zero: latents go no further than the noise and six of its steps."""
+    """The field is bounded, and smooth at zero: latents go no further than the noise and twelve steps of it."""
     noise = np.random.default_rng(0).standard_normal((32, flow.latent_dim)).astype(np.float32)
     noise /= np.sqrt(np.square(noise).mean(axis=1, keepdims=True))
     half = np.full((1, 1), 0.5, np.float32)

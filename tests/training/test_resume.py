@@ -393,7 +393,7 @@ def test_other_images_of_the_same_names_are_refused(
     (stopped / "config.json").write_text(json.dumps({**settings, "data": str(others)}))
     result = command("train", "--resume", "--out", stopped)
     assert (result.status, result.err.count("\n")) == (2, 1)
-    assert f"{others} has changed: its held-out images are not those the run began with" in result.err
+    assert f"{others} has changed: its images are not those the run began with" in result.err
 
 
 @pytest.mark.parametrize("damage", ["cut short", "a byte", "empty"])

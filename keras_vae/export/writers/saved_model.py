@@ -74,7 +74,7 @@ def write(
     if prior is not None:
 
         def generate(noise: tf.Tensor, *asked: tf.Tensor) -> tf.Tensor:
-            return decode(prior(noise, *asked), *asked)
+            return decode(_with_empty_batches(prior, noise, *asked), *asked)
 
         signatures[GENERATE] = _image_function(generate, _specs(decoder, NOISE))
         if has_png:
@@ -133,7 +133,7 @@ def _sample_function(decode: Any, prior: Any, specs: list[tf.TensorSpec]) -> Any
             fn_output_signature=tf.float32,
         )
         conditions = [tf.repeat(row[tf.newaxis], count, axis=0) for row in asked]
-        z = noise if prior is None else prior(noise, *conditions)
+        z = noise if prior is None else _with_empty_batches(prior, noise, *conditions)
         return {"image": decode(z, *conditions), "z": z}
 
     return tf.function(sample, input_signature=[*scalars, *alone], autograph=False)

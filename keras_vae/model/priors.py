@@ -85,7 +85,7 @@ class FlowMatchingPrior(keras.layers.Layer):
     2022, arXiv 2207.12598): they are surer to be of what was asked for, and less varied. Without a condition, the codes
     are those of all images.
 
-    Samples follow `EMPHASIS` times all this. A Gaussian's flow ends where it did; of codes that are more than a
+    Samples follow `EMPHASIS` times the field (what guidance adds aside). A Gaussian's flow ends where it did; of codes that are more than a
     Gaussian, and of which the field has not learned everything, samples are better (benchmarks/NOTES.md has figures).
     The density is that of the flow as it was fitted, not of samples.
 
@@ -184,10 +184,10 @@ class FlowMatchingPrior(keras.layers.Layer):
 
     def guided(self, x: Any, t: Any, condition: Any = None) -> Any:
         """The field that samples follow, as `velocity`."""
-        velocity = self.velocity(x, t)
-        if condition is not None:
-            velocity = velocity + GUIDANCE * (self.velocity(x, t, condition) - velocity)
-        return EMPHASIS * velocity
+        velocity = self.velocity(x, t, condition)
+        if condition is None:
+            return EMPHASIS * velocity
+        return EMPHASIS * velocity + (GUIDANCE - 1.0) * (velocity - self.velocity(x, t))
 
     def call(self, noise: Any, condition: Any = None) -> Any:
         """Latents of noise, float32 (batch, latent_dim) both, of images of a condition."""

@@ -11,20 +11,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_vae.data.image_batches import unpack
-from keras_vae.model.conditioning import labels_of
 from keras_vae.runs import checkpoints
 from keras_vae.runs.folder import CHECKPOINT_FOLDER, MODEL_FILE, read_config
 from keras_vae.support.errors import InputError
 from keras_vae.support.files import sweep
 from keras_vae.training import strategies
 from keras_vae.training.limits import limits_of
-from keras_vae.training.results import SAMPLES_FILE
+from keras_vae.training.results import SAMPLES_FILE, Examples
 
-SIGNED = 256  # training images whose labels tell whether the data are the same
+SIGNED = 256  # held-out images whose labels tell whether the data are the same
 PRINTED = 16  # of them, whose brightness does
-# Versions of the libraries that read images differ by less, other images by more; mirroring and shifting hardly count.
-BRIGHTNESS_TOLERANCE = 0.02
+# Versions of the libraries that read images differ by less, other images by more.
+BRIGHTNESS_TOLERANCE = 0.01
 
 if TYPE_CHECKING:
     from keras_vae import data
@@ -94,28 +92,26 @@ def check_unfinished(config: TrainingConfig, checkpoint: Checkpoint) -> None:
     )
 
 
-def signature(images: data.ImageData) -> dict[str, Any]:
-    """By what the data of a run are recognized: `brightness` of the first training images, `condition_sha256`.
+def signature(examples: Examples, config: TrainingConfig) -> dict[str, Any]:
+    """By what the data of a run are recognized: `brightness` of held-out images, and `condition_sha256`.
 
-    The same for all workers, and whatever the number of replicas.
+    Empty of several workers: how many there are decides which images are the chief's.
     """
-    shown, conditions = [], []
-    for batch in images.first(SIGNED).as_numpy_iterator():
-        shown.append(unpack(batch).mean(axis=(1, 2, 3), dtype=np.float64) / 255.0)
-        conditions.append(labels_of(batch))
-    found: dict[str, Any] = {"brightness": np.concatenate(shown)[:PRINTED].round(3).tolist()}
-    if images.condition is not None:
-        labels = np.concatenate(conditions).astype(np.float32)
-        found["condition_sha256"] = hashlib.sha256(np.ascontiguousarray(labels).tobytes()).hexdigest()
-    return found
+    if strategies.is_multi_worker(config.strategy):
+        return {}
+    brightness = examples.images[:PRINTED].mean(axis=(1, 2, 3), dtype=np.float64).round(3).tolist()
+    if examples.condition is None:
+        return {"brightness": brightness}
+    labels = np.ascontiguousarray(examples.condition[:SIGNED], np.float32)
+    return {"brightness": brightness, "condition_sha256": hashlib.sha256(labels.tobytes()).hexdigest()}
 
 
-def check_same_data(config: TrainingConfig, images: data.ImageData, vae: VAE) -> None:
+def check_same_data(config: TrainingConfig, images: data.ImageData, examples: Examples, vae: VAE) -> None:
     """Refuses data that has changed since the run began.
 
     Raises:
         InputError: the number of training or held-out images is not what it was, the classes are others than the
-            model's, or the first training images or their labels are others.
+            model's, or held-out images or their labels are others.
     """
     if images.condition != vae.condition:
         raise InputError(
@@ -129,10 +125,9 @@ def check_same_data(config: TrainingConfig, images: data.ImageData, vae: VAE) ->
                 f"{images.name} has changed: {now} {name} where the run began with {record[name]}: restore it, "
                 "or start another run"
             )
-    began = record.get("first_images")
-    if began is None:  # a run of an earlier version
+    began, found = record.get("held_out"), signature(examples, config)
+    if not began or not found:  # a run of an earlier version, or of several workers
         return
-    found = signature(images)
     for what, same in (
         ("images", np.allclose(found["brightness"], began["brightness"], rtol=0.0, atol=BRIGHTNESS_TOLERANCE)),
         ("labels", found.get("condition_sha256") == began.get("condition_sha256")),

@@ -101,13 +101,16 @@ def train(config: TrainingConfig) -> dict[str, Any]:
                 scaled=False,
             )
 
+        with stages.timed("examples"):
+            examples = results.examples_of(images)
+
         # Model
         with strategy.scope(), stages.timed("model"):
             if checkpoint is None:
                 vae = model.new(config, images, perceptual, policy)
             else:
                 vae = model.from_checkpoint(config, checkpoint.path)
-                resuming.check_same_data(config, images, vae)
+                resuming.check_same_data(config, images, examples, vae)
         policy = vae.dtype_policy.name
 
         # Run folder
@@ -121,15 +124,13 @@ def train(config: TrainingConfig) -> dict[str, Any]:
                 print(f"no run in {out} to resume: starting one", file=sys.stderr)
             if not resumes:
                 stack.enter_context(made(out))
-            write_config(config, policy, images, resuming.signature(images))
+            write_config(config, policy, images, resuming.signature(examples, config))
             if resumes:
                 _announce_resuming(config, images, checkpoint)
 
         state = None if checkpoint is None else checkpoint.state
         progress = Progress(config, images.train_size // config.batch_size, state, shown=chief)
         stages.progress = progress
-        with stages.timed("examples"):
-            examples = results.examples_of(images)
         with failures.worded(vae, images, config, strategy, progress, chief):
             # Adapt
             if vae.needs_adapting:

@@ -65,14 +65,14 @@ def held(out: Path) -> Iterator[None]:
         lock.release()
 
 
-def write_config(config: TrainingConfig, policy: str, images: data.ImageData, first_images: Mapping[str, Any]) -> None:
+def write_config(config: TrainingConfig, policy: str, images: data.ImageData, held_out: Mapping[str, Any]) -> None:
     """Writes `config.json` and makes the subfolders of a run; a resumed run keeps its `run_id`.
 
     Args:
         config: of the run.
         policy: the model's dtype policy.
         images: its data.
-        first_images: by what a resumed run recognizes its data; what the run began with is kept.
+        held_out: by what a resumed run recognizes its data; what the run began with is kept.
 
     Raises:
         InputError: the folder cannot be written to.
@@ -87,7 +87,7 @@ def write_config(config: TrainingConfig, policy: str, images: data.ImageData, fi
         "policy": policy,
         "train_images": images.train_size,
         "test_images": images.test_size,
-        "first_images": before.get("first_images") or dict(first_images),
+        "held_out": before.get("held_out") or dict(held_out),
         **asdict(config),
         "data": absolute(config.data),  # later commands may run from elsewhere
     }

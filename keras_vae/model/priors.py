@@ -85,9 +85,9 @@ class FlowMatchingPrior(keras.layers.Layer):
     2022, arXiv 2207.12598): they are surer to be of what was asked for, and less varied. Without a condition, the codes
     are those of all images.
 
-    In all of this v is taken `EMPHASIS` times, except in what guidance adds. Gaussian codes are drawn as before; of others,
-    whose field is never learned completely, samples are better (benchmarks/NOTES.md has figures). The density is that
-    of the flow as it was fitted, not of samples.
+    In all of this v is taken `EMPHASIS` times, except in what guidance adds. Gaussian codes are drawn as before; of
+    others, whose field is never learned completely, samples are better (benchmarks/NOTES.md has figures). The density
+    is that of the flow as it was fitted, not of samples.
 
     With a picture, part of the field is convolutional: it works on the image that latents are decoded to
     (`PictureField`).

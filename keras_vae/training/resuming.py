@@ -19,15 +19,15 @@ from keras_vae.training import strategies
 from keras_vae.training.limits import limits_of
 from keras_vae.training.results import SAMPLES_FILE, Examples
 
-SIGNED = 256  # held-out images whose labels tell whether the data are the same
-PRINTED = 16  # of them, whose brightness does
-# Versions of the libraries that read images differ by less, other images by more.
-BRIGHTNESS_TOLERANCE = 0.01
-
 if TYPE_CHECKING:
     from keras_vae import data
     from keras_vae.model.vae import VAE
     from keras_vae.training.config import TrainingConfig
+
+SIGNED = 256  # held-out images whose labels tell whether the data are the same
+PRINTED = 16  # of them, whose brightness does
+# Versions of the libraries that read images differ by less, other images by more.
+BRIGHTNESS_TOLERANCE = 0.01
 
 
 class Checkpoint(NamedTuple):
@@ -128,8 +128,9 @@ def check_same_data(config: TrainingConfig, images: data.ImageData, examples: Ex
     began, found = record.get("held_out"), signature(examples, config)
     if not began or not found:  # a run of an earlier version, or of several workers
         return
+    now, then = found["brightness"], began["brightness"]  # fewer, where some of few images cannot be read any more
     for what, same in (
-        ("images", np.allclose(found["brightness"], began["brightness"], rtol=0.0, atol=BRIGHTNESS_TOLERANCE)),
+        ("images", len(now) == len(then) and np.allclose(now, then, rtol=0.0, atol=BRIGHTNESS_TOLERANCE)),
         ("labels", found.get("condition_sha256") == began.get("condition_sha256")),
     ):
         if not same:

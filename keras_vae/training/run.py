@@ -100,7 +100,6 @@ def train(config: TrainingConfig) -> dict[str, Any]:
                 share=strategies.share(strategy),
                 scaled=False,
             )
-
         with stages.timed("examples"):
             examples = results.examples_of(images)
 

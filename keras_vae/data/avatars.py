@@ -114,6 +114,7 @@ def open(source: Named, request: Request) -> Opened:
     """
     size = request.image_size or DEFAULT_SIZE
     builder = builder_for(size)
+    sets.check_names(NAME, builder, request)
     if not builders.is_prepared(builder):
         print("the avatars are drawn: a minute or so")
     builders.prepare(builder)

@@ -10,13 +10,12 @@ from pathlib import Path
 import psutil
 import tensorflow as tf
 
-from keras_vae.data import arrays, avatars, datasets, folders, pipelines, tables
+from keras_vae.data import arrays, avatars, datasets, folders, pipelines
 from keras_vae.data.images import Skips
-from keras_vae.data.sources import DEFAULT_SIZE, Kind, Opened, Request, Source, is_named
+from keras_vae.data.sources import DEFAULT_SIZE, Kind, Request, Source, is_named
 from keras_vae.data.tfds import sets
 from keras_vae.support.conditions import Condition
 from keras_vae.support.errors import InputError, check_count
-from keras_vae.support.names import ALL, LABEL, position
 
 # The first that takes a source opens it; whatever none of the others takes is a folder.
 KINDS: tuple[Kind, ...] = (arrays, datasets, avatars, sets, folders)
@@ -126,13 +125,10 @@ def load(
     if crop is not None and image_size is None:
         image_size = DEFAULT_SIZE
     wanted = attributes if condition is None else True
-    opened = kind_of(source).open(source, Request(image_size, crop, wanted, strict, only_held_out))
+    request = Request(image_size, crop, wanted, strict, only_held_out, condition)
+    opened = kind_of(source).open(source, request)
+    known = request.condition_of(opened.name, opened.attribute_names, opened.exclusive)
     name, train_size = opened.name, len(opened.train)
-    if wanted and not opened.attribute_names:
-        hint = tables.hint(Path(name)) if Path(name).is_dir() else ""
-        raise InputError(
-            f"{name} has no attributes: {hint or 'give a table of them, attributes.csv, or a subfolder a class'}"
-        )
     smallest = min(opened.image_shape[:2])
     if not 0 <= random_crop < smallest:
         raise InputError(f"random_crop={random_crop}: give 0 or more pixels, fewer than the images' {smallest}")
@@ -144,7 +140,6 @@ def load(
     if batch_size % share.replicas:
         raise InputError(f"batch size {batch_size} cannot be shared among {share.replicas} replicas: give a multiple")
     attributes = bool(opened.attribute_names) if attributes is None else attributes
-    known = None if condition is None else _condition(opened, condition)
     asked = None
     if known is not None:
         asked = tuple(opened.attribute_names.index(each) for each in known.names), known.exclusive
@@ -171,30 +166,6 @@ def load(
         own_shape=opened.own_shape,
         condition=known,
     )
-
-
-def _condition(opened: Opened, asked: str | Sequence[str]) -> Condition:
-    """What images of a source are asked for by.
-
-    Raises:
-        InputError: attributes that it does not have.
-    """
-    names = opened.attribute_names
-    if not isinstance(asked, str) and not (
-        isinstance(asked, list | tuple) and asked and all(isinstance(each, str) for each in asked)
-    ):
-        raise InputError(f"condition={asked!r}: give {LABEL!r}, {ALL!r}, or names of attributes")
-    if asked == LABEL and LABEL not in names and not opened.exclusive:
-        raise InputError(
-            f"{opened.name} has attributes, not classes: give names of these, {', '.join(names)}, or {ALL}"
-        )
-    if asked == ALL or (asked == LABEL and opened.exclusive):
-        return Condition(names, opened.exclusive)
-    if opened.exclusive:
-        given = asked if isinstance(asked, str) else ",".join(asked)
-        raise InputError(f"{opened.name} has classes, {', '.join(names)}: give {LABEL}, not {given}")
-    asked = (asked,) if isinstance(asked, str) else asked
-    return Condition(tuple(names[position(each, names)] for each in asked))
 
 
 def check(source: Source, image_size: int | None = None, batch_size: int = 64) -> None:

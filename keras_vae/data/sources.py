@@ -8,14 +8,18 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
 import tensorflow as tf
 
+from keras_vae.data import tables
 from keras_vae.data.images import Skips
 from keras_vae.data.pipelines import Part
+from keras_vae.support.conditions import Condition
 from keras_vae.support.errors import InputError
+from keras_vae.support.names import ALL, LABEL, position
 
 DEFAULT_SIZE = 64
 
@@ -32,6 +36,40 @@ class Request:
     attributes: bool | None = False
     strict: bool = False
     only_held_out: bool = False
+    condition: str | Sequence[str] | None = None
+
+    def condition_of(self, name: str, names: tuple[str, ...], exclusive: bool) -> Condition | None:
+        """What a source's images are asked for by; it needs no image, so a set is refused before it is prepared.
+
+        Args:
+            name: the source, for messages.
+            names: of its attributes or classes.
+            exclusive: whether they are classes.
+
+        Raises:
+            InputError: attributes or classes are wanted that it does not have.
+        """
+        if (self.attributes or self.condition is not None) and not names:
+            hint = tables.hint(Path(name)) if Path(name).is_dir() else ""
+            raise InputError(
+                f"{name} has no attributes: {hint or 'give a table of them, attributes.csv, or a subfolder a class'}"
+            )
+        asked = self.condition
+        if asked is None:
+            return None
+        if not isinstance(asked, str) and not (
+            isinstance(asked, list | tuple) and asked and all(isinstance(each, str) for each in asked)
+        ):
+            raise InputError(f"condition={asked!r}: give {LABEL!r}, {ALL!r}, or names of attributes")
+        if asked == LABEL and LABEL not in names and not exclusive:
+            raise InputError(f"{name} has attributes, not classes: give names of these, {', '.join(names)}, or {ALL}")
+        if asked == ALL or (asked == LABEL and exclusive):
+            return Condition(names, exclusive)
+        if exclusive:
+            given = asked if isinstance(asked, str) else ",".join(asked)
+            raise InputError(f"{name} has classes, {', '.join(names)}: give {LABEL}, not {given}")
+        asked = (asked,) if isinstance(asked, str) else asked
+        return Condition(tuple(names[position(each, names)] for each in asked))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from keras_vae.support.errors import InputError
+from keras_vae.support.names import split
 
 ANY = "any"  # what an image of which nothing is known is called
 AT_MOST = 1000  # names: each is a column of every condition
@@ -216,7 +217,7 @@ def asked_for(condition: Condition | None, labels: Sequence[str], attributes: Se
     Args:
         condition: the model's, or None.
         labels: names of classes; "any" for images of any kind.
-        attributes: each "NAME=1" or "NAME=0", or several with commas between them.
+        attributes: each "NAME=1" or "NAME=0", or several with commas between them, as `names.split` takes them.
 
     Raises:
         InputError: the model has no such classes or attributes.
@@ -238,8 +239,8 @@ def asked_for(condition: Condition | None, labels: Sequence[str], attributes: Se
 
 def _attributes(condition: Condition, text: str) -> dict[str, bool]:
     asked: dict[str, bool] = {}
-    for pair in text.split(","):
-        name, equals, value = pair.strip().rpartition("=")
+    for pair in split(text):
+        name, equals, value = pair.rpartition("=")
         if not equals or value not in ("0", "1"):
             raise InputError(f"--attribute {pair!r}: give a name and 1 or 0, such as {condition.names[0]}=1")
         name = condition.names[condition.position(name.strip())]

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
 from collections.abc import Sequence
 
 from keras_vae.support.errors import InputError
 
 PRIORS = ("learned", "standard")
-LABEL, ALL = (
-    "label",
-    "all",
-)  # what data are asked for: the images' class, and whatever of classes or attributes there is
+LABEL, ALL = "label", "all"  # asked of data: the images' class, and whatever of classes or attributes there is
+
+
+def split(text: str) -> list[str]:
+    """What is typed with commas between, as in a line of a CSV file: quotes hold a name with a comma together.
+
+    Example:
+        >>> split('hat, "Hair, blond"=1')
+        ['hat', 'Hair, blond=1']
+    """
+    return [part.strip() for part in next(csv.reader([" ".join(text.splitlines())], skipinitialspace=True))]
 
 
 def position(name: str, names: Sequence[str]) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 from keras_vae.model.presets import DEFAULT_LAYERS, DEFAULT_LEARNING_RATE, DEFAULT_PERCEPTUAL_WEIGHT
 from keras_vae.runs.folder import read_config
 from keras_vae.support.errors import InputError, check_count, check_weight
-from keras_vae.support.names import ALL, LABEL, check_prior
+from keras_vae.support.names import ALL, LABEL, check_prior, split
 from keras_vae.support.precision import PRECISIONS
 from keras_vae.support.precision import check as check_precision
 
@@ -118,7 +118,7 @@ def _weights(text: str) -> float | tuple[float, ...] | str:
 def _condition(text: str | None) -> str | tuple[str, ...] | None:
     if text is None or text in (LABEL, ALL):
         return text
-    names = tuple(name.strip() for name in text.split(","))
+    names = tuple(split(text))
     if "" in names:
         raise InputError(f"--condition {text!r}: give label, all, or names of attributes, such as glasses,hat")
     return names

@@ -91,6 +91,17 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         Avatars(config=AvatarsConfig(name="x", size=32), data_dir=tmp_path)
 
 
+@pytest.mark.parametrize(("condition", "message"), [("label", "has attributes, not classes"), (("cats",), "'cats'")])
+def test_what_avatars_cannot_be_asked_for_is_refused_before_they_are_drawn(
+    condition: object, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(InputError, match=message):
+        data.load("avatars", image_size=32, condition=condition)
+    assert not list(tmp_path.rglob("*"))
+
+
 def test_sizes_beyond_the_drawings_are_refused() -> None:
     with pytest.raises(InputError, match="256"):
         data.load("avatars", image_size=512)

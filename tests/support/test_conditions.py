@@ -171,6 +171,16 @@ def test_what_the_command_line_asks_for() -> None:
     assert asked_for(ATTRIBUTES, (), ("glasses =1",)) == [{"glasses": True}]
 
 
+def test_names_with_commas_are_quoted() -> None:
+    hair = Condition(("Hair, blond", 'the "best"', "hat"))
+    assert asked_for(hair, (), ('"Hair, blond"=1, hat=0',)) == [{"Hair, blond": True, "hat": False}]
+    assert asked_for(hair, (), ('"Hair, blond=0"',)) == [{"Hair, blond": False}]
+    assert asked_for(hair, (), ('"the ""best"""=1',)) == [{'the "best"': True}]
+    assert asked_for(hair, (), ("hat=1\n",)) == [{"hat": True}]
+    with pytest.raises(InputError, match="--attribute 'Hair': give a name and 1 or 0"):
+        asked_for(hair, (), ("Hair, blond=1",))
+
+
 @pytest.mark.parametrize(
     ("condition", "labels", "attributes", "message"),
     [

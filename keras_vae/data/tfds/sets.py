@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -51,8 +51,21 @@ def open(source: Named, request: Request) -> Opened:
         return open_builder(str(source), builders.from_folder(Path(source)), request)
     name = _name(source)
     builder = builders.find(name.builder)
+    check_names(str(source), builder, request)
     builders.prepare(builder)
     return open_builder(str(source), builder, request, name.split)
+
+
+def check_names(name: str, builder: Any, request: Request) -> None:
+    """Refuses a set that lacks the attributes or classes that are asked for, before it is downloaded or drawn.
+
+    Raises:
+        InputError: it lacks them.
+    """
+    features = _features(builder)
+    names, exclusive = _names(features)
+    if names or "label" not in features:  # some labels have no names until a set is prepared
+        request.condition_of(name, names, exclusive)
 
 
 def open_builder(name: str, builder: Any, request: Request, split: str | None = None) -> Opened:
@@ -147,16 +160,13 @@ class ImageSet:
         Raises:
             InputError: it holds no images, or no such split.
         """
-        features = dict(getattr(builder.info.features, "items", tuple)())
+        features = _features(builder)
         shape: tuple[int | None, ...] = features["image"].shape if "image" in features else ()
         if len(shape) != 3 or shape[2] not in (1, 3) or features["image"].np_dtype != np.uint8:
             raise InputError(
                 f"{name} has no feature `image` of 1 or 3 channels: its features are {', '.join(features) or 'unnamed'}"
             )
-        # Sorted, for TFDS writes them into a file in no order.
-        names = tuple(sorted(features["attributes"])) if "attributes" in features else _classes(features.get("label"))
-        sizes = _sizes(name, builder, split)
-        return cls(builder, split, shape, names, "attributes" not in features, *sizes)
+        return cls(builder, split, shape, *_names(features), *_sizes(name, builder, split))
 
     @property
     def random_access(self) -> bool:
@@ -219,6 +229,17 @@ class Records:
                 for place, example in zip(places, source.__getitems__((indices[places] - first).tolist()), strict=True):
                     found[place] = example
         return found
+
+
+def _features(builder: Any) -> dict[str, Any]:
+    return dict(getattr(builder.info.features, "items", tuple)())
+
+
+def _names(features: Mapping[str, Any]) -> tuple[tuple[str, ...], bool]:
+    """Names of the attributes, or of the classes, and whether they are classes."""
+    if "attributes" in features:
+        return tuple(sorted(features["attributes"])), False  # TFDS writes them into a file in no order
+    return _classes(features.get("label")), True
 
 
 def _classes(label: Any) -> tuple[str, ...]:

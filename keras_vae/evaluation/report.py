@@ -73,8 +73,8 @@ NAMES = {
 }
 SETTINGS = (
     "data", "network", "network_options", "latent_dim", "image_size", "likelihood", "perceptual", "perceptual_layers",
-    "perceptual_weight", "pixel_weight", "beta", "kl_schedule", "kl_target", "free_bits", "batch_size", "learning_rate",
-    "ema", "precision", "seed", "run_id",
+    "texture_layers", "perceptual_weight", "pixel_weight", "beta", "kl_schedule", "kl_target", "free_bits",
+    "batch_size", "learning_rate", "ema", "precision", "seed", "run_id",
 )  # fmt: skip
 
 
@@ -154,7 +154,7 @@ def tables(figures: Mapping[str, Any]) -> dict[str, list[tuple[str, str, str]]]:
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    unused = {key for key in config if key.startswith("perceptual") and config.get("perceptual") is None}
+    unused = {key for key in config if key.startswith(("perceptual", "texture")) and config.get("perceptual") is None}
     return {key: config[key] for key in SETTINGS if key not in unused and config.get(key) not in (None, {}, "")}
 
 

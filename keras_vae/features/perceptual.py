@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
-from keras import layers, ops
+from keras import ops
 
+from keras_vae.features import textures
+from keras_vae.features.comparing import Compared, distances_in_chain, texture_of, unit_length
 from keras_vae.features.feature_networks import LAYER_PRESETS, NETWORKS, Network, feature_network, keras_layer_names
 from keras_vae.support.errors import InputError
 
@@ -27,8 +29,6 @@ CAFFE_MEANS = (103.939, 116.779, 123.68)
 PREPROCESSINGS = ("caffe", "torch", "tf", "0..255", "0..1")
 
 OWN_NETWORK = "a Keras model"  # what the configuration says of a network that is not one of ours
-# Under the square root: where all channels are near 0, noise is not scaled up to length 1.
-LENGTH_EPSILON = 1e-6
 
 
 @keras.saving.register_keras_serializable("keras_vae")
@@ -53,6 +53,9 @@ class PerceptualLoss:
             `keras.applications`: "caffe", "torch" or "tf". The named networks know theirs.
         normalize: scale the features at each place to length 1 over the channels, as LPIPS does (Zhang et al.
             2018, arXiv 1801.03924), so that strong activations do not drown the others.
+        texture_layers: layers, as `layers` takes them, whose features are compared wherever they are in the image, too:
+            by a sliced Wasserstein distance (`keras_vae.features.textures`), a term more for each. What cannot be
+            put in the right place is then not blurred, but drawn.
 
     Raises:
         InputError: unknown network, layer or preprocessing.
@@ -70,16 +73,19 @@ class PerceptualLoss:
         weights_path: str | None = None,
         preprocessing: str | None = None,
         normalize: bool = False,
+        texture_layers: str | Sequence[str] = (),
     ) -> None:
-        self.layers = layers if isinstance(layers, str) else tuple(layers)
+        self.layers = _as_given(layers)
+        self.texture_layers = _as_given(texture_layers)
         self.weights_path = weights_path
         self.normalize = bool(normalize)
         self._features: keras.Model | None = None
-        self._compared: dict[str, _Compared] = {}
+        self._compared: dict[str, Compared] = {}
         self._is_chain = False
         if isinstance(network, str):
             self.network = network
             self.keras_layers = keras_layer_names(network, self.layers)
+            self.keras_texture_layers = keras_layer_names(network, self.texture_layers) if self.texture_layers else ()
             self._is_chain = NETWORKS[network].is_chain
             expected = NETWORKS[network].preprocessing
             if preprocessing not in (None, expected):
@@ -97,8 +103,11 @@ class PerceptualLoss:
                     f"{', '.join(PREPROCESSINGS)}"
                 )
             self.preprocessing = preprocessing
-            self.keras_layers = (self.layers,) if isinstance(self.layers, str) else self.layers
-            self._features = _own_features(network, self.keras_layers)
+            self._take_own_names()
+            self._features = _own_features(network, self._read)
+            for name in self.keras_texture_layers:
+                if len(network.get_layer(name).output.shape) != 4:
+                    raise InputError(f"texture layer {name!r} of {network.name!r} has no places: name a convolution")
 
     def load(self, dtype: str = "float32") -> PerceptualLoss:
         """Builds the frozen network with its weights, once.
@@ -116,13 +125,29 @@ class PerceptualLoss:
                     "this model was trained with a feature network of your own, which is not saved with it: set "
                     f"vae.perceptual = PerceptualLoss(network, {list(self.keras_layers)}, ...) to train on or evaluate"
                 )
-            self._features = feature_network(self.network, self.keras_layers, dtype, self.weights_path)
+            self._features = feature_network(self.network, self._read, dtype, self.weights_path)
         if not self._compared:
-            self._compared = {name: _Compared(self.normalize, rectified=self._is_chain) for name in self.keras_layers}
+            self._compared = {name: Compared(self.normalize, rectified=self._is_chain) for name in self.keras_layers}
         return self
 
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """What `distances` has a column for: each of `layers`, then the texture of each of `texture_layers`."""
+        return (*self.keras_layers, *map(texture_of, self.keras_texture_layers))
+
+    @property
+    def _read(self) -> tuple[str, ...]:
+        """Keras's names of the layers whose outputs are read, each once."""
+        return tuple(dict.fromkeys((*self.keras_layers, *self.keras_texture_layers)))
+
+    def _take_own_names(self) -> None:
+        """Of a network of the user's own, layers go by the names that they have."""
+        self.keras_layers, self.keras_texture_layers = (
+            (names,) if isinstance(names, str) else names for names in (self.layers, self.texture_layers)
+        )
+
     def features(self, images: Any) -> list[Any]:
-        """The chosen layers' outputs, one tensor (batch, height, width, channels) a layer.
+        """The outputs of all layers that are compared, each once: one tensor (batch, height, width, channels) a layer.
 
         Args:
             images: shape (batch, height, width, 1 or 3), in [0, 1]. Grey is repeated over three channels for a
@@ -144,7 +169,7 @@ class PerceptualLoss:
         except ValueError as error:
             height, width = images.shape[1:3]
             raise InputError(
-                f"images of {height}x{width} are too small for the perceptual layers {', '.join(self.keras_layers)}: "
+                f"images of {height}x{width} are too small for the perceptual layers {', '.join(self._read)}: "
                 "choose earlier ones"
             ) from error
         return inputs
@@ -163,27 +188,48 @@ class PerceptualLoss:
         return [ops.stop_gradient(target) for target in self.features(images)]
 
     def distances(self, targets: list[Any], decoded: Any) -> Any:
-        """The term of each layer for each image: 1/(2CHW) times the sum of squared differences.
+        """Each of `terms` for each image: of a layer, 1/(2CHW) times the sum of squared differences.
 
         Args:
             targets: as `targets` returns them.
             decoded: (batch, height, width, channels), in [0, 1].
 
         Returns:
-            float32, shape (batch, layers).
+            float32, shape (batch, terms).
         """
         model = self.load()._features
         assert model is not None
-        named = dict(zip(self.keras_layers, targets, strict=True))
+        named = dict(zip(self._read, targets, strict=True))
         if self._is_chain:
-            found = _distances_in_chain(model, self._prepared(decoded, model), named, self._compared)
+            inputs, textured = self._prepared(decoded, model), dict.fromkeys(self.keras_texture_layers, self._texture)
+            found = distances_in_chain(model, inputs, named, self._compared, textured)
         else:
-            features = zip(self.keras_layers, self.features(decoded), strict=True)
-            found = {name: self._compared[name](feature, named[name])[1] for name, feature in features}
-        return ops.stack([found[name] for name in self.keras_layers], axis=1)
+            features = dict(zip(self._read, self.features(decoded), strict=True))
+            found = {name: self._compared[name](features[name], named[name])[1] for name in self.keras_layers}
+            for name in self.keras_texture_layers:
+                found[texture_of(name)] = self._texture(named[name], features[name])
+        return ops.stack([found[name] for name in self.terms], axis=1)
+
+    def sizes(self, targets: list[Any]) -> list[int]:
+        """The number of values behind each of `terms`.
+
+        Args:
+            targets: as `targets` returns them.
+        """
+        named = {name: target.shape[1:] for name, target in zip(self._read, targets, strict=True)}
+        places = {name: math.prod(named[name][:2]) for name in self.keras_texture_layers}
+        return [
+            *(math.prod(named[name]) for name in self.keras_layers),
+            *(places[name] * min(named[name][2], textures.DIRECTIONS) for name in self.keras_texture_layers),
+        ]
+
+    def _texture(self, target: Any, features: Any) -> Any:
+        if self.normalize:
+            target, features = (unit_length(ops.cast(each, "float32")) for each in (target, features))
+        return textures.distance(target, features)
 
     def __call__(self, images: Any, decoded: Any) -> Any:
-        """The layers' terms added, the paper's loss: float32, shape (batch,). Only `decoded` gets gradients.
+        """The terms added, without textures the paper's loss: float32, shape (batch,). Only `decoded` gets gradients.
 
         Args:
             images, decoded: shape (batch, height, width, channels), in [0, 1].
@@ -211,13 +257,16 @@ class PerceptualLoss:
 
     def get_config(self) -> dict[str, Any]:
         """The arguments it was made with, as Keras keeps them; of a network of your own, only its layers."""
-        layers = self.layers if isinstance(self.layers, str) else list(self.layers)
+        layers, texture_layers = (
+            names if isinstance(names, str) else list(names) for names in (self.layers, self.texture_layers)
+        )
         return {
             "network": self.network,
             "layers": layers,
             "weights_path": self.weights_path,
             "preprocessing": self.preprocessing,
             "normalize": self.normalize,
+            "texture_layers": texture_layers,
         }
 
     @classmethod
@@ -228,82 +277,13 @@ class PerceptualLoss:
         # The network itself was not saved: this can describe itself, and asks for the network when it is needed.
         absent = cls("vgg19", "vae-123", normalize=config["normalize"])
         absent.network, absent.preprocessing = OWN_NETWORK, config["preprocessing"]
-        absent.layers = config["layers"] if isinstance(config["layers"], str) else tuple(config["layers"])
-        absent.keras_layers = (absent.layers,) if isinstance(absent.layers, str) else absent.layers
+        absent.layers, absent.texture_layers = map(_as_given, (config["layers"], config.get("texture_layers", ())))
+        absent._take_own_names()
         return absent
 
 
-def _distance(target: Any, feature: Any) -> Any:
-    """1/(2CHW) times the sum of squared differences: float32, shape (batch,)."""
-    # Flattened, XLA's loop over them is faster.
-    target, feature = (ops.cast(ops.reshape(each, (ops.shape(each)[0], -1)), "float32") for each in (target, feature))
-    return 0.5 * ops.mean(ops.square(feature - target), axis=1)
-
-
-def _distance_of_units(target: Any, feature: Any) -> Any:
-    return _distance(*(_unit_length(ops.cast(each, "float32")) for each in (target, feature)))
-
-
-def _unit_length(features: Any) -> Any:
-    squared = ops.sum(ops.square(features), axis=-1, keepdims=True)
-    return features * ops.rsqrt(squared + LENGTH_EPSILON)
-
-
-class _Compared:
-    """Features and their distance to target ones, with the gradients of both in one pass, compiled by XLA.
-
-    On a CPU TensorFlow would write out each step of it, millions of float32 values; here only the features are kept.
-
-    Args:
-        normalize: as `PerceptualLoss`.
-        rectified: whether the features are the ReLU of the input.
-    """
-
-    def __init__(self, normalize: bool, rectified: bool) -> None:
-        self.rectified = rectified
-        self.distance = _distance_of_units if normalize else _distance
-        self.forward = tf.function(self.distance, jit_compile=True)
-        self.backward = tf.function(self._backward, jit_compile=True)
-
-    def __call__(self, features: Any, target: Any) -> tuple[Any, Any]:
-        @tf.custom_gradient
-        def compared(features: Any, target: Any) -> Any:
-            features = tf.nn.relu(features) if self.rectified else features
-            distance = self.forward(target, features)
-            return (features, distance), lambda *upstream: (self.backward(target, features, *upstream), None)
-
-        return compared(features, target)
-
-    def _backward(self, target: Any, features: Any, onward: Any, upstream: Any) -> Any:
-        with tf.GradientTape() as tape:
-            tape.watch(features)
-            # A second ReLU changes nothing, and its gradient is that of the first.
-            found = tf.nn.relu(features) if self.rectified else features
-            distance = self.distance(target, found)
-        return tape.gradient([found, distance], features, [onward, upstream])
-
-
-def _distances_in_chain(
-    model: keras.Model, images: Any, targets: Mapping[str, Any], compared: Mapping[str, _Compared]
-) -> dict[str, Any]:
-    """The distance of each layer by its name, in few passes over the features of a chain (`Network.is_chain`).
-
-    A layer that is compared hands its output on together with the distance, and so takes the two gradients that come
-    back in one pass. A ReLU before max pooling comes after it, where there are four times fewer values: the largest
-    value is the same, and so is the one that the gradient goes to.
-    """
-    distances = {}
-    x, is_rectified = images, True
-    for layer in model.layers:
-        if isinstance(layer, layers.Conv2D):
-            x = ops.cast(x if is_rectified else tf.nn.relu(x), layer.compute_dtype)
-            kernel, bias = (ops.cast(weight, layer.compute_dtype) for weight in (layer.kernel, layer.bias))
-            x, is_rectified = tf.nn.bias_add(layer.convolution_op(x, kernel), bias), False
-        elif isinstance(layer, layers.MaxPooling2D):
-            x = layer(x)
-        if layer.name in targets:
-            (x, distances[layer.name]), is_rectified = compared[layer.name](x, targets[layer.name]), True
-    return distances
+def _as_given(layers: str | Sequence[str]) -> str | tuple[str, ...]:
+    return layers if isinstance(layers, str) else tuple(layers)
 
 
 def _own_features(network: keras.Model, layers: tuple[str, ...]) -> keras.Model:
@@ -322,7 +302,9 @@ def _own_features(network: keras.Model, layers: tuple[str, ...]) -> keras.Model:
         ) from error
 
 
-def perceptual_loss(perceptual: str | PerceptualLoss | None, layers: str | Sequence[str]) -> PerceptualLoss | None:
+def perceptual_loss(
+    perceptual: str | PerceptualLoss | None, layers: str | Sequence[str], texture_layers: str | Sequence[str] = ()
+) -> PerceptualLoss | None:
     """The perceptual loss that `VAE(perceptual=...)` names, the object itself if it is one, None for "none".
 
     Raises:
@@ -331,7 +313,7 @@ def perceptual_loss(perceptual: str | PerceptualLoss | None, layers: str | Seque
     if perceptual == "none":  # as on the command line
         return None
     if isinstance(perceptual, str):
-        return PerceptualLoss(perceptual, layers)
+        return PerceptualLoss(perceptual, layers, texture_layers=texture_layers)
     if not isinstance(perceptual, PerceptualLoss | None):
         raise InputError(
             f"perceptual={perceptual!r}: give a name, or keras_vae.PerceptualLoss(model, layers, preprocessing=...)"

@@ -55,8 +55,10 @@ class VAE(GenerativeModel):
         perceptual: "vgg19", "vgg16", "hed-vgg16", a `PerceptualLoss`, or None. It is loaded when
             training starts, is frozen, and is not saved with the model.
         perceptual_layers: "vae-123", "vae-1234", "vae-345", "vae-12345" or layer names, where `perceptual` is a name.
+        texture_layers: layers whose features are compared wherever they are in the image, too (see `PerceptualLoss`),
+            such as ("relu2_1", "relu3_1"): sharper images, each pixel less right.
         perceptual_weight: how the layers' terms d (each 1/(2CWH) times the sum of squared differences) enter.
-            A number w: w * sum(d), the paper's with 0.5. One number a layer: sum(w * d).
+            A number w: w * sum(d), the paper's with 0.5. One number a layer, then a texture layer: sum(w * d).
             "calibrated": each layer's features get a Gaussian with its own optimal variance, and the term is their
             negative log-likelihood in nats. "balanced": the same, with each layer's nats scaled as if it had 2.5
             times as many values as the image: no layer counts more because it is wide.
@@ -91,6 +93,7 @@ class VAE(GenerativeModel):
         network: str = "dfc",
         perceptual: str | PerceptualLoss | None = "vgg19",
         perceptual_layers: str | Sequence[str] = DEFAULT_LAYERS,
+        texture_layers: str | Sequence[str] = (),
         perceptual_weight: float | Sequence[float] | str = DEFAULT_PERCEPTUAL_WEIGHT,
         pixel_weight: float = 1.0,
         beta: float = 1.0,
@@ -124,8 +127,8 @@ class VAE(GenerativeModel):
         self.pixel_weight = check_weight("pixel_weight", pixel_weight)
         self.likelihood = distributions.get_likelihood(likelihood)
         # A plain object, so that Keras neither saves nor counts the frozen network as a part of the model.
-        self.perceptual = perceptual_loss(perceptual, perceptual_layers)
-        compared = None if self.perceptual is None else len(self.perceptual.keras_layers)
+        self.perceptual = perceptual_loss(perceptual, perceptual_layers, texture_layers)
+        compared = None if self.perceptual is None else len(self.perceptual.terms)
         self.perceptual_weight = feature_terms.check_perceptual_weight(perceptual_weight, compared)
         if compared is not None:
             self.feature_term = feature_terms.feature_term(
@@ -226,9 +229,8 @@ class VAE(GenerativeModel):
             loss = loss + self.pixel_weight * reconstruction
         if self.perceptual is not None:
             targets = self.perceptual.targets(images) if targets is None else targets
-            sizes = [math.prod(target.shape[1:]) for target in targets]
             terms["perceptual"] = self.feature_term(
-                self.perceptual.distances(targets, decoded), sizes=sizes, training=training
+                self.perceptual.distances(targets, decoded), sizes=self.perceptual.sizes(targets), training=training
             )
             loss = loss + feature_terms.loss_factor(self.perceptual_weight) * terms["perceptual"]
         return {"loss": loss, **terms}, posterior

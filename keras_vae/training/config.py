@@ -173,6 +173,12 @@ class ModelConfig:
         type=str,
         parse=_layers,
     )
+    texture_layers: str | tuple[str, ...] | None = option(
+        None,
+        "Layers whose features are compared wherever they are in the image, too, such as relu2_1,relu3_1; or none.",
+        type=str | None,
+        parse=lambda text: None if text in (None, "none") else _layers(text),
+    )
     perceptual_weight: float | tuple[float, ...] | str = option(
         DEFAULT_PERCEPTUAL_WEIGHT,
         "Weight of the perceptual term: a number, one per layer (1,0.5,2), calibrated or balanced.",

@@ -64,7 +64,8 @@ def train(config: TrainingConfig) -> dict[str, Any]:
     config, why = _with_feature_network(config)
     perceptual = None
     if config.perceptual is not None:
-        perceptual = PerceptualLoss(config.perceptual, config.perceptual_layers)
+        textures = config.texture_layers or ()
+        perceptual = PerceptualLoss(config.perceptual, config.perceptual_layers, texture_layers=textures)
     check(config, perceptual)
     if chief and not resumes:
         check_folder(out)

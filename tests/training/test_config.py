@@ -21,7 +21,8 @@ RECORDED = """
     learning_rate learning_rate_decay prior ema precision strategy deterministic seed resume checkpoint_minutes
     checkpoints_kept
 """
-SINCE = {"jit", "optimizer", "learning_rate_schedule", "condition"}  # what runs of earlier versions have not recorded
+# What runs of earlier versions have not recorded.
+SINCE = {"jit", "optimizer", "learning_rate_schedule", "condition", "texture_layers"}
 
 
 def test_the_record_is_flat_and_has_the_names_it_always_had() -> None:

@@ -110,7 +110,7 @@ def _refuse_idle(given: set[str], settings: dict[str, Any]) -> None:
     """
     if "kl_steps" in given and settings["kl_schedule"] == "constant":
         raise InputError("--kl-steps needs a schedule: add --kl-schedule linear, cosine or cyclical")
-    for name in ("perceptual_layers", "perceptual_weight"):
+    for name in ("perceptual_layers", "texture_layers", "perceptual_weight"):
         if name in given and settings["perceptual"] is None:
             option = "--" + name.replace("_", "-")
             raise InputError(f"{option} has no feature network: add --perceptual hed-vgg16, say, or leave it out")

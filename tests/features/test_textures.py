@@ -1,0 +1,172 @@
+"""Textures: the sliced Wasserstein distance, and the terms that `PerceptualLoss` and `VAE` make of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import scipy.stats
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from keras import layers
+
+from keras_vae import VAE, InputError, PerceptualLoss
+from keras_vae.features import textures
+
+
+def features(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def shuffled(images: np.ndarray) -> np.ndarray:
+    """The same features in other places."""
+    count, height, width, channels = images.shape
+    places = np.random.default_rng(1).permutation(height * width)
+    return images.reshape(count, height * width, channels)[:, places].reshape(images.shape)
+
+
+def own_network() -> keras.Model:
+    inputs = keras.Input((16, 16, 3))
+    x = layers.Conv2D(4, 3, padding="same", activation="relu", name="early")(inputs)
+    x = layers.Conv2D(6, 3, strides=2, padding="same", activation="gelu", name="late")(x)
+    return keras.Model(inputs, layers.Dense(2, name="head")(layers.GlobalAveragePooling2D()(x)))
+
+
+def test_it_is_the_mean_over_directions_of_the_squared_wasserstein_distance() -> None:
+    one, two = features(0, 3, 4, 5, 7), features(1, 3, 4, 5, 7) * 2 + 1
+    along = textures.directions(7)
+    np.testing.assert_allclose(along.T @ along, np.eye(7), atol=1e-6)
+    expected = []
+    for each, other in zip(one.reshape(3, 20, 7), two.reshape(3, 20, 7), strict=True):
+        pairs = zip((each @ along).T, (other @ along).T, strict=True)
+        expected.append(0.5 * np.mean([np.mean((np.sort(a) - np.sort(b)) ** 2) for a, b in pairs]))
+    np.testing.assert_allclose(textures.distance(one, two), expected, rtol=1e-5)
+    np.testing.assert_allclose(textures.distance(two, one), expected, rtol=1e-5)
+
+
+def test_of_normal_features_it_is_what_mathematics_gives() -> None:
+    """Between N(0, 1) and N(m, s^2) the squared distance is m^2 + (s - 1)^2; here along one axis, the only one."""
+    quantiles = scipy.stats.norm.ppf((np.arange(4096) + 0.5) / 4096).astype(np.float32)
+    one, two = quantiles.reshape(1, 64, 64, 1), (3 * quantiles[::-1] + 2).reshape(1, 64, 64, 1)
+    assert float(textures.distance(one, two)[0]) == pytest.approx(0.5 * (2**2 + 2**2), rel=1e-2)
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 99), channels=st.integers(1, 40), height=st.integers(1, 6), width=st.integers(1, 6))
+def test_places_do_not_matter_and_the_same_places_are_an_upper_bound(
+    seed: int, channels: int, height: int, width: int
+) -> None:
+    one, two = (features(seed + each, 2, height, width, channels) for each in (0, 100))
+    assert textures.directions(channels).shape == (channels, min(channels, textures.DIRECTIONS))
+    np.testing.assert_allclose(textures.distance(one, shuffled(one)), 0, atol=1e-8)
+    found = textures.distance(one, two).numpy()
+    np.testing.assert_allclose(found, textures.distance(shuffled(one), two), rtol=1e-4)
+    along = textures.directions(channels)
+    bound = 0.5 * np.mean(((one - two) @ along) ** 2, axis=(1, 2, 3))
+    assert (found <= bound * 1.0001).all()
+
+
+def test_the_gradient_is_the_numerical_one_and_goes_to_the_features_alone() -> None:
+    one, two = tf.constant(features(0, 2, 3, 3, 4)), tf.constant(features(1, 2, 3, 3, 4))
+    with tf.GradientTape() as tape:
+        tape.watch([one, two])
+        distance = textures.distance(one, two)
+    to_target, to_features = tape.gradient(distance, [one, two])
+    assert to_target is None
+    step = features(2, 2, 3, 3, 4) * 1e-3
+    change = textures.distance(one, two + step) - textures.distance(one, two - step)
+    np.testing.assert_allclose(change / 2, np.sum(to_features * step, axis=(1, 2, 3)), rtol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_features_of_low_precision_are_compared_in_float32(dtype: str) -> None:
+    """Squares of features of hundreds are beyond float16."""
+    one, two = (tf.cast(600 * features(seed, 2, 8, 8, 32), dtype) for seed in (0, 1))
+    found = textures.distance(one, two)
+    assert found.dtype == tf.float32
+    np.testing.assert_allclose(found, textures.distance(tf.cast(one, "float32"), tf.cast(two, "float32")), rtol=1e-6)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_empty_batch_has_no_distance(compiled: bool) -> None:
+    empty = tf.zeros((0, 4, 4, 3))
+    assert tf.function(textures.distance, jit_compile=compiled)(empty, empty).shape == (0,)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("network", ["hed-vgg16", "own"])
+def test_terms_of_a_perceptual_loss(network: str, normalize: bool, images: np.ndarray) -> None:
+    """A layer that is compared by place too, and one that is not."""
+    images, own = images[:4, :16, :16], network == "own"
+    layer, both = ("late", ("early", "late")) if own else ("relu2_1", ("relu1_1", "relu2_1"))
+    given_network = own_network() if own else network
+    preprocessing = "0..1" if own else None
+    plain = PerceptualLoss(given_network, layer, preprocessing=preprocessing, normalize=normalize)
+    loss = PerceptualLoss(given_network, layer, preprocessing=preprocessing, normalize=normalize, texture_layers=both)
+    targets = loss.targets(images[:2])
+    found = loss.distances(targets, images[2:])
+    assert found.shape == (2, 3) == (2, len(loss.terms))
+    np.testing.assert_allclose(found[:, 0], plain(images[:2], images[2:]), rtol=1e-4)
+    alone = PerceptualLoss(given_network, both, preprocessing=preprocessing)
+    for column, (one, two) in enumerate(
+        zip(alone.features(images[:2]), alone.features(images[2:]), strict=True), start=1
+    ):
+        if normalize:
+            one, two = (each / np.sqrt(np.sum(np.square(each), -1, keepdims=True) + 1e-6) for each in (one, two))
+        np.testing.assert_allclose(found[:, column], textures.distance(one, two), rtol=1e-3)
+    sizes = {name: int(np.prod(target.shape[1:])) for name, target in zip(loss._read, targets, strict=True)}
+    assert loss.sizes(targets)[0] == sizes[loss.keras_layers[0]]
+    assert loss.sizes(targets)[1:] == (
+        [16 * 16 * 4, 8 * 8 * 6] if own else [16 * 16 * textures.DIRECTIONS, 8 * 8 * textures.DIRECTIONS]
+    )
+    np.testing.assert_allclose(loss(images[:2], images[:2]), 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("weight", ["balanced", "calibrated", 0.5, (1.0, 0.5)])
+def test_a_model_trains_with_textures_and_remembers_them(weight: object, images: np.ndarray, tmp_path: Path) -> None:
+    vae = VAE(
+        (32, 32, 3),
+        4,
+        perceptual="hed-vgg16",
+        perceptual_layers="relu1_1",
+        texture_layers=["relu2_1"],
+        perceptual_weight=weight,
+        seed=0,
+    )
+    vae.compile(keras.optimizers.Adam(1e-3))
+    losses = vae.fit(images[:32], epochs=4, batch_size=16, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+    vae.save(tmp_path / "vae.keras")
+    loaded = keras.saving.load_model(tmp_path / "vae.keras")
+    assert loaded.perceptual.texture_layers == ("relu2_1",)
+    assert loaded.perceptual.terms == vae.perceptual.terms
+    np.testing.assert_allclose(loaded.evaluate(images[:8], verbose=0), vae.evaluate(images[:8], verbose=0), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"network": "hed-vgg16", "texture_layers": "relu9_9"}, "unknown perceptual layers 'relu9_9'"),
+        ({"network": "hed-vgg16", "texture_layers": ["relu9_9"]}, "unknown layer 'relu9_9'"),
+        ({"network": "own", "texture_layers": ["lat"]}, "has no layer 'lat': try late"),
+        ({"network": "own", "texture_layers": ["head"]}, "texture layer 'head' of .* has no places: name a conv"),
+    ],
+)
+def test_layers_without_textures_are_refused(arguments: dict[str, object], message: str) -> None:
+    own = arguments["network"] == "own"
+    network = own_network() if own else arguments["network"]
+    with pytest.raises(InputError, match=message):
+        PerceptualLoss(
+            network,
+            "early" if own else "vae-123",
+            preprocessing="0..1" if own else None,
+            texture_layers=arguments["texture_layers"],
+        )
+
+
+def test_a_weight_for_each_term() -> None:
+    with pytest.raises(InputError, match="perceptual_weight has 3 numbers for 5 layers"):
+        VAE((32, 32, 3), 4, perceptual="hed-vgg16", texture_layers=("relu2_1", "relu3_1"), perceptual_weight=(1, 1, 1))

@@ -41,6 +41,7 @@ CASES = {
     "dfc, 100 latents": "--network dfc",
     "default": "",
     "photo": "--preset photo",
+    "photo, no textures": "--preset photo --texture-layers none",
     "photo, network dfc": "--preset photo --network dfc",
     "photo, Adam": "--preset photo --optimizer adam",
     "photo, constant rate": "--preset photo --learning-rate-schedule constant",

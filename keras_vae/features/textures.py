@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-# Of 4 to 64 directions, drawn once or for each step, all gave the same images; sorting is what takes the time.
+# 64, or other ones for each step, gave the same images, 4 worse ones (benchmarks/NOTES.md); sorting takes the time.
 DIRECTIONS = 16
 
 

@@ -52,6 +52,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # docs/photos.md has what each setting is worth.
     "photo": {
         **OBJECTIVES["default"],
+        "texture_layers": ("relu2_1", "relu3_1"),
         "network": "ppca",
         "latent_dim": 384,
         "flip": True,

@@ -11,8 +11,8 @@ from sklearn.metrics import pairwise_distances_argmin_min
 from keras_vae.model.encoding import Encoded
 from keras_vae.model.priors import Prior, StandardNormal
 
-DENSITY_IMAGES = 500  # at most, for the density of codes: half a minute on two cores for 100 latents
-ROWS = 100  # of a batch, because the field's whole Jacobian of each is in memory
+DENSITY_IMAGES = 500  # at most, for the density of codes, in which the field's divergence is computed again and again
+ROWS = 100  # of a batch, because the field's derivatives in several directions of each are in memory
 COMPARED = 1_000  # the most latents whose nearest training code is searched for
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_vae.model import conditioning, picture_field
-from keras_vae.model.priors import FlowMatchingPrior, gaussian
+from keras_vae.model.priors import FlowMatchingPrior, moments, not_fitted
 from keras_vae.support import progress
 from keras_vae.support.conditions import Condition
 from keras_vae.support.errors import InputError
@@ -69,20 +69,22 @@ def fit(
     if unknown is not None:  # behind those of known images, in the same order
         mean, log_var = (np.concatenate(each) for each in zip((mean, log_var), unknown, strict=True))
     condition_dim = 0 if condition is None else len(condition)
-    prior = gaussian(mean, log_var, condition_dim)
+    centre, axes = moments(mean, log_var)
     # Codes and posteriors in the axes in which they are white.
-    to_axes = np.linalg.inv(np.asarray(prior.axes, np.float64)).T.astype(np.float32)
-    means = (mean - np.asarray(prior.mean)) @ to_axes
+    to_axes = np.linalg.inv(axes.astype(np.float64)).T.astype(np.float32)
+    means = (mean - centre) @ to_axes
     first = np.random.default_rng(seed)
     patches = None
     if decode is not None:  # of codes of which nothing is known, where there are such
         chosen = len(mean) - count + first.integers(count, size=max(picture_field.DECODED, 4 * latent_dim))
         noise = first.standard_normal((len(chosen), latent_dim), np.float32)
         z = mean[chosen] + np.exp(0.5 * log_var[chosen]) * noise
-        patches = picture_field.patch_map((z - np.asarray(prior.mean)) @ to_axes, lambda rows: decode(z[rows]))
-    if patches is not None:
+        patches = picture_field.patch_map((z - centre) @ to_axes, lambda rows: decode(z[rows]))
+    if patches is None:
+        prior = not_fitted(centre, axes, condition_dim)
+    else:
         components = patches.shape[1] // picture_field.SIDE**2
-        prior = gaussian(mean, log_var, condition_dim, channels=picture_field.CHANNELS, components=components)
+        prior = not_fitted(centre, axes, condition_dim, channels=picture_field.CHANNELS, components=components)
         assert prior.picture is not None
         prior.picture.set_patch_map(patches)
     for kernel in prior.kernels:
@@ -92,7 +94,7 @@ def fit(
     deviations = tf.constant(np.exp(0.5 * log_var))
     draws = tf.random.Generator.from_seed(seed, alg="philox")
     # Halfway between the codes' own metric, in which wide axes count most, and the white one: it gave the best images.
-    widths = np.linalg.norm(np.asarray(prior.axes), axis=0)
+    widths = np.linalg.norm(axes, axis=0)
     axis_weights = (widths / widths.mean()).astype(np.float32)
 
     def error(batch: int, conv_dtype: str | None) -> tf.Tensor:

@@ -299,23 +299,44 @@ Prior: TypeAlias = StandardNormal | FlowMatchingPrior
 
 
 @keras_defaults()
-def gaussian(mean: np.ndarray, log_var: np.ndarray, condition_dim: int = 0, **sizes: int) -> FlowMatchingPrior:
+def gaussian(mean: np.ndarray, log_var: np.ndarray, condition_dim: int = 0) -> FlowMatchingPrior:
     """The Gaussian with the codes' mean and covariance: a flow that is not fitted yet.
 
     Args:
         mean, log_var: posteriors of training images, float32 (images, latent_dim).
         condition_dim: numbers in a condition, which makes no difference yet.
-        sizes: further ones, as `FlowMatchingPrior` takes them.
+
+    Raises:
+        InputError: codes that are not finite.
+    """
+    return not_fitted(*moments(mean, log_var), condition_dim)
+
+
+def moments(mean: np.ndarray, log_var: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of codes, and the axes in which they are white, as columns, the widest first: both float32.
+
+    Args:
+        mean, log_var: as for `gaussian`.
 
     Raises:
         InputError: codes that are not finite.
     """
     if not (np.isfinite(mean).all() and np.isfinite(log_var).all()):
         raise InputError("the codes of the images are not finite: the model's training diverged; train again")
-    prior = FlowMatchingPrior(mean.shape[1], condition_dim=condition_dim, **sizes)
     centre, covariance = mixture_moments(mean, log_var)
     variances, axes = np.linalg.eigh(covariance)
     variances = np.maximum(variances, LEAST_VARIANCE * variances.mean())[::-1]
+    return centre.astype(np.float32), (axes[:, ::-1] * np.sqrt(variances)).astype(np.float32)
+
+
+def not_fitted(centre: np.ndarray, axes: np.ndarray, condition_dim: int = 0, **sizes: int) -> FlowMatchingPrior:
+    """A flow whose field is still zero.
+
+    Args:
+        centre, axes: as `moments` returns them.
+        condition_dim, sizes: as `FlowMatchingPrior` takes them.
+    """
+    prior = FlowMatchingPrior(len(centre), condition_dim=condition_dim, **sizes)
     prior.mean.assign(centre)
-    prior.axes.assign(axes[:, ::-1] * np.sqrt(variances))
+    prior.axes.assign(axes)
     return prior

@@ -25,6 +25,7 @@ GAP = 2
 # Small images are enlarged by an integer factor, without smoothing, until a row is about this wide.
 ROW_PIXELS = 1024
 TEXT_PIXELS = 16
+LABEL_PIXELS = 320  # of a row's label, at most
 NAMED = 20  # rows of a picture of conditions
 MAP_PIXELS = 2048
 MAP_ROOM = 1.6  # cells of a map for each thumbnail
@@ -88,6 +89,14 @@ def side_by_side(*rows: Any, columns: int = 12, labels: Sequence[str] | None = N
     return labelled_rows(np.stack(ordered), [*labels] * len(starts))
 
 
+def _shortened(label: str, font: Any) -> str:
+    label = " ".join(label.split())
+    if font.getlength(label) <= LABEL_PIXELS:
+        return label
+    fitting = next(end for end in range(len(label), -1, -1) if font.getlength(label[:end] + "…") <= LABEL_PIXELS)
+    return label[:fitting] + "…"
+
+
 def _floats(images: Any) -> np.ndarray:
     """Images as float in [0, 1]."""
     found = np.asarray(images)
@@ -101,12 +110,13 @@ def labelled_rows(rows: np.ndarray, labels: list[str], heads: list[str] | None =
 
     Args:
         rows: float (rows, columns, height, width, channels) in [0, 1].
-        labels: one per row.
+        labels: one per row; what is too long for a label ends in an ellipsis.
         heads: one per column.
     """
     count, columns = rows.shape[:2]
     images = grid(rows.reshape(count * columns, *rows.shape[2:]), columns)
     font = ImageFont.load_default(TEXT_PIXELS)
+    labels = [_shortened(label, font) for label in labels]
     margin = TEXT_PIXELS + math.ceil(max(font.getlength(label) for label in labels))
     top = 2 * TEXT_PIXELS if heads else 0
     picture = Image.new("RGB", (margin + images.width, top + images.height), "white")

@@ -32,6 +32,13 @@ def test_arrays_tensors_and_bytes_give_the_same_picture() -> None:
     assert (above != below).any()
 
 
+def test_long_labels_leave_room_for_the_images() -> None:
+    row = np.zeros((1, 4, 8, 8, 3), np.float32)
+    short, long, longer = (pictures.labelled_rows(row, [text]) for text in ("a\nb", "word " * 200, "word " * 400))
+    assert short.width < long.width == longer.width < short.width + 400
+    assert np.asarray(long)[:, : long.width - short.width].any()
+
+
 def test_sets_are_called_by_their_labels() -> None:
     sets = np.random.default_rng(0).integers(0, 256, (2, 5, 8, 8, 3), np.uint8)
     bare = np.asarray(pictures.side_by_side(*sets, columns=3))

@@ -83,7 +83,8 @@ LabelOption = Annotated[
 AttributeOption = Annotated[
     list[str] | None,
     typer.Option(
-        help="Attributes with 1 or 0, such as glasses=1,hat=0, of a model trained with them; can be repeated."
+        help="Attributes with 1 or 0, such as glasses=1,hat=0, of a model trained with them; names with commas in "
+        "quotes; can be repeated."
     ),
 ]
 

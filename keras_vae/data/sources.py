@@ -19,7 +19,7 @@ from keras_vae.data.images import Skips
 from keras_vae.data.pipelines import Part
 from keras_vae.support.conditions import Condition
 from keras_vae.support.errors import InputError
-from keras_vae.support.names import ALL, LABEL, position
+from keras_vae.support.names import ALL, LABEL, position, quoted
 
 DEFAULT_SIZE = 64
 
@@ -62,7 +62,9 @@ class Request:
         ):
             raise InputError(f"condition={asked!r}: give {LABEL!r}, {ALL!r}, or names of attributes")
         if asked == LABEL and LABEL not in names and not exclusive:
-            raise InputError(f"{name} has attributes, not classes: give names of these, {', '.join(names)}, or {ALL}")
+            raise InputError(
+                f"{name} has attributes, not classes: give names of these, {', '.join(map(quoted, names))}, or {ALL}"
+            )
         if asked == ALL or (asked == LABEL and exclusive):
             return Condition(names, exclusive)
         if exclusive:

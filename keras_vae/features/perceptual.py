@@ -55,7 +55,7 @@ class PerceptualLoss:
             2018, arXiv 1801.03924), so that strong activations do not drown the others.
         texture_layers: layers, as `layers` takes them, whose features are compared wherever they are in the image, too:
             by a sliced Wasserstein distance (`keras_vae.features.textures`), a term more for each. What cannot be
-            put in the right place is then not blurred, but drawn.
+            put in the right place is then not blurred, but drawn. None or "none" for none.
 
     Raises:
         InputError: unknown network, layer or preprocessing.
@@ -73,10 +73,10 @@ class PerceptualLoss:
         weights_path: str | None = None,
         preprocessing: str | None = None,
         normalize: bool = False,
-        texture_layers: str | Sequence[str] = (),
+        texture_layers: str | Sequence[str] | None = None,
     ) -> None:
         self.layers = _as_given(layers)
-        self.texture_layers = _as_given(texture_layers)
+        self.texture_layers = () if texture_layers in (None, "none") else _as_given(texture_layers)
         self.weights_path = weights_path
         self.normalize = bool(normalize)
         self._features: keras.Model | None = None
@@ -104,10 +104,10 @@ class PerceptualLoss:
                 )
             self.preprocessing = preprocessing
             self._take_own_names()
-            self._features = _own_features(network, self._read)
-            for name in self.keras_texture_layers:
-                if len(network.get_layer(name).output.shape) != 4:
-                    raise InputError(f"texture layer {name!r} of {network.name!r} has no places: name a convolution")
+            if not self.keras_layers:
+                raise InputError(f"no perceptual layers given: name at least one of {network.name!r}")
+            self._features = _own_features(network, self._layers_read)
+            self._check_places(self._features)
 
     def load(self, dtype: str = "float32") -> PerceptualLoss:
         """Builds the frozen network with its weights, once.
@@ -121,11 +121,14 @@ class PerceptualLoss:
         """
         if self._features is None:
             if self.network == OWN_NETWORK:
+                textures = f", texture_layers={list(self.keras_texture_layers)}" if self.keras_texture_layers else ""
                 raise InputError(
                     "this model was trained with a feature network of your own, which is not saved with it: set "
-                    f"vae.perceptual = PerceptualLoss(network, {list(self.keras_layers)}, ...) to train on or evaluate"
+                    f"vae.perceptual = PerceptualLoss(network, {list(self.keras_layers)}, ...{textures}) to train on "
+                    "or evaluate"
                 )
-            self._features = feature_network(self.network, self._read, dtype, self.weights_path)
+            self._features = feature_network(self.network, self._layers_read, dtype, self.weights_path)
+            self._check_places(self._features)
         if not self._compared:
             self._compared = {name: Compared(self.normalize, rectified=self._is_chain) for name in self.keras_layers}
         return self
@@ -136,9 +139,20 @@ class PerceptualLoss:
         return (*self.keras_layers, *map(texture_of, self.keras_texture_layers))
 
     @property
-    def _read(self) -> tuple[str, ...]:
+    def counts(self) -> tuple[int, int]:
+        """How many layers and how many texture layers are compared."""
+        return len(self.keras_layers), len(self.keras_texture_layers)
+
+    @property
+    def _layers_read(self) -> tuple[str, ...]:
         """Keras's names of the layers whose outputs are read, each once."""
         return tuple(dict.fromkeys((*self.keras_layers, *self.keras_texture_layers)))
+
+    def _check_places(self, model: keras.Model) -> None:
+        shapes = dict(zip(self._layers_read, (each.shape for each in model.outputs), strict=True))
+        for name in self.keras_texture_layers:
+            if len(shapes[name]) != 4:
+                raise InputError(f"texture layer {name!r} of {self.network} has no places: name a convolution")
 
     def _take_own_names(self) -> None:
         """Of a network of the user's own, layers go by the names that they have."""
@@ -147,7 +161,7 @@ class PerceptualLoss:
         )
 
     def features(self, images: Any) -> list[Any]:
-        """The outputs of all layers that are compared, each once: one tensor (batch, height, width, channels) a layer.
+        """The outputs of `layers`, one tensor (batch, height, width, channels) a layer.
 
         Args:
             images: shape (batch, height, width, 1 or 3), in [0, 1]. Grey is repeated over three channels for a
@@ -156,10 +170,16 @@ class PerceptualLoss:
         Raises:
             InputError: colour images for a network that takes grey ones, or images too small for a layer.
         """
+        outputs = self._outputs(images)
+        return [outputs[name] for name in self.keras_layers]
+
+    def _outputs(self, images: Any) -> dict[str, Any]:
+        """The outputs of all layers that are read, by Keras's names."""
         model = self.load()._features
         assert model is not None
         outputs = model(self._prepared(images, model), training=False)
-        return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+        outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+        return dict(zip(self._layers_read, outputs, strict=True))
 
     def _prepared(self, images: Any, model: keras.Model) -> Any:
         """The images as a model takes them; refused if it cannot."""
@@ -169,7 +189,7 @@ class PerceptualLoss:
         except ValueError as error:
             height, width = images.shape[1:3]
             raise InputError(
-                f"images of {height}x{width} are too small for the perceptual layers {', '.join(self._read)}: "
+                f"images of {height}x{width} are too small for the perceptual layers {', '.join(self._layers_read)}: "
                 "choose earlier ones"
             ) from error
         return inputs
@@ -183,12 +203,14 @@ class PerceptualLoss:
             images: as in `features`.
 
         Returns:
-            a float tensor (batch, height, width, channels) a layer, of the network's own precision.
+            a float tensor (batch, height, width, channels) for each layer of `layers` and then `texture_layers`, in
+            either or both, of the network's own precision.
         """
-        return [ops.stop_gradient(target) for target in self.features(images)]
+        return [ops.stop_gradient(target) for target in self._outputs(images).values()]
 
     def distances(self, targets: list[Any], decoded: Any) -> Any:
-        """Each of `terms` for each image: of a layer, 1/(2CHW) times the sum of squared differences.
+        """Each of `terms` for each image: of a layer 1/(2CHW) times the sum of squared differences, of a texture half
+        of the squared sliced Wasserstein distance.
 
         Args:
             targets: as `targets` returns them.
@@ -199,12 +221,12 @@ class PerceptualLoss:
         """
         model = self.load()._features
         assert model is not None
-        named = dict(zip(self._read, targets, strict=True))
+        named = dict(zip(self._layers_read, targets, strict=True))
         if self._is_chain:
             inputs, textured = self._prepared(decoded, model), dict.fromkeys(self.keras_texture_layers, self._texture)
             found = distances_in_chain(model, inputs, named, self._compared, textured)
         else:
-            features = dict(zip(self._read, self.features(decoded), strict=True))
+            features = self._outputs(decoded)
             found = {name: self._compared[name](features[name], named[name])[1] for name in self.keras_layers}
             for name in self.keras_texture_layers:
                 found[texture_of(name)] = self._texture(named[name], features[name])
@@ -216,7 +238,7 @@ class PerceptualLoss:
         Args:
             targets: as `targets` returns them.
         """
-        named = {name: target.shape[1:] for name, target in zip(self._read, targets, strict=True)}
+        named = {name: target.shape[1:] for name, target in zip(self._layers_read, targets, strict=True)}
         places = {name: math.prod(named[name][:2]) for name in self.keras_texture_layers}
         return [
             *(math.prod(named[name]) for name in self.keras_layers),
@@ -288,8 +310,6 @@ def _as_given(layers: str | Sequence[str]) -> str | tuple[str, ...]:
 
 def _own_features(network: keras.Model, layers: tuple[str, ...]) -> keras.Model:
     names = [layer.name for layer in network.layers]
-    if not layers:
-        raise InputError(f"no perceptual layers given: name at least one of {network.name!r}")
     for name in layers:
         if name not in names:
             near = difflib.get_close_matches(name, names, 5) or names[:10]
@@ -303,13 +323,19 @@ def _own_features(network: keras.Model, layers: tuple[str, ...]) -> keras.Model:
 
 
 def perceptual_loss(
-    perceptual: str | PerceptualLoss | None, layers: str | Sequence[str], texture_layers: str | Sequence[str] = ()
+    perceptual: str | PerceptualLoss | None,
+    layers: str | Sequence[str],
+    texture_layers: str | Sequence[str] | None = None,
 ) -> PerceptualLoss | None:
     """The perceptual loss that `VAE(perceptual=...)` names, the object itself if it is one, None for "none".
 
     Raises:
         InputError: it is something else, or an unknown name.
     """
+    if texture_layers and texture_layers != "none" and (perceptual == "none" or not isinstance(perceptual, str)):
+        raise InputError(
+            f"texture_layers={texture_layers!r}: name a feature network too, or give them to PerceptualLoss"
+        )
     if perceptual == "none":  # as on the command line
         return None
     if isinstance(perceptual, str):

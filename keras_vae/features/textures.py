@@ -16,10 +16,11 @@ DIRECTIONS = 16
 def distance(target: Any, features: Any) -> Any:
     """Half of the squared sliced Wasserstein distance of two images' features, for each pair of images.
 
-    The features at all places of an image are projected onto directions in the space of channels. Along each, every
-    value is compared with the target's of the same rank, wherever in the image that one is (Heitz et al. 2021, arXiv
-    2006.07229, section 3). Squared differences are averaged over places and directions: features with the same values
-    in other places are no distance apart, and the mean squared difference in the same places is an upper bound.
+    The features at all places of an image are projected onto up to 16 fixed directions in the space of channels. Along
+    each, every value is compared with the target's of the same rank, wherever in the image that one is (Heitz et al.
+    2021, arXiv 2006.07229, section 3). Squared differences are averaged over places and directions: features with the
+    same values in other places are no distance apart, and the mean squared difference of the projections in the same
+    places is an upper bound.
 
     Args:
         target: (batch, height, width, channels); no gradient goes to it.

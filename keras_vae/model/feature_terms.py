@@ -22,21 +22,22 @@ PerceptualWeight = float | tuple[float, ...] | str
 
 
 class WeightedDistance:
-    """The layers' distances, each times its weight, added up: the paper's loss (Hou et al., equation 2).
+    """Distances, each times its weight, added up: of layers, the paper's loss (Hou et al., equation 2).
 
     Args:
-        weights: one for each layer.
+        weights: one for each distance.
     """
 
     def __init__(self, weights: Sequence[float]) -> None:
         self.weights = tuple(weights)
+        self.count = len(self.weights)
 
     def __call__(self, distances: Any, sizes: Sequence[int] = (), training: bool = False) -> Any:
         """The term of each image.
 
         Args:
-            distances: float32 (batch, layers), as `PerceptualLoss.distances` returns them.
-            sizes: number of features in each layer; only `FeatureLikelihood` uses it.
+            distances: float32 (batch, terms), as `PerceptualLoss.distances` returns them.
+            sizes: number of values behind each; only `FeatureLikelihood` uses it.
             training: whether variances follow this batch; here there are none.
 
         Returns:
@@ -46,18 +47,18 @@ class WeightedDistance:
 
 
 class FeatureLikelihood(layers.Layer):
-    """-log p(features of x | features decoded), in nats: each layer a Gaussian with its own optimal variance.
+    """-log p(features of x | features decoded), in nats: each term a Gaussian with its own optimal variance.
 
     Args:
-        count: number of layers.
-        counted_as: number of values that each layer counts as, however many it has; None for those it has.
+        count: number of terms, such as layers.
+        counted_as: number of values that each counts as, however many it has; None for those it has.
     """
 
     def __init__(self, count: int, counted_as: float | None = None, **kwargs: Any) -> None:
         super().__init__(dtype="float32", trainable=False, **kwargs)
         self.variances = RunningVariance(count, minimum=MIN_FEATURE_VARIANCE, name="variances")
         self.built = True
-        self.counted_as = counted_as
+        self.count, self.counted_as = count, counted_as
 
     def call(self, distances: Any, sizes: Sequence[int], training: bool = False) -> Any:
         """As `WeightedDistance`; in training with the batch's own variances, in evaluation with their running mean."""
@@ -68,19 +69,32 @@ class FeatureLikelihood(layers.Layer):
         return ops.sum(nats * ops.convert_to_tensor(values, "float32"), axis=1)
 
 
-def feature_term(weight: PerceptualWeight, layer_count: int, image_size: int) -> WeightedDistance | FeatureLikelihood:
+def feature_term(weight: PerceptualWeight, count: int, image_size: int) -> WeightedDistance | FeatureLikelihood:
     """The term that a perceptual weight stands for; the loss takes it times `loss_factor(weight)`.
 
     Args:
         weight: as `check_perceptual_weight` returns it.
-        layer_count: number of layers that are compared.
+        count: number of terms: layers, and textures.
         image_size: number of values in an image.
     """
     if weight == "calibrated":
-        return FeatureLikelihood(layer_count, name="feature_term")
+        return FeatureLikelihood(count, name="feature_term")
     if weight == "balanced":
-        return FeatureLikelihood(layer_count, BALANCE * image_size, name="feature_term")
-    return WeightedDistance(weight if isinstance(weight, tuple) else [1.0] * layer_count)
+        return FeatureLikelihood(count, BALANCE * image_size, name="feature_term")
+    return WeightedDistance(weight if isinstance(weight, tuple) else [1.0] * count)
+
+
+def check_terms(terms: Sequence[str], count: int) -> None:
+    """Refuses a feature network that compares other than a model was made for.
+
+    Raises:
+        InputError: it has more or fewer terms.
+    """
+    if len(terms) != count:
+        raise InputError(
+            f"vae.perceptual compares {', '.join(terms)}, and this model was made for {count} terms: give it the "
+            "layers and texture_layers that the model was made with"
+        )
 
 
 def loss_factor(weight: PerceptualWeight) -> float:
@@ -88,12 +102,15 @@ def loss_factor(weight: PerceptualWeight) -> float:
     return weight if isinstance(weight, float) else 1.0
 
 
-def check_perceptual_weight(weight: float | Sequence[float] | str, layer_count: int | None) -> PerceptualWeight:
-    """Returns a usable weight of the perceptual term: a number, one per layer, "calibrated" or "balanced".
+def check_perceptual_weight(
+    weight: float | Sequence[float] | str, layer_count: int | None, texture_count: int = 0
+) -> PerceptualWeight:
+    """Returns a usable weight of the perceptual term: a number, one per term, "calibrated" or "balanced".
 
     Args:
         weight: as it was given.
         layer_count: number of layers; None without a feature network.
+        texture_count: number of texture layers, whose weights follow those of the layers.
 
     Raises:
         InputError: it is something else.
@@ -106,6 +123,9 @@ def check_perceptual_weight(weight: float | Sequence[float] | str, layer_count: 
     if isinstance(weight, (int, float)):
         return check_weight("perceptual_weight", weight)
     weights = tuple(check_weight("perceptual_weight", each) for each in weight)
-    if layer_count is not None and len(weights) != layer_count:
-        raise InputError(f"perceptual_weight has {len(weights)} numbers for {layer_count} layers: give {choices}")
+    if layer_count is not None and len(weights) != layer_count + texture_count:
+        textures = f" and {texture_count} texture layers" if texture_count else ""
+        raise InputError(
+            f"perceptual_weight has {len(weights)} numbers for {layer_count} layers{textures}: give {choices}"
+        )
     return weights

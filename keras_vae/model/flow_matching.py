@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_vae.model import conditioning, picture_field
-from keras_vae.model.priors import FlowMatchingPrior, moments, not_fitted
+from keras_vae.model.priors import FlowMatchingPrior, unfitted_flow, whitening
 from keras_vae.support import progress
 from keras_vae.support.conditions import Condition
 from keras_vae.support.errors import InputError
@@ -69,7 +69,7 @@ def fit(
     if unknown is not None:  # behind those of known images, in the same order
         mean, log_var = (np.concatenate(each) for each in zip((mean, log_var), unknown, strict=True))
     condition_dim = 0 if condition is None else len(condition)
-    centre, axes = moments(mean, log_var)
+    centre, axes = whitening(mean, log_var)
     # Codes and posteriors in the axes in which they are white.
     to_axes = np.linalg.inv(axes.astype(np.float64)).T.astype(np.float32)
     means = (mean - centre) @ to_axes
@@ -81,10 +81,10 @@ def fit(
         z = mean[chosen] + np.exp(0.5 * log_var[chosen]) * noise
         patches = picture_field.patch_map((z - centre) @ to_axes, lambda rows: decode(z[rows]))
     if patches is None:
-        prior = not_fitted(centre, axes, condition_dim)
+        prior = unfitted_flow(centre, axes, condition_dim)
     else:
         components = patches.shape[1] // picture_field.SIDE**2
-        prior = not_fitted(centre, axes, condition_dim, channels=picture_field.CHANNELS, components=components)
+        prior = unfitted_flow(centre, axes, condition_dim, channels=picture_field.CHANNELS, components=components)
         assert prior.picture is not None
         prior.picture.set_patch_map(patches)
     for kernel in prior.kernels:

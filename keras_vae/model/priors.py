@@ -298,7 +298,6 @@ def mixture_moments(mean: np.ndarray, log_var: np.ndarray) -> tuple[np.ndarray, 
 Prior: TypeAlias = StandardNormal | FlowMatchingPrior
 
 
-@keras_defaults()
 def gaussian(mean: np.ndarray, log_var: np.ndarray, condition_dim: int = 0) -> FlowMatchingPrior:
     """The Gaussian with the codes' mean and covariance: a flow that is not fitted yet.
 
@@ -309,10 +308,10 @@ def gaussian(mean: np.ndarray, log_var: np.ndarray, condition_dim: int = 0) -> F
     Raises:
         InputError: codes that are not finite.
     """
-    return not_fitted(*moments(mean, log_var), condition_dim)
+    return unfitted_flow(*whitening(mean, log_var), condition_dim)
 
 
-def moments(mean: np.ndarray, log_var: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def whitening(mean: np.ndarray, log_var: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The mean of codes, and the axes in which they are white, as columns, the widest first: both float32.
 
     Args:
@@ -329,11 +328,12 @@ def moments(mean: np.ndarray, log_var: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return centre.astype(np.float32), (axes[:, ::-1] * np.sqrt(variances)).astype(np.float32)
 
 
-def not_fitted(centre: np.ndarray, axes: np.ndarray, condition_dim: int = 0, **sizes: int) -> FlowMatchingPrior:
+@keras_defaults()
+def unfitted_flow(centre: np.ndarray, axes: np.ndarray, condition_dim: int = 0, **sizes: int) -> FlowMatchingPrior:
     """A flow whose field is still zero.
 
     Args:
-        centre, axes: as `moments` returns them.
+        centre, axes: as `whitening` returns them.
         condition_dim, sizes: as `FlowMatchingPrior` takes them.
     """
     prior = FlowMatchingPrior(len(centre), condition_dim=condition_dim, **sizes)

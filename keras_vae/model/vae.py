@@ -55,10 +55,8 @@ class VAE(GenerativeModel):
         perceptual: "vgg19", "vgg16", "hed-vgg16", a `PerceptualLoss`, or None. It is loaded when
             training starts, is frozen, and is not saved with the model.
         perceptual_layers: "vae-123", "vae-1234", "vae-345", "vae-12345" or layer names, where `perceptual` is a name.
-        texture_layers: layers whose features are compared wherever they are in the image, too (see `PerceptualLoss`),
-            such as ("relu2_1", "relu3_1"): sharper images, each pixel less right.
-        perceptual_weight: how the layers' terms d (each 1/(2CWH) times the sum of squared differences) enter.
-            A number w: w * sum(d), the paper's with 0.5. One number a layer, then a texture layer: sum(w * d).
+        perceptual_weight: how the terms d enter, of each layer and then each texture (`PerceptualLoss.distances`).
+            A number w: w * sum(d), the paper's with 0.5. One number a term: sum(w * d).
             "calibrated": each layer's features get a Gaussian with its own optimal variance, and the term is their
             negative log-likelihood in nats. "balanced": the same, with each layer's nats scaled as if it had 2.5
             times as many values as the image: no layer counts more because it is wide.
@@ -70,6 +68,8 @@ class VAE(GenerativeModel):
             `keras_vae.distributions`.
         seed: seed of the draws from the posterior and of nothing else; Keras's global seed
             (`keras.utils.set_random_seed`) is what initial weights depend on.
+        texture_layers: layers, such as ("relu2_1", "relu3_1"), whose features are compared wherever they are in the
+            image, too, where `perceptual` is a name (see `PerceptualLoss`): sharper images, each pixel less right.
 
     Raises:
         InputError: an argument that cannot be used, said in one line.
@@ -93,7 +93,6 @@ class VAE(GenerativeModel):
         network: str = "dfc",
         perceptual: str | PerceptualLoss | None = "vgg19",
         perceptual_layers: str | Sequence[str] = DEFAULT_LAYERS,
-        texture_layers: str | Sequence[str] = (),
         perceptual_weight: float | Sequence[float] | str = DEFAULT_PERCEPTUAL_WEIGHT,
         pixel_weight: float = 1.0,
         beta: float = 1.0,
@@ -104,6 +103,7 @@ class VAE(GenerativeModel):
         encoder: keras.Model | None = None,
         decoder: keras.Model | None = None,
         seed: int | None = None,
+        texture_layers: str | Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -128,11 +128,11 @@ class VAE(GenerativeModel):
         self.likelihood = distributions.get_likelihood(likelihood)
         # A plain object, so that Keras neither saves nor counts the frozen network as a part of the model.
         self.perceptual = perceptual_loss(perceptual, perceptual_layers, texture_layers)
-        compared = None if self.perceptual is None else len(self.perceptual.terms)
-        self.perceptual_weight = feature_terms.check_perceptual_weight(perceptual_weight, compared)
-        if compared is not None:
+        compared = (None,) if self.perceptual is None else self.perceptual.counts
+        self.perceptual_weight = feature_terms.check_perceptual_weight(perceptual_weight, *compared)
+        if self.perceptual is not None:
             self.feature_term = feature_terms.feature_term(
-                self.perceptual_weight, compared, math.prod(self.image_shape)
+                self.perceptual_weight, len(self.perceptual.terms), math.prod(self.image_shape)
             )
         elif not self.pixel_weight:
             raise InputError("pixel_weight=0 and no perceptual network: nothing says what an image should look like")
@@ -228,6 +228,7 @@ class VAE(GenerativeModel):
         if self.pixel_weight:
             loss = loss + self.pixel_weight * reconstruction
         if self.perceptual is not None:
+            feature_terms.check_terms(self.perceptual.terms, self.feature_term.count)
             targets = self.perceptual.targets(images) if targets is None else targets
             terms["perceptual"] = self.feature_term(
                 self.perceptual.distances(targets, decoded), sizes=self.perceptual.sizes(targets), training=training

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from keras_vae.support.errors import InputError
-from keras_vae.support.names import split
+from keras_vae.support.names import quoted, split
 
 ANY = "any"  # what an image of which nothing is known is called
 AT_MOST = 1000  # names: each is a column of every condition
@@ -230,7 +230,7 @@ def asked_for(condition: Condition | None, labels: Sequence[str], attributes: Se
     if (labels and attributes) or condition.exclusive != bool(labels):
         knows = "classes, not attributes: give --label NAME"
         if not condition.exclusive:
-            knows = f"attributes, not classes: give --attribute, such as {condition.names[0]}=1"
+            knows = f"attributes, not classes: give --attribute, such as {quoted(condition.names[0])}=1"
         raise InputError(f"{given}: this model knows {knows}")
     if labels:
         return [None if label == ANY else condition.names[condition.position(label)] for label in labels]
@@ -242,7 +242,7 @@ def _attributes(condition: Condition, text: str) -> dict[str, bool]:
     for pair in split(text):
         name, equals, value = pair.rpartition("=")
         if not equals or value not in ("0", "1"):
-            raise InputError(f"--attribute {pair!r}: give a name and 1 or 0, such as {condition.names[0]}=1")
+            raise InputError(f"--attribute {pair!r}: give a name and 1 or 0, such as {quoted(condition.names[0])}=1")
         name = condition.names[condition.position(name.strip())]
         if name in asked:
             raise InputError(f"--attribute {text}: {name} is there twice; give it once")

@@ -19,7 +19,13 @@ def split(text: str) -> list[str]:
         >>> split('hat, "Hair, blond"=1')
         ['hat', 'Hair, blond=1']
     """
-    return [part.strip() for part in next(csv.reader([" ".join(text.splitlines())], skipinitialspace=True))]
+    line = " ".join(text.splitlines())
+    return [part.strip() for part in next(csv.reader([line], skipinitialspace=True))] or [""]
+
+
+def quoted(name: str) -> str:
+    """A name as `split` takes it."""
+    return '"{}"'.format(name.replace('"', '""')) if set(name) & set(',"') else name
 
 
 def position(name: str, names: Sequence[str]) -> int:

@@ -93,7 +93,7 @@ def _shortened(label: str, font: Any) -> str:
     label = " ".join(label.split())
     if font.getlength(label) <= LABEL_PIXELS:
         return label
-    fitting = next(end for end in range(len(label), -1, -1) if font.getlength(label[:end] + "…") <= LABEL_PIXELS)
+    fitting = next(end for end in range(LABEL_PIXELS, -1, -1) if font.getlength(label[:end] + "…") <= LABEL_PIXELS)
     return label[:fitting] + "…"
 
 

@@ -181,7 +181,7 @@ class ModelConfig:
     )
     perceptual_weight: float | tuple[float, ...] | str = option(
         DEFAULT_PERCEPTUAL_WEIGHT,
-        "Weight of the perceptual term: a number, one per layer (1,0.5,2), calibrated or balanced.",
+        "Weight of the perceptual term: a number, one per layer and texture (1,0.5,2), calibrated or balanced.",
         type=str,
         parse=_weights,
     )

@@ -64,8 +64,7 @@ def train(config: TrainingConfig) -> dict[str, Any]:
     config, why = _with_feature_network(config)
     perceptual = None
     if config.perceptual is not None:
-        textures = config.texture_layers or ()
-        perceptual = PerceptualLoss(config.perceptual, config.perceptual_layers, texture_layers=textures)
+        perceptual = PerceptualLoss(config.perceptual, config.perceptual_layers, texture_layers=config.texture_layers)
     check(config, perceptual)
     if chief and not resumes:
         check_folder(out)

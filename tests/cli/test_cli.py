@@ -134,12 +134,13 @@ def test_schedules_averages_and_networks_from_the_command_line(
 def test_photo_preset_trains_exports_and_verifies(image_folder: Path, tmp_path: Path, command: Command) -> None:
     """Its network begins as PCA; Muon; a learning rate that falls to a hundredth by the last step."""
     out = tmp_path / "run"
-    small = ("--steps", 12, "--width", 8, "--latent-dim", 12, "--batch-size", 16, "--perceptual", "none")
+    small = ("--steps", 12, "--width", 8, "--latent-dim", 12, "--batch-size", 16, "--perceptual", "hed-vgg16")
     outcome = command("train", "--preset", "photo", "--data", image_folder, "--out", out, *small, "--json")
     assert outcome.status == 0
     assert "adapted to" in outcome.err + outcome.out
     config = json.loads((out / "config.json").read_text())
     assert (config["network"], config["optimizer"], config["flip"]) == ("ppca", "muon", True)
+    assert config["texture_layers"] == ["relu2_1", "relu3_1"]
     last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
     assert 1e-5 <= last["learning_rate"] < 1e-4
     vae = keras.saving.load_model(out / "model.keras")
@@ -588,6 +589,12 @@ TRAIN = ("train", "--data", "{folder}", "--out", "{here}/out")
         ((*TRAIN, "--kl-target", 50, "--free-bits", 0.5), "100 latents leave 50 uncharged"),
         ((*TRAIN, "--preset", "plain", "--perceptual-layers", "vae-345"), "--perceptual-layers has no feature network"),
         ((*TRAIN, "--perceptual", "none", "--perceptual-weight", 2), "--perceptual-weight has no feature network"),
+        ((*TRAIN, "--preset", "plain", "--texture-layers", "relu2_1"), "--texture-layers has no feature network"),
+        ((*TRAIN, "--perceptual", "hed-vgg16", "--texture-layers", "relu9_1"), "unknown layer 'relu9_1'"),
+        (
+            (*TRAIN, "--preset", "photo", "--perceptual", "hed-vgg16", "--perceptual-weight", "1,1,1"),
+            "perceptual_weight has 3 numbers for 3 layers and 2 texture layers",
+        ),
         ((*TRAIN, "--kl-target", 50, "--beta", 0), "give a positive beta"),
         ((*TRAIN, "--free-bits", -1), "free_bits=-1"),
         ((*TRAIN, "--ema", 1), "ema=1.0"),

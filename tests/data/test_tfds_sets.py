@@ -170,6 +170,22 @@ def test_sets_by_name_are_understood(name: str, monkeypatch: pytest.MonkeyPatch)
                 data.load(f"tfds:{name}", 32, 4, attributes=True)
 
 
+@pytest.mark.parametrize(
+    ("name", "condition", "message"),
+    [
+        ("cifar10", ("Smiling",), "tfds:cifar10 has classes, airplane, automobile, .*: give label, not Smiling"),
+        ("celeb_a", "label", "tfds:celeb_a has attributes, not classes: give names of these, 5_o_Clock_Shadow"),
+        ("lfw", "label", "tfds:lfw has no attributes"),
+    ],
+)
+def test_what_a_set_cannot_be_asked_for_is_refused_before_it_is_downloaded(
+    name: str, condition: object, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builders, "prepare", lambda builder: pytest.fail("it was to be downloaded"))
+    with pytest.raises(InputError, match=message):
+        data.load(f"tfds:{name}", 32, 4, condition=condition)
+
+
 # Building ---------------------------------------------------------------------------------------
 
 

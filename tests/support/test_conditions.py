@@ -195,6 +195,13 @@ def test_names_with_commas_are_quoted() -> None:
         ),
         (CLASSES, ("boot",), ("boot=1",), "--label: this model knows classes"),
         (ATTRIBUTES, (), ("hat=1,Hat=0",), "--attribute hat=1,Hat=0: hat is there twice; give it once"),
+        (ATTRIBUTES, (), ("",), "--attribute '': give a name and 1 or 0, such as glasses=1"),
+        (
+            Condition(("Hair, blond",)),
+            (),
+            ("hat",),
+            """--attribute 'hat': give a name and 1 or 0, such as "Hair, blond"=1""",
+        ),
         (ATTRIBUTES, (), ("hat",), "--attribute 'hat': give a name and 1 or 0, such as glasses=1"),
         (ATTRIBUTES, (), ("hat=2",), "--attribute 'hat=2': give a name and 1 or 0"),
         (ATTRIBUTES, (), ("cap=1",), "no attribute 'cap': this model knows glasses, hat"),

@@ -44,6 +44,23 @@ def test_each_option_is_on_the_command_line_with_its_default_and_help() -> None:
     assert sorted(parameters) == ["as_json", "attention", "preset", "width"]
 
 
+@pytest.mark.parametrize(
+    ("name", "typed", "value"),
+    [
+        ("texture_layers", "none", None),
+        ("texture_layers", "relu2_1,relu3_1", ("relu2_1", "relu3_1")),
+        ("texture_layers", "relu2_1", ("relu2_1",)),
+        ("texture_layers", "vae-123", "vae-123"),
+        ("condition", "label", "label"),
+        ("condition", "glasses, hat", ("glasses", "hat")),
+        ("condition", '"Hair, blond",hat', ("Hair, blond", "hat")),
+    ],
+)
+def test_what_is_typed_with_commas(name: str, typed: str, value: object) -> None:
+    (parse,) = (each.metadata["parse"] for each in fields(TrainingConfig) if each.name == name)
+    assert parse(typed) == value
+
+
 def test_help_has_panels_and_takes_no_tensorflow() -> None:
     script = """
 import sys

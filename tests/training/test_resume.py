@@ -25,7 +25,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageOps
 
-from keras_vae import VAE, cli, training
+from keras_vae import PRESETS, VAE, cli, training
 from keras_vae.runs import checkpoints
 from keras_vae.runs.folder import checkpoints as checkpoints_of
 from keras_vae.runs.keras_file import load_vae
@@ -370,6 +370,22 @@ def test_what_would_make_another_run_of_it_is_refused(stopped: Path, command: Co
         assert result.status == 2, options
         assert f"{stopped} was begun with {name}" in result.err
     assert checkpoints_of(stopped)[-1].name == "step-00000013.keras"
+
+
+def test_a_preset_that_has_gained_settings_resumes_an_earlier_run(
+    stopped: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = json.loads((stopped / "config.json").read_text())
+    del settings["texture_layers"]
+    (stopped / "config.json").write_text(json.dumps(settings))
+    monkeypatch.setitem(PRESETS, "mine", {"batch_size": 8, "texture_layers": ("relu2_1",)})
+    typed = command("train", "--resume", "--out", stopped, "--texture-layers", "relu2_1")
+    assert typed.status == 2
+    assert f"{stopped} was begun with texture_layers=None, not ('relu2_1',)" in typed.err
+    result = command("train", "--resume", "--out", stopped, "--preset", "mine", "--steps", 14, "--json")
+    assert result.status == 0
+    assert json.loads(result.out)["steps"] == 14
+    assert json.loads((stopped / "config.json").read_text())["texture_layers"] is None
 
 
 def test_data_that_has_changed_is_refused(stopped: Path, image_folder: Path, tmp_path: Path, command: Command) -> None:

@@ -14,7 +14,7 @@ from keras_vae.cli import printing
 from keras_vae.cli.late_imports import with_tensorflow
 from keras_vae.cli.options import JsonOption, path, typed
 from keras_vae.model.presets import PRESETS
-from keras_vae.runs.folder import is_run
+from keras_vae.runs.folder import is_run, read_config
 from keras_vae.support.errors import InputError
 from keras_vae.training.config import SOURCES, DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
 
@@ -86,7 +86,8 @@ def train(
     with printing.results(as_json, printing.training) as show:
         training = with_tensorflow("keras_vae.training")
         if resumes:
-            changes = (given | set(chosen)) - {"out", "resume"}
+            # A preset may have gained settings since the run began; those are not for it.
+            changes = (given | (set(chosen) & set(read_config(out)))) - {"out", "resume"}
             config = training.continued(out, {name: settings[name] for name in settings if name in changes})
         else:
             config = TrainingConfig(**settings)
@@ -111,6 +112,6 @@ def _refuse_idle(given: set[str], settings: dict[str, Any]) -> None:
     if "kl_steps" in given and settings["kl_schedule"] == "constant":
         raise InputError("--kl-steps needs a schedule: add --kl-schedule linear, cosine or cyclical")
     for name in ("perceptual_layers", "texture_layers", "perceptual_weight"):
-        if name in given and settings["perceptual"] is None:
+        if name in given and settings[name] is not None and settings["perceptual"] is None:
             option = "--" + name.replace("_", "-")
             raise InputError(f"{option} has no feature network: add --perceptual hed-vgg16, say, or leave it out")

@@ -63,9 +63,8 @@ def check_names(name: str, builder: Any, request: Request) -> None:
         InputError: it lacks them.
     """
     features = _features(builder)
-    names, exclusive = _names(features)
-    if names or "label" not in features:  # some labels have no names until a set is prepared
-        request.condition_of(name, names, exclusive)
+    if getattr(features.get("label"), "num_classes", 0) is not None:  # some labels are unknown until a set is prepared
+        request.condition_of(name, *_names(features))
 
 
 def open_builder(name: str, builder: Any, request: Request, split: str | None = None) -> Opened:

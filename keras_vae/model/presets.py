@@ -48,8 +48,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 # Fields of `TrainingConfig`.
 PRESETS: dict[str, dict[str, Any]] = {
     **OBJECTIVES,
-    # What made the sharpest and closest reconstructions of photographs of people whom training had not seen:
-    # docs/photos.md has what each setting is worth.
+    # What made the sharpest and, by features, closest reconstructions of photographs of people whom training had not
+    # seen: docs/photos.md has what each setting is worth.
     "photo": {
         **OBJECTIVES["default"],
         "texture_layers": ("relu2_1", "relu3_1"),

@@ -36,7 +36,7 @@ docs: $(VENV)/.dev  ## the API reference from docstrings: build/docs/index.html
 figures: $(VENV)/.dev  ## measure the sharpness table of docs/figures.md again: benchmarks/results/sharpness.*
 	$(BIN)/python -m benchmarks.sharpness
 
-objectives: $(VENV)/.bench  ## six objectives on a folder of faces, 15 minutes each: benchmarks/results/objectives.*
+objectives: $(VENV)/.bench  ## the named objectives on a folder of faces, 15 minutes each: benchmarks/results/objectives.*
 	$(BIN)/python -m benchmarks.objectives $(if $(FACES),--faces $(FACES))
 
 loading: $(VENV)/.bench  ## how fast a folder of JPEG files comes in, beside PyTorch: benchmarks/results/loading.json

@@ -43,6 +43,14 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "pixel_weight": 0.0,
         "likelihood": "gaussian",
     },
+    # The default, and what features there are, wherever they are: sharper, pixels less right.
+    "textures": {
+        "perceptual_layers": DEFAULT_LAYERS,
+        "texture_layers": ("relu2_1", "relu3_1"),
+        "perceptual_weight": DEFAULT_PERCEPTUAL_WEIGHT,
+        "pixel_weight": 1.0,
+        "likelihood": "gaussian-calibrated",
+    },
 }
 
 # Fields of `TrainingConfig`.
@@ -51,8 +59,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # What made the sharpest and, by features, closest reconstructions of photographs of people whom training had not
     # seen: docs/photos.md has what each setting is worth.
     "photo": {
-        **OBJECTIVES["default"],
-        "texture_layers": ("relu2_1", "relu3_1"),
+        **OBJECTIVES["textures"],
         "network": "ppca",
         "latent_dim": 384,
         "flip": True,

@@ -410,8 +410,9 @@ def test_wrong_use_is_one_line(
 
 def test_compare_shows_what_differs(run: Path, labelled_folder: Path, tmp_path: Path, command: Command) -> None:
     other = tmp_path / "other"
-    arguments = ("--data", labelled_folder, "--out", other, "--steps", 3, "--image-size", 16, "--latent-dim", 4)
-    arguments += ("--network-option", "width=4", "--prior", "standard")
+    arguments = ("--data", labelled_folder, "--out", other, "--steps", 1, "--image-size", 16, "--latent-dim", 4)
+    arguments += ("--network", "dfc", "--network-option", "width=4", "--prior", "standard")
+    arguments += ("--learning-rate", 1e-7)  # so that it stays worse
     assert command("train", *arguments, "--batch-size", 32, "--perceptual", "none").status == 0
     outcome = command("compare", run, other, "--out", tmp_path / "c.png", "--count", 5, "--json")
     assert outcome.status == 0, outcome.err

@@ -307,7 +307,7 @@ def conditional(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize(
     ("kind", "words", "asked"),
     [
-        ("classes", CLASSES.names[1], CLASSES.names[1]),
+        pytest.param("classes", CLASSES.names[1], CLASSES.names[1], marks=pytest.mark.slow),
         ("attributes", "dark_hat=0,glasses=1", {"dark_hat": False, "glasses": True}),
     ],
 )

@@ -139,7 +139,7 @@ def test_a_model_trains_with_textures_and_remembers_them(weight: object, images:
     found = vae.evaluate(images[:8], verbose=0, return_dict=True)
     assert loaded.evaluate(images[:8], verbose=0, return_dict=True) == pytest.approx(found, rel=1e-5)
     # Of these very images, without noise, the term is what the distances say.
-    terms, _ = vae.objective(images[:8], np.zeros((8, 4), np.float32), training=False)
+    terms, _ = vae.objective(images[:8], tf.zeros((8, 4)), training=False)
     distances = vae.perceptual.distances(vae.perceptual.targets(images[:8]), vae.predict(images[:8], verbose=0))
     sizes = [32 * 32 * 64, 16 * 16 * textures.DIRECTIONS]
     if weight == "calibrated":
@@ -157,12 +157,16 @@ def test_the_decoder_learns_from_textures(jit_compile: bool, images: np.ndarray)
     """With a weight of zero for the layer, no pixels and no KL, they are all that there is."""
     loss = PerceptualLoss(own_network(), "early", preprocessing="0..1", texture_layers="late")
     vae = VAE((16, 16, 3), 4, perceptual=loss, perceptual_weight=(0.0, 1.0), pixel_weight=0.0, beta=0.0, seed=0)
-    vae.compile(keras.optimizers.SGD(1e-2), jit_compile=jit_compile)
-    before = [np.array(weight) for weight in vae.decoder.trainable_weights]
-    first, *_, last = vae.fit(images[:16, ::2, ::2], epochs=5, batch_size=16, verbose=0).history["loss"]
-    assert last < first
-    after = vae.decoder.trainable_weights
-    assert max(np.abs(one - two).max() for one, two in zip(before, after, strict=True)) > 0
+    vae.compile(keras.optimizers.Adam(3e-3), jit_compile=jit_compile)
+    images = images[:16, ::2, ::2]
+
+    def texture() -> float:
+        distances = loss.distances(loss.targets(images), vae.predict(images, verbose=0))
+        return float(distances.numpy()[:, 1].mean())
+
+    before = texture()
+    vae.fit(images, epochs=30, batch_size=16, verbose=0)
+    assert texture() < 0.7 * before
 
 
 def test_a_feature_network_of_ones_own_is_given_again_with_its_textures(images: np.ndarray, tmp_path: Path) -> None:

@@ -110,6 +110,7 @@ def test_the_same_seed_fits_the_same(codes: tuple[np.ndarray, np.ndarray]) -> No
         np.testing.assert_array_equal(left, right)
 
 
+@pytest.mark.slow
 def test_the_density_is_estimated_without_bias(
     fitted: priors.FlowMatchingPrior, codes: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,7 +153,7 @@ def test_a_model_of_many_latents_keeps_its_picture(
 
 
 @pytest.mark.parametrize(
-    "format", ["tf_saved_model", *(pytest.param(name, marks=pytest.mark.slow) for name in ("litert", "openvino"))]
+    "format", [pytest.param(name, marks=pytest.mark.slow) for name in ("tf_saved_model", "litert", "openvino")]
 )
 def test_a_picture_is_exported_in_every_format(format: str, fitted: priors.FlowMatchingPrior, tmp_path: Path) -> None:
     """Each export compares itself with Keras, on no rows too."""

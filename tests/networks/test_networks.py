@@ -97,10 +97,14 @@ def test_width_widens(network: str) -> None:
     ("network", "shape"),
     [
         ("dfc", (33, 20, 3)),
-        ("resnet", (16, 20, 3)),
         *(
             pytest.param(network, shape, marks=pytest.mark.slow)
-            for network, shape in (("dfc", (28, 28, 1)), ("resnet", (28, 28, 1)), ("resnet", (33, 20, 3)))
+            for network, shape in (
+                ("dfc", (28, 28, 1)),
+                ("resnet", (16, 20, 3)),
+                ("resnet", (28, 28, 1)),
+                ("resnet", (33, 20, 3)),
+            )
         ),
     ],
 )

@@ -181,6 +181,7 @@ def array(images: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_numerics_in_one_fit(array: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The code of the processes, in this one; and the page of what they found."""
     results = gpu.Results(tmp_path / "cpu.json", MACHINE)

@@ -34,20 +34,26 @@ WEIGHTS_HOST = "https://storage.googleapis.com"  # where Keras Applications fetc
 STALL_SECONDS = 30.0
 
 
-def keras_layer_names(network: str, layers: str | tuple[str, ...]) -> tuple[str, ...]:
-    """Translates a network's own names of layers (relu3_1) into Keras's (block3_conv1), refusing unknown ones."""
+def keras_layer_names(network: str, layers: str | tuple[str, ...], called: str = "perceptual") -> tuple[str, ...]:
+    """Translates a network's own names of layers (relu3_1) into Keras's (block3_conv1), refusing unknown ones.
+
+    Args:
+        network: its name.
+        layers: a preset, a layer, or several.
+        called: what messages call these layers.
+    """
     if network not in NETWORKS:
         raise InputError(f"unknown perceptual network {network!r}: choose one of {', '.join(NETWORKS)}, or 'none'")
     known = NETWORKS[network]
     if isinstance(layers, str):
         if layers not in known.presets and layers not in known.layers:
             raise InputError(
-                f"unknown perceptual layers {layers!r}: choose {', '.join(known.presets)}, "
+                f"unknown {called} layers {layers!r}: choose {', '.join(known.presets)}, "
                 f"or name layers such as {','.join(list(known.layers)[:2])}"
             )
         layers = known.presets.get(layers, (layers,))
     if not layers:
-        raise InputError("no perceptual layers given: name at least one, such as relu3_1")
+        raise InputError(f"no {called} layers given: name at least one, such as relu3_1")
     for layer in layers:
         if layer not in known.layers:
             shown = known.shown or ", ".join(known.layers)

@@ -76,16 +76,18 @@ class PerceptualLoss:
         texture_layers: str | Sequence[str] | None = None,
     ) -> None:
         self.layers = _as_given(layers)
-        self.texture_layers = () if texture_layers in (None, "none") else _as_given(texture_layers)
+        self.texture_layers = _textures_as_given(texture_layers)
         self.weights_path = weights_path
         self.normalize = bool(normalize)
         self._features: keras.Model | None = None
         self._compared: dict[str, Compared] = {}
         self._is_chain = False
+        self.keras_texture_layers: tuple[str, ...] = ()
         if isinstance(network, str):
             self.network = network
             self.keras_layers = keras_layer_names(network, self.layers)
-            self.keras_texture_layers = keras_layer_names(network, self.texture_layers) if self.texture_layers else ()
+            if self.texture_layers:
+                self.keras_texture_layers = keras_layer_names(network, self.texture_layers, "texture")
             self._is_chain = NETWORKS[network].is_chain
             expected = NETWORKS[network].preprocessing
             if preprocessing not in (None, expected):
@@ -308,6 +310,22 @@ def _as_given(layers: str | Sequence[str]) -> str | tuple[str, ...]:
     return layers if isinstance(layers, str) else tuple(layers)
 
 
+def _textures_as_given(layers: Any) -> str | tuple[str, ...]:
+    """Texture layers as they are kept: each once.
+
+    Raises:
+        InputError: neither names nor none.
+    """
+    if layers is None or (isinstance(layers, str) and layers == "none"):
+        return ()
+    names = [layers] if isinstance(layers, str) else layers
+    if isinstance(layers, bool) or not hasattr(names, "__iter__") or not all(isinstance(name, str) for name in names):
+        raise InputError(f"texture_layers={layers!r}: give names of layers, such as ('relu2_1', 'relu3_1'), or None")
+    if "" in names:
+        raise InputError(f"texture_layers={layers!r}: a name is empty; name layers such as relu2_1, or give none")
+    return layers if isinstance(layers, str) else tuple(dict.fromkeys(map(str, layers)))
+
+
 def _own_features(network: keras.Model, layers: tuple[str, ...]) -> keras.Model:
     names = [layer.name for layer in network.layers]
     for name in layers:
@@ -332,7 +350,7 @@ def perceptual_loss(
     Raises:
         InputError: it is something else, or an unknown name.
     """
-    if texture_layers and texture_layers != "none" and (perceptual == "none" or not isinstance(perceptual, str)):
+    if _textures_as_given(texture_layers) and (not isinstance(perceptual, str) or perceptual == "none"):
         raise InputError(
             f"texture_layers={texture_layers!r}: name a feature network too, or give them to PerceptualLoss"
         )

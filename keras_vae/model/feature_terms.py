@@ -115,7 +115,8 @@ def check_perceptual_weight(
     Raises:
         InputError: it is something else.
     """
-    choices = f"a number, one number a layer, {' or '.join(map(repr, CALIBRATIONS))}"
+    each = "layer and then texture layer" if texture_count else "layer"
+    choices = f"a number, one number a {each}, {' or '.join(map(repr, CALIBRATIONS))}"
     if isinstance(weight, str):
         if weight not in CALIBRATIONS:
             raise InputError(f"perceptual_weight={weight!r}: give {choices}")

@@ -591,6 +591,7 @@ TRAIN = ("train", "--data", "{folder}", "--out", "{here}/out")
         ((*TRAIN, "--perceptual", "none", "--perceptual-weight", 2), "--perceptual-weight has no feature network"),
         ((*TRAIN, "--preset", "plain", "--texture-layers", "relu2_1"), "--texture-layers has no feature network"),
         ((*TRAIN, "--perceptual", "hed-vgg16", "--texture-layers", "relu9_1"), "unknown layer 'relu9_1'"),
+        ((*TRAIN, "--perceptual", "hed-vgg16", "--texture-layers", ""), "texture_layers='': a name is empty"),
         (
             (*TRAIN, "--preset", "photo", "--perceptual", "hed-vgg16", "--perceptual-weight", "1,1,1"),
             "perceptual_weight has 3 numbers for 3 layers and 2 texture layers",

@@ -209,7 +209,14 @@ def test_textures_need_the_name_of_a_network(perceptual: str | None) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"network": "hed-vgg16", "texture_layers": "relu9_9"}, "unknown perceptual layers 'relu9_9'"),
+        ({"network": "hed-vgg16", "texture_layers": "relu9_9"}, "unknown texture layers 'relu9_9'"),
+        ({"network": "hed-vgg16", "texture_layers": ""}, "texture_layers='': a name is empty"),
+        (
+            {"network": "own", "texture_layers": ["late", ""]},
+            "a name is empty; name layers such as relu2_1, or give none",
+        ),
+        ({"network": "hed-vgg16", "texture_layers": False}, "texture_layers=False: give names of layers"),
+        ({"network": "hed-vgg16", "texture_layers": 3}, "texture_layers=3: give names of layers"),
         ({"network": "hed-vgg16", "texture_layers": ["relu9_9"]}, "unknown layer 'relu9_9'"),
         ({"network": "own", "texture_layers": ["lat"]}, "has no layer 'lat': try late"),
         ({"network": "own", "texture_layers": ["head"]}, "texture layer 'head' of a Keras model has no places"),
@@ -227,6 +234,15 @@ def test_layers_without_textures_are_refused(arguments: dict[str, object], messa
         )
 
 
+def test_texture_layers_are_taken_once_and_from_arrays() -> None:
+    twice = PerceptualLoss("hed-vgg16", "vae-123", texture_layers=np.array(["relu2_1", "relu3_1", "relu2_1"]))
+    assert twice.texture_layers == ("relu2_1", "relu3_1")
+    assert twice.counts == (3, 2)
+
+
 def test_a_weight_for_each_term() -> None:
-    with pytest.raises(InputError, match="perceptual_weight has 3 numbers for 3 layers and 2 texture layers"):
+    with pytest.raises(
+        InputError,
+        match="3 numbers for 3 layers and 2 texture layers: give a number, one number a layer and then texture layer",
+    ):
         VAE((32, 32, 3), 4, perceptual="hed-vgg16", texture_layers=("relu2_1", "relu3_1"), perceptual_weight=(1, 1, 1))

@@ -76,18 +76,17 @@ class PerceptualLoss:
         texture_layers: str | Sequence[str] | None = None,
     ) -> None:
         self.layers = _as_given(layers)
-        self.texture_layers = _textures_as_given(texture_layers)
+        self.texture_layers = _once(texture_layers)
         self.weights_path = weights_path
         self.normalize = bool(normalize)
         self._features: keras.Model | None = None
         self._compared: dict[str, Compared] = {}
         self._is_chain = False
-        self.keras_texture_layers: tuple[str, ...] = ()
         if isinstance(network, str):
             self.network = network
             self.keras_layers = keras_layer_names(network, self.layers)
-            if self.texture_layers:
-                self.keras_texture_layers = keras_layer_names(network, self.texture_layers, "texture")
+            textured = self.texture_layers
+            self.keras_texture_layers = keras_layer_names(network, textured, "texture") if textured else ()
             self._is_chain = NETWORKS[network].is_chain
             expected = NETWORKS[network].preprocessing
             if preprocessing not in (None, expected):
@@ -306,24 +305,31 @@ class PerceptualLoss:
         return absent
 
 
-def _as_given(layers: str | Sequence[str]) -> str | tuple[str, ...]:
-    return layers if isinstance(layers, str) else tuple(layers)
+def _as_given(layers: Any, called: str = "layers", otherwise: str = "") -> str | tuple[str, ...]:
+    """Names of layers as they are kept.
 
-
-def _textures_as_given(layers: Any) -> str | tuple[str, ...]:
-    """Texture layers as they are kept: each once.
+    Args:
+        layers: as they were given.
+        called: what messages call them.
+        otherwise: what messages name beside names.
 
     Raises:
-        InputError: neither names nor none.
+        InputError: they are no names, or one is empty.
     """
-    if layers is None or (isinstance(layers, str) and layers == "none"):
-        return ()
-    names = [layers] if isinstance(layers, str) else layers
-    if isinstance(layers, bool) or not hasattr(names, "__iter__") or not all(isinstance(name, str) for name in names):
-        raise InputError(f"texture_layers={layers!r}: give names of layers, such as ('relu2_1', 'relu3_1'), or None")
+    names = (layers,) if isinstance(layers, str) or not hasattr(layers, "__iter__") else tuple(layers)
+    if not all(isinstance(name, str) for name in names):
+        raise InputError(f"{called}={layers!r}: give names of layers, such as ('relu2_1', 'relu3_1'){otherwise}")
     if "" in names:
-        raise InputError(f"texture_layers={layers!r}: a name is empty; name layers such as relu2_1, or give none")
-    return layers if isinstance(layers, str) else tuple(dict.fromkeys(map(str, layers)))
+        raise InputError(f"{called}={layers!r}: a name is empty; name layers such as relu2_1{otherwise}")
+    return layers if isinstance(layers, str) else tuple(map(str, names))
+
+
+def _once(texture_layers: Any) -> str | tuple[str, ...]:
+    """Texture layers as they are kept, each once: no term has a second one of its name."""
+    if texture_layers is None or (isinstance(texture_layers, str) and texture_layers == "none"):
+        return ()
+    given = _as_given(texture_layers, "texture_layers", ", or give none")
+    return given if isinstance(given, str) else tuple(dict.fromkeys(given))
 
 
 def _own_features(network: keras.Model, layers: tuple[str, ...]) -> keras.Model:
@@ -350,7 +356,7 @@ def perceptual_loss(
     Raises:
         InputError: it is something else, or an unknown name.
     """
-    if _textures_as_given(texture_layers) and (not isinstance(perceptual, str) or perceptual == "none"):
+    if _once(texture_layers) and (not isinstance(perceptual, str) or perceptual == "none"):
         raise InputError(
             f"texture_layers={texture_layers!r}: name a feature network too, or give them to PerceptualLoss"
         )

@@ -102,19 +102,17 @@ def loss_factor(weight: PerceptualWeight) -> float:
     return weight if isinstance(weight, float) else 1.0
 
 
-def check_perceptual_weight(
-    weight: float | Sequence[float] | str, layer_count: int | None, texture_count: int = 0
-) -> PerceptualWeight:
+def check_perceptual_weight(weight: float | Sequence[float] | str, counts: tuple[int, int] | None) -> PerceptualWeight:
     """Returns a usable weight of the perceptual term: a number, one per term, "calibrated" or "balanced".
 
     Args:
         weight: as it was given.
-        layer_count: number of layers; None without a feature network.
-        texture_count: number of texture layers, whose weights follow those of the layers.
+        counts: number of layers, and of texture layers, whose weights follow; None without a feature network.
 
     Raises:
         InputError: it is something else.
     """
+    layer_count, texture_count = counts or (0, 0)
     each = "layer and then texture layer" if texture_count else "layer"
     choices = f"a number, one number a {each}, {' or '.join(map(repr, CALIBRATIONS))}"
     if isinstance(weight, str):
@@ -124,7 +122,7 @@ def check_perceptual_weight(
     if isinstance(weight, (int, float)):
         return check_weight("perceptual_weight", weight)
     weights = tuple(check_weight("perceptual_weight", each) for each in weight)
-    if layer_count is not None and len(weights) != layer_count + texture_count:
+    if counts is not None and len(weights) != layer_count + texture_count:
         textures = f" and {texture_count} texture layers" if texture_count else ""
         raise InputError(
             f"perceptual_weight has {len(weights)} numbers for {layer_count} layers{textures}: give {choices}"

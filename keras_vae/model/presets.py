@@ -11,15 +11,17 @@ DEFAULT_LAYERS = "vae-123"
 DEFAULT_PERCEPTUAL_WEIGHT = "balanced"
 DEFAULT_LEARNING_RATE = 5e-4  # Hou et al., section 4.1
 
+# Pixels and features, each a Gaussian with its own optimal variance, each layer counting more than the image.
+DEFAULT_OBJECTIVE: dict[str, Any] = {
+    "perceptual_layers": DEFAULT_LAYERS,
+    "perceptual_weight": DEFAULT_PERCEPTUAL_WEIGHT,
+    "pixel_weight": 1.0,
+    "likelihood": "gaussian-calibrated",
+}
+
 # Arguments of `VAE`, and fields of `TrainingConfig`.
 OBJECTIVES: dict[str, dict[str, Any]] = {
-    # Pixels and features, each a Gaussian with its own optimal variance, each layer counting more than the image.
-    "default": {
-        "perceptual_layers": DEFAULT_LAYERS,
-        "perceptual_weight": DEFAULT_PERCEPTUAL_WEIGHT,
-        "pixel_weight": 1.0,
-        "likelihood": "gaussian-calibrated",
-    },
+    "default": DEFAULT_OBJECTIVE,
     # Squared error over twice a variance of 0.05.
     "plain": {"perceptual": None, "likelihood": "gaussian"},
     # The ELBO with the one variance that fits: sigma-VAE, Rybkin et al. 2021.
@@ -44,13 +46,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "likelihood": "gaussian",
     },
     # The default, and what features there are, wherever they are: sharper, pixels less right.
-    "textures": {
-        "perceptual_layers": DEFAULT_LAYERS,
-        "texture_layers": ("relu2_1", "relu3_1"),
-        "perceptual_weight": DEFAULT_PERCEPTUAL_WEIGHT,
-        "pixel_weight": 1.0,
-        "likelihood": "gaussian-calibrated",
-    },
+    "textures": {**DEFAULT_OBJECTIVE, "texture_layers": ("relu2_1", "relu3_1")},
 }
 
 # Fields of `TrainingConfig`.

@@ -128,11 +128,11 @@ class VAE(GenerativeModel):
         self.likelihood = distributions.get_likelihood(likelihood)
         # A plain object, so that Keras neither saves nor counts the frozen network as a part of the model.
         self.perceptual = perceptual_loss(perceptual, perceptual_layers, texture_layers)
-        compared = (None,) if self.perceptual is None else self.perceptual.counts
-        self.perceptual_weight = feature_terms.check_perceptual_weight(perceptual_weight, *compared)
-        if self.perceptual is not None:
+        counts = None if self.perceptual is None else self.perceptual.counts
+        self.perceptual_weight = feature_terms.check_perceptual_weight(perceptual_weight, counts)
+        if counts is not None:
             self.feature_term = feature_terms.feature_term(
-                self.perceptual_weight, len(self.perceptual.terms), math.prod(self.image_shape)
+                self.perceptual_weight, sum(counts), math.prod(self.image_shape)
             )
         elif not self.pixel_weight:
             raise InputError("pixel_weight=0 and no perceptual network: nothing says what an image should look like")

@@ -27,7 +27,7 @@ def check(config: TrainingConfig, perceptual: PerceptualLoss | None) -> None:
         if value is not None:
             each.metadata["check"](each.name, value)
     strategies.check(config.strategy)
-    check_perceptual_weight(config.perceptual_weight, *(perceptual.counts if perceptual else (None,)))
+    check_perceptual_weight(config.perceptual_weight, perceptual.counts if perceptual else None)
     if not config.pixel_weight and perceptual is None:
         raise InputError("pixel_weight=0 and no perceptual network: nothing says what an image should look like")
     if config.deterministic and config.jit == "on":

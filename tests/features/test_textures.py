@@ -234,6 +234,18 @@ def test_layers_without_textures_are_refused(arguments: dict[str, object], messa
         )
 
 
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (False, "^layers=False: give names of layers"),
+        (("relu1_1", ""), "^layers=.*: a name is empty; name layers such as relu2_1$"),
+    ],
+)
+def test_layers_that_are_no_names_are_refused(layers: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        PerceptualLoss("hed-vgg16", layers)
+
+
 def test_texture_layers_are_taken_once_and_from_arrays() -> None:
     twice = PerceptualLoss("hed-vgg16", "vae-123", texture_layers=np.array(["relu2_1", "relu3_1", "relu2_1"]))
     assert twice.texture_layers == ("relu2_1", "relu3_1")
